@@ -1,0 +1,265 @@
+//! A connection to RabbitMQ that is opened again for ever, with everything declared before it is used.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use lapin::options::ConfirmSelectOptions;
+use lapin::uri::AMQPUri;
+use lapin::{Channel, Connection, ConnectionProperties, Event};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::env::Env;
+use crate::topology::{self, DeclareError};
+
+/// Longest time for a connection to be opened, logged in and set up.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest time to say goodbye.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Heartbeat interval unless `AMQP_URL` names one: a dead peer is noticed after twice this, in seconds.
+const HEARTBEAT_SECONDS: u16 = 10;
+/// First and longest pause between attempts to connect.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// lapin tells of a lost connection by an event; this is how often we look ourselves, should one be missing.
+const CHECK_INTERVAL: Duration = Duration::from_millis(500);
+
+/// What a connection is for; each is one of its own, since a connection that RabbitMQ blocks for publishing
+/// writes nothing at all, acknowledgements included.
+#[derive(Clone, Copy, Debug)]
+pub enum Purpose {
+    /// Publishing, on so many channels in confirm mode.
+    Publish {
+        /// Number of channels.
+        channels: usize,
+    },
+    /// Consuming; the consumer opens its channels.
+    Consume,
+}
+
+/// Reads `AMQP_URL`.
+pub fn url(env: &mut Env) -> AMQPUri {
+    let text = env.text_or("AMQP_URL", "amqp://127.0.0.1:5672/%2f");
+    match text.parse::<AMQPUri>() {
+        Ok(mut url) => {
+            url.query.heartbeat.get_or_insert(HEARTBEAT_SECONDS);
+            url
+        }
+        // The text may hold a password, and so may the parser's message.
+        Err(_) => {
+            env.problem("AMQP_URL: is not a URL like amqp://user:password@host:5672/vhost");
+            AMQPUri::default()
+        }
+    }
+}
+
+/// An open connection, until it is [`lost`](Session::lost).
+#[derive(Debug)]
+pub struct Session {
+    connection: Connection,
+    channels: Vec<Channel>,
+    lost: CancellationToken,
+    broken: CancellationToken,
+}
+
+impl Session {
+    /// Opens a channel.
+    pub async fn channel(&self) -> lapin::Result<Channel> {
+        self.connection.create_channel().await
+    }
+
+    /// The confirm channels of a connection for publishing.
+    #[must_use]
+    pub fn confirm_channels(&self) -> &[Channel] {
+        &self.channels
+    }
+
+    /// Whether RabbitMQ refuses to read from this connection, for want of memory or disk.
+    #[must_use]
+    pub fn is_blocked(&self) -> bool {
+        self.connection.status().blocked()
+    }
+
+    /// Done when this connection is of no more use.
+    #[must_use]
+    pub fn lost(&self) -> &CancellationToken {
+        &self.lost
+    }
+
+    /// Reports that this connection, or a channel of it, doesn't work: it will be replaced.
+    pub fn report_broken(&self) {
+        self.broken.cancel();
+    }
+}
+
+/// A supervised connection: at any time a [`Session`], or none while RabbitMQ can't be reached.
+#[derive(Debug)]
+pub struct Link {
+    session: watch::Receiver<Option<Arc<Session>>>,
+    stop: CancellationToken,
+}
+
+impl Link {
+    /// Starts connecting, in the background.
+    #[must_use]
+    pub fn start(url: AMQPUri, name: &str, purpose: Purpose, tenants: Arc<[String]>) -> Self {
+        let (sender, session) = watch::channel(None);
+        let stop = CancellationToken::new();
+        let opener = Opener { url, name: name.to_owned(), purpose, tenants };
+        tokio::spawn(supervise(opener, sender, stop.clone()));
+        Self { session, stop }
+    }
+
+    /// The session of this moment.
+    #[must_use]
+    pub fn session(&self) -> Option<Arc<Session>> {
+        self.session.borrow().clone()
+    }
+
+    /// Follows the sessions as they come and go.
+    #[must_use]
+    pub fn sessions(&self) -> watch::Receiver<Option<Arc<Session>>> {
+        self.session.clone()
+    }
+
+    /// Whether there is a session.
+    #[must_use]
+    pub fn is_up(&self) -> bool {
+        self.session.borrow().is_some()
+    }
+
+    /// Whether there is a session that RabbitMQ has blocked.
+    #[must_use]
+    pub fn is_blocked(&self) -> bool {
+        self.session.borrow().as_ref().is_some_and(|session| session.is_blocked())
+    }
+
+    /// Closes the connection and opens no new one.
+    pub async fn close(&self) {
+        self.stop.cancel();
+        // The supervisor holds the other end of this channel until it has finished.
+        let mut sessions = self.sessions();
+        while sessions.changed().await.is_ok() {}
+    }
+}
+
+/// Waits until there is a session.
+pub async fn next_session(sessions: &mut watch::Receiver<Option<Arc<Session>>>) -> Option<Arc<Session>> {
+    sessions.wait_for(Option::is_some).await.ok()?.clone()
+}
+
+/// Why a connection couldn't be opened.
+#[derive(Debug, thiserror::Error)]
+enum OpenError {
+    #[error("can't connect")]
+    Connect(#[from] lapin::Error),
+    #[error(transparent)]
+    Declare(#[from] DeclareError),
+    #[error("no connection within {CONNECT_TIMEOUT:?}")]
+    TimedOut,
+}
+
+struct Opener {
+    url: AMQPUri,
+    name: String,
+    purpose: Purpose,
+    tenants: Arc<[String]>,
+}
+
+impl Opener {
+    async fn open(&self) -> Result<Session, OpenError> {
+        timeout(CONNECT_TIMEOUT, self.connect()).await.unwrap_or(Err(OpenError::TimedOut))
+    }
+
+    async fn connect(&self) -> Result<Session, OpenError> {
+        let properties = ConnectionProperties::default().with_connection_name(self.name.as_str().into());
+        let connection = Connection::connect_uri(self.url.clone(), properties).await?;
+        let setup = connection.create_channel().await?;
+        topology::declare(&setup, &self.tenants).await?;
+        setup.close(200, topology::short("done").map_err(DeclareError::Name)?).await?;
+        let mut channels = Vec::new();
+        if let Purpose::Publish { channels: wanted } = self.purpose {
+            for _ in 0..wanted {
+                let channel = connection.create_channel().await?;
+                channel.confirm_select(ConfirmSelectOptions::default()).await?;
+                channels.push(channel);
+            }
+        }
+        let (lost, broken) = (CancellationToken::new(), CancellationToken::new());
+        Ok(Session { connection, channels, lost, broken })
+    }
+}
+
+async fn supervise(opener: Opener, sender: watch::Sender<Option<Arc<Session>>>, stop: CancellationToken) {
+    let (connection, broker) = (opener.name.as_str(), opener.url.authority.host.as_str());
+    let mut pause = BACKOFF.0;
+    loop {
+        let opened = tokio::select! {
+            opened = opener.open() => opened,
+            () = stop.cancelled() => return,
+        };
+        match opened {
+            Ok(session) => {
+                info!(connection, broker, "connected to RabbitMQ");
+                let (session, since) = (Arc::new(session), Instant::now());
+                sender.send_replace(Some(session.clone()));
+                let reason = until_unusable(&session, &stop).await;
+                sender.send_replace(None);
+                session.lost.cancel();
+                if !stop.is_cancelled() {
+                    warn!(connection, broker, reason, "lost the connection to RabbitMQ");
+                }
+                close(&session).await;
+                if since.elapsed() > BACKOFF.1 {
+                    pause = BACKOFF.0;
+                }
+            }
+            Err(error) => {
+                let error: &dyn std::error::Error = &error;
+                error!(connection, broker, error, "can't use RabbitMQ, will try again");
+            }
+        }
+        let jittered = pause.mul_f64(0.5 + fastrand::f64() / 2.0);
+        pause = (pause * 2).min(BACKOFF.1);
+        tokio::select! {
+            () = sleep(jittered) => {}
+            () = stop.cancelled() => return,
+        }
+    }
+}
+
+async fn until_unusable(session: &Session, stop: &CancellationToken) -> String {
+    let mut events = session.connection.events_listener();
+    loop {
+        let reason = tokio::select! {
+            () = stop.cancelled() => return "stopped".into(),
+            () = session.broken.cancelled() => return "a channel doesn't work".into(),
+            event = events.next() => match event {
+                Some(Event::ConnectionBlocked(reason)) => {
+                    warn!(reason, "RabbitMQ blocks publishing");
+                    continue;
+                }
+                Some(Event::ConnectionUnblocked) => {
+                    info!("RabbitMQ takes publishes again");
+                    continue;
+                }
+                Some(Event::Error(error)) => error.to_string(),
+                Some(_) => continue,
+                None => return "closed".into(),
+            },
+            () = sleep(CHECK_INTERVAL) => "closed".into(),
+        };
+        // An error may concern a single channel, whose owner sees it too.
+        if !session.connection.status().connected() {
+            return reason;
+        }
+    }
+}
+
+async fn close(session: &Session) {
+    let Ok(goodbye) = topology::short("bye") else { return };
+    // Fails if the connection is gone, which is what is wanted.
+    let _ = timeout(CLOSE_TIMEOUT, session.connection.close(200, goodbye)).await;
+}

@@ -1,0 +1,14 @@
+//! What both binaries of Penstock share: the event, the broker, settings, telemetry and shutdown.
+
+pub mod admin;
+pub mod amqp;
+pub mod dotenv;
+pub mod env;
+pub mod event;
+pub mod json;
+pub mod publisher;
+pub mod shutdown;
+pub mod status;
+pub mod telemetry;
+pub mod tenant;
+pub mod topology;

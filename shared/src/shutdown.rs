@@ -1,0 +1,29 @@
+//! One path to the end, whoever asks for it.
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+/// A token that is cancelled on the first SIGTERM or SIGINT. A second signal ends the process at once.
+pub fn on_signal() -> std::io::Result<CancellationToken> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let (stop, stopping) = (CancellationToken::new(), CancellationToken::new());
+    let requested = stop.clone();
+    tokio::spawn(async move {
+        loop {
+            let signal = tokio::select! {
+                _ = terminate.recv() => "SIGTERM",
+                _ = interrupt.recv() => "SIGINT",
+            };
+            if stopping.is_cancelled() {
+                info!(signal, "told to stop again, stopping at once");
+                std::process::exit(1);
+            }
+            info!(signal, "stopping");
+            stopping.cancel();
+            requested.cancel();
+        }
+    });
+    Ok(stop)
+}

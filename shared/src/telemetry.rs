@@ -1,0 +1,23 @@
+//! Logs: one JSON object a line, on standard output.
+
+use tracing_subscriber::EnvFilter;
+
+/// What is logged when `RUST_LOG` isn't set. lapin logs every failure that we handle and log ourselves.
+const QUIET: &str = "info,lapin=off,actix_server=warn,actix_http=off,mongodb=warn";
+/// The same in `TEST_MODE`.
+const VERBOSE: &str =
+    "info,lapin=off,actix_server=warn,actix_http=off,mongodb=warn,ingest=debug,worker=debug,shared=debug";
+
+/// Starts logging. Called once, first thing; `filter` is `RUST_LOG`.
+pub fn start_logging(filter: Option<&str>, verbose: bool) {
+    let default = if verbose { VERBOSE } else { QUIET };
+    let filter =
+        filter.and_then(|text| EnvFilter::try_new(text).ok()).unwrap_or_else(|| EnvFilter::new(default));
+    tracing_subscriber::fmt()
+        .json()
+        .flatten_event(true)
+        .with_current_span(false)
+        .with_span_list(false)
+        .with_env_filter(filter)
+        .init();
+}

@@ -1,0 +1,148 @@
+//! Exchanges and queues. Both binaries declare them with the same arguments, each flag with its reason.
+
+use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::types::{AMQPValue, FieldTable, ShortString, ShortStringError};
+use lapin::{Channel, ExchangeKind};
+
+/// Every accepted event goes here, with the routing key `{tenant}.{event_type}`.
+pub const WEBHOOKS_EXCHANGE: &str = "webhooks";
+/// Catches what no tenant's queue is bound for: exchange and queue have the same name.
+pub const UNROUTABLE: &str = "unroutable";
+/// Workers tell ingest here how they are.
+pub const STATUS_EXCHANGE: &str = "penstock.status";
+
+/// Header with the reason, on each message in a dead letter or quarantine queue.
+pub const REASON_HEADER: &str = "reason";
+
+/// After so many returns to the queue a message is taken for one that kills workers, and dead-lettered.
+const DELIVERY_LIMIT: i64 = 20;
+/// Operators look at set-aside messages by taking and returning them, which RabbitMQ counts as well; its
+/// own limit (20 from 4.0 on) would throw evidence away.
+const UNLIMITED_DELIVERIES: i64 = 1_000_000_000;
+/// Bounds of a quarantine queue: the oldest evidence goes first. An operator's policy can be smaller.
+const QUARANTINE_MAX_LENGTH: i64 = 100_000;
+const QUARANTINE_MAX_BYTES: i64 = 1 << 30;
+
+/// The queue that workers consume.
+#[must_use]
+pub fn work_queue(tenant: &str) -> String {
+    format!("webhooks.{tenant}")
+}
+
+/// Events that can't be stored, until an operator decides.
+#[must_use]
+pub fn dead_queue(tenant: &str) -> String {
+    format!("dead.{tenant}")
+}
+
+/// Requests that can't be used, kept as evidence.
+#[must_use]
+pub fn quarantine_queue(tenant: &str) -> String {
+    format!("quarantine.{tenant}")
+}
+
+/// A name fit for the protocol, which allows 255 bytes.
+pub fn short(name: impl Into<String>) -> Result<ShortString, ShortStringError> {
+    ShortString::try_new(name)
+}
+
+/// Why the exchanges and queues couldn't be declared.
+#[derive(Debug, thiserror::Error)]
+pub enum DeclareError {
+    /// A name is too long. Tenant names are bounded, so this doesn't happen.
+    #[error("a name is too long for AMQP")]
+    Name(#[from] ShortStringError),
+    /// The broker refused. `PRECONDITION_FAILED` stays so until somebody deletes the queue or exchange that
+    /// was declared by something else with other arguments.
+    #[error("can't declare {name}")]
+    Refused {
+        /// The exchange or queue.
+        name: String,
+        /// What the broker said.
+        source: lapin::Error,
+    },
+}
+
+/// Declares everything that these tenants need. Does nothing where it exists already.
+pub async fn declare(channel: &Channel, tenants: &[String]) -> Result<(), DeclareError> {
+    // An event must not vanish because a binding is missing, and `mandatory` can't be relied on: under
+    // concurrency lapin attaches returned messages to the wrong confirm.
+    exchange(channel, UNROUTABLE, ExchangeKind::Fanout, &[]).await?;
+    queue(channel, UNROUTABLE, &[("x-delivery-limit", UNLIMITED_DELIVERIES.into())]).await?;
+    bind(channel, UNROUTABLE, UNROUTABLE, "").await?;
+
+    let alternate = [("alternate-exchange", text(UNROUTABLE))];
+    exchange(channel, WEBHOOKS_EXCHANGE, ExchangeKind::Topic, &alternate).await?;
+    exchange(channel, STATUS_EXCHANGE, ExchangeKind::Fanout, &[]).await?;
+
+    for tenant in tenants {
+        let (work, dead, quarantine) = (work_queue(tenant), dead_queue(tenant), quarantine_queue(tenant));
+        queue(channel, &dead, &[("x-delivery-limit", UNLIMITED_DELIVERIES.into())]).await?;
+        let quarantine_arguments = [
+            // A flood of rubbish must fill neither the broker nor the disk.
+            ("x-overflow", text("drop-head")),
+            ("x-max-length", QUARANTINE_MAX_LENGTH.into()),
+            ("x-max-length-bytes", QUARANTINE_MAX_BYTES.into()),
+            ("x-delivery-limit", UNLIMITED_DELIVERIES.into()),
+        ];
+        queue(channel, &quarantine, &quarantine_arguments).await?;
+        let work_arguments = [
+            ("x-delivery-limit", DELIVERY_LIMIT.into()),
+            // Through the default exchange, which needs no binding that could be missing.
+            ("x-dead-letter-exchange", text("")),
+            ("x-dead-letter-routing-key", text(&dead)),
+            // Otherwise dead-lettering may lose the message when a node fails at that moment.
+            ("x-dead-letter-strategy", text("at-least-once")),
+            // A full queue must say no, not drop; at-least-once dead-lettering requires it too.
+            ("x-overflow", text("reject-publish")),
+        ];
+        queue(channel, &work, &work_arguments).await?;
+        // Event types have dots in them.
+        bind(channel, &work, WEBHOOKS_EXCHANGE, &format!("{tenant}.#")).await?;
+    }
+    Ok(())
+}
+
+async fn exchange(
+    channel: &Channel,
+    name: &str,
+    kind: ExchangeKind,
+    arguments: &[(&str, AMQPValue)],
+) -> Result<(), DeclareError> {
+    let options = ExchangeDeclareOptions { durable: true, ..Default::default() };
+    let arguments = table(arguments)?;
+    channel.exchange_declare(short(name)?, kind, options, arguments).await.map_err(refused(name))
+}
+
+async fn queue(channel: &Channel, name: &str, arguments: &[(&str, AMQPValue)]) -> Result<(), DeclareError> {
+    // Replicated, and fsynced before the confirm: what a 200 stands for.
+    let mut all = vec![("x-queue-type", text("quorum"))];
+    all.extend_from_slice(arguments);
+    let (options, arguments) = (QueueDeclareOptions::durable(), table(&all)?);
+    channel.queue_declare(short(name)?, options, arguments).await.map_err(refused(name))?;
+    Ok(())
+}
+
+async fn bind(channel: &Channel, queue: &str, exchange: &str, key: &str) -> Result<(), DeclareError> {
+    let (name, exchange, key) = (short(queue)?, short(exchange)?, short(key)?);
+    let options = QueueBindOptions::default();
+    channel.queue_bind(name, exchange, key, options, FieldTable::default()).await.map_err(refused(queue))
+}
+
+fn refused(name: &str) -> impl FnOnce(lapin::Error) -> DeclareError {
+    let name = name.to_owned();
+    |source| DeclareError::Refused { name, source }
+}
+
+fn text(value: &str) -> AMQPValue {
+    AMQPValue::LongString(value.into())
+}
+
+/// A table of headers or arguments.
+pub fn table(entries: &[(&str, AMQPValue)]) -> Result<FieldTable, ShortStringError> {
+    let mut table = FieldTable::default();
+    for (name, value) in entries {
+        table.insert(short(*name)?, value.clone());
+    }
+    Ok(table)
+}
