@@ -1,0 +1,156 @@
+//! ingest: takes webhooks in and answers 200 once they are durable.
+//!
+//! The way of a webhook: [`routes`] → [`receive`] (with [`verify`]) → [`publish`] → [`reply`].
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use actix_web::dev::Server;
+use actix_web::middleware::from_fn;
+use actix_web::{App, HttpServer, web};
+use shared::admin::{self, Admin};
+use shared::amqp::{Link, Purpose};
+use shared::publisher::Publisher;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+pub mod health;
+pub mod metrics;
+pub mod pipeline;
+pub mod publish;
+pub mod receive;
+pub mod refusals;
+pub mod reply;
+pub mod routes;
+pub mod settings;
+pub mod verify;
+
+use metrics::Metrics;
+use pipeline::Pipeline;
+use refusals::Refusals;
+use routes::Gateway;
+use settings::Settings;
+use verify::Policy;
+
+/// Messages published and not confirmed yet. RabbitMQ's rate hardly rises beyond, its latency does.
+const MAX_IN_FLIGHT: usize = 512;
+/// Channels for publishing: RabbitMQ has a process for each.
+const PUBLISH_CHANNELS: usize = 2;
+/// Longest time for a request's head to arrive.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longer than the idle time of common load balancers, so that they close a connection before we do.
+const KEEP_ALIVE: Duration = Duration::from_secs(75);
+/// Requests under way get this long when stopping, in seconds: body and publish have shorter deadlines.
+const SHUTDOWN_SECONDS: u64 = 10;
+/// Confirms under way get this long when stopping.
+const CONFIRM_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Why ingest can't start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A port can't be used.
+    #[error("can't listen on {address}")]
+    Bind {
+        /// The address asked for.
+        address: String,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The metrics are defined wrongly, a defect of ours.
+    #[error("can't define the metrics")]
+    Metrics(#[from] prometheus::Error),
+}
+
+/// ingest, bound to its ports and ready to run.
+pub struct Ingest {
+    gateway: web::Data<Gateway>,
+    public: Server,
+    admin: Server,
+}
+
+/// Binds the ports and starts connecting to RabbitMQ. Needs a tokio runtime.
+pub fn build(settings: Settings, stop: CancellationToken) -> Result<Ingest, StartError> {
+    let tenants: Arc<[String]> = settings.tenants.keys().cloned().collect();
+    let link = |name, purpose| Link::start(settings.amqp_url.clone(), name, purpose, tenants.clone());
+    let publishing = link("ingest publish", Purpose::Publish { channels: PUBLISH_CHANNELS });
+    let status_link = link("ingest status", Purpose::Consume);
+    let gateway = web::Data::new(Gateway {
+        publisher: Publisher::new(publishing, MAX_IN_FLIGHT),
+        status_link,
+        pipeline: Arc::new(Pipeline::default()),
+        metrics: Metrics::new(tenants.iter().map(String::as_str))?,
+        refusals: Mutex::new(Refusals::new(settings.refusal_budget, settings.refusal_window)),
+        stop: stop.clone(),
+        settings,
+    });
+    for (tenant, signing) in &gateway.settings.tenants {
+        if signing.policy == Policy::Off {
+            warn!(tenant, "signatures are not checked: anybody who knows the URL can send events");
+        }
+    }
+    let follower = gateway.clone();
+    tokio::spawn(async move {
+        pipeline::follow(follower.pipeline.clone(), &follower.status_link, &tenants).await;
+    });
+    let public = bind_public(&gateway, stop)?;
+    let admin = bind_admin(&gateway)?;
+    Ok(Ingest { gateway, public, admin })
+}
+
+fn bind_public(gateway: &web::Data<Gateway>, stop: CancellationToken) -> Result<Server, StartError> {
+    let (host, port) = &gateway.settings.public;
+    let (shared, delay) = (gateway.clone(), gateway.settings.drain_delay);
+    let server = HttpServer::new(move || {
+        App::new().app_data(shared.clone()).wrap(from_fn(routes::observe)).configure(routes::configure)
+    })
+    .client_request_timeout(HEAD_TIMEOUT)
+    .keep_alive(KEEP_ALIVE)
+    .shutdown_timeout(SHUTDOWN_SECONDS)
+    .shutdown_signal(async move {
+        stop.cancelled().await;
+        tokio::time::sleep(delay).await;
+    })
+    .bind((host.as_str(), *port))
+    .map_err(|source| StartError::Bind { address: format!("{host}:{port}"), source })?;
+    log_addresses("public", &server.addrs());
+    Ok(server.run())
+}
+
+fn bind_admin(gateway: &web::Data<Gateway>) -> Result<Server, StartError> {
+    let (host, port) = &gateway.settings.admin;
+    let (scraped, asked, told) = (gateway.clone(), gateway.clone(), gateway.clone());
+    let admin = Admin {
+        registry: gateway.metrics.registry().clone(),
+        before_scrape: Arc::new(move || scraped.refresh_metrics()),
+        unready: Arc::new(move || asked.stop.is_cancelled().then(|| "stopping".to_owned())),
+        health: Some(Arc::new(move || told.health())),
+    };
+    let (addresses, server) = admin::bind((host, *port), admin)
+        .map_err(|source| StartError::Bind { address: format!("{host}:{port}"), source })?;
+    log_addresses("admin", &addresses);
+    Ok(server)
+}
+
+fn log_addresses(port: &str, addresses: &[SocketAddr]) {
+    for address in addresses {
+        info!(port, %address, "listening");
+    }
+}
+
+impl Ingest {
+    /// Serves until told to stop, then finishes what is under way.
+    pub async fn run(self) -> io::Result<()> {
+        let Self { gateway, public, admin } = self;
+        let admin_handle = admin.handle();
+        let admin = tokio::spawn(admin);
+        let served = public.await;
+        gateway.publisher.close(CONFIRM_PATIENCE).await;
+        gateway.status_link.close().await;
+        admin_handle.stop(true).await;
+        let _ = admin.await;
+        info!("stopped");
+        served
+    }
+}

@@ -1,0 +1,50 @@
+//! The binary `ingest`.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use ingest::settings::Settings;
+use shared::env::{EXIT_BAD_CONFIGURATION, Env};
+use shared::{shutdown, telemetry};
+use tracing::error;
+
+/// Takes respond.io's webhooks in and hands them to RabbitMQ. Configured by environment variables and .env.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    /// Validate the configuration, print every problem, and exit with 0 or 64.
+    #[arg(long)]
+    check: bool,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let mut env = Env::of_process();
+    let filter = env.text("RUST_LOG");
+    let settings = match Settings::read(env) {
+        Ok(settings) => settings,
+        Err(problems) => {
+            eprintln!("{problems}");
+            return ExitCode::from(EXIT_BAD_CONFIGURATION);
+        }
+    };
+    if arguments.check {
+        println!("the configuration is fine");
+        return ExitCode::SUCCESS;
+    }
+    telemetry::start_logging(filter.as_deref(), settings.test_mode);
+    match run(settings).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            error!(error = error.as_ref() as &dyn std::error::Error, "ingest failed");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(settings: Settings) -> anyhow::Result<()> {
+    let stop = shutdown::on_signal()?;
+    ingest::build(settings, stop)?.run().await?;
+    Ok(())
+}

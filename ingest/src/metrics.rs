@@ -1,0 +1,156 @@
+//! Every series of ingest. All label sets exist from the start: zero, not absent.
+
+use std::time::Duration;
+
+use prometheus::process_collector::ProcessCollector;
+use prometheus::{
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
+};
+use shared::publisher::PublishError;
+
+use crate::receive::Reason;
+
+/// Seconds. Fine below 10 ms, where replies belong; the last ones show how near respond.io's deadline is.
+const BUCKETS: [f64; 15] =
+    [0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5];
+
+/// The routes as they stand in the label `http_route`, with the statuses that each can have.
+const ROUTES: [(&str, &[u16]); 5] = [
+    ("/webhook/{tenant}", &[200, 401, 404, 405, 408, 503]),
+    ("/webhook/{tenant}/{stream}", &[200, 401, 404, 405, 408, 503]),
+    ("/", &[200, 405]),
+    ("/health", &[200, 405]),
+    (UNMATCHED, &[404]),
+];
+
+/// The label `http_route` of a request that no route matches.
+pub const UNMATCHED: &str = "unmatched";
+
+/// The metrics of ingest.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    requests: HistogramVec,
+    accepted: IntCounterVec,
+    quarantined: IntCounterVec,
+    publishes: IntCounterVec,
+    publish_duration: Histogram,
+    /// Webhooks answered 503.
+    pub refused: IntCounter,
+    /// Webhooks answered 200 although they could be stored nowhere.
+    pub lost: IntCounter,
+    /// Refusals left before respond.io may disable the webhook.
+    pub refusal_budget_left: IntGauge,
+    /// Messages published and not confirmed yet.
+    pub publishes_in_flight: IntGauge,
+    /// 1 while RabbitMQ can be reached.
+    pub amqp_up: IntGauge,
+    /// 1 while RabbitMQ blocks publishing.
+    pub amqp_blocked: IntGauge,
+}
+
+impl Metrics {
+    /// All series at zero, for these tenants.
+    pub fn new<'a>(tenants: impl Iterator<Item = &'a str>) -> prometheus::Result<Self> {
+        let registry = Registry::new();
+        let metrics = Self {
+            requests: HistogramVec::new(
+                histogram("http_server_request_duration_seconds", "Time from request to reply"),
+                &["http_route", "http_response_status_code"],
+            )?,
+            accepted: counters("ingest_accepted_total", "Events answered 200", &["tenant", "via"])?,
+            quarantined: counters("ingest_quarantined_total", "Requests set aside", &["tenant", "reason"])?,
+            publishes: counters("ingest_publish_total", "Publishes by outcome", &["outcome"])?,
+            publish_duration: Histogram::with_opts(histogram(
+                "ingest_publish_duration_seconds",
+                "Time from publish to confirm, or to giving up",
+            ))?,
+            refused: IntCounter::new("ingest_refused_total", "Webhooks answered 503")?,
+            lost: IntCounter::new("ingest_lost_total", "Webhooks answered 200 that could be stored nowhere")?,
+            refusal_budget_left: IntGauge::new(
+                "ingest_refusal_budget_left",
+                "Refusals left before respond.io may disable the webhook",
+            )?,
+            publishes_in_flight: IntGauge::new(
+                "ingest_publishes_in_flight",
+                "Messages published and not confirmed yet",
+            )?,
+            amqp_up: IntGauge::new("amqp_connection_up", "1 while RabbitMQ can be reached")?,
+            amqp_blocked: IntGauge::new("amqp_connection_blocked", "1 while RabbitMQ blocks publishing")?,
+            registry,
+        };
+        metrics.register()?;
+        metrics.start_at_zero(tenants);
+        Ok(metrics)
+    }
+
+    fn register(&self) -> prometheus::Result<()> {
+        let register = |collector| self.registry.register(collector);
+        register(Box::new(self.requests.clone()))?;
+        register(Box::new(self.accepted.clone()))?;
+        register(Box::new(self.quarantined.clone()))?;
+        register(Box::new(self.publishes.clone()))?;
+        register(Box::new(self.publish_duration.clone()))?;
+        register(Box::new(self.refused.clone()))?;
+        register(Box::new(self.lost.clone()))?;
+        register(Box::new(self.refusal_budget_left.clone()))?;
+        register(Box::new(self.publishes_in_flight.clone()))?;
+        register(Box::new(self.amqp_up.clone()))?;
+        register(Box::new(self.amqp_blocked.clone()))?;
+        register(Box::new(ProcessCollector::for_self()))
+    }
+
+    fn start_at_zero<'a>(&self, tenants: impl Iterator<Item = &'a str>) {
+        for (route, statuses) in ROUTES {
+            for status in statuses {
+                self.requests.with_label_values(&[route, &status.to_string()]);
+            }
+        }
+        for tenant in tenants {
+            for via in ["broker", "spool"] {
+                self.accepted.with_label_values(&[tenant, via]);
+            }
+            for reason in Reason::ALL {
+                self.quarantined.with_label_values(&[tenant, reason.name()]);
+            }
+        }
+        for outcome in PublishError::OUTCOMES {
+            self.publishes.with_label_values(&[outcome]);
+        }
+    }
+
+    /// Where the series are gathered.
+    #[must_use]
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// A reply went out.
+    pub fn replied(&self, route: &str, status: u16, after: Duration) {
+        self.requests.with_label_values(&[route, &status.to_string()]).observe(after.as_secs_f64());
+    }
+
+    /// An event was made durable.
+    pub fn accepted(&self, tenant: &str) {
+        self.accepted.with_label_values(&[tenant, "broker"]).inc();
+    }
+
+    /// A request was set aside.
+    pub fn quarantined(&self, tenant: &str, reason: Reason) {
+        self.quarantined.with_label_values(&[tenant, reason.name()]).inc();
+    }
+
+    /// A publish ended.
+    pub fn published(&self, outcome: &str, after: Duration) {
+        self.publishes.with_label_values(&[outcome]).inc();
+        self.publish_duration.observe(after.as_secs_f64());
+    }
+}
+
+fn histogram(name: &str, help: &str) -> HistogramOpts {
+    HistogramOpts::new(name, help).buckets(BUCKETS.to_vec())
+}
+
+fn counters(name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntCounterVec> {
+    IntCounterVec::new(Opts::new(name, help), labels)
+}

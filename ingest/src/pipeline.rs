@@ -1,0 +1,132 @@
+//! What ingest knows of the pipeline behind the broker: workers, their breakers, the length of the queues.
+//!
+//! It is learnt in the background, so that `/health` answers at once whatever is down.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt;
+use lapin::options::{BasicConsumeOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::types::FieldTable;
+use shared::amqp::{self, Link, Session};
+use shared::status::{ANNOUNCEMENT_TTL, Announcement};
+use shared::topology;
+use tokio::time::interval;
+use tracing::warn;
+
+/// How often the length of the queues is asked for.
+const DEPTH_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The state of the pipeline as last heard.
+#[derive(Debug, Default)]
+pub struct Pipeline(Mutex<Known>);
+
+#[derive(Debug, Default)]
+struct Known {
+    workers: BTreeMap<String, (Announcement, Instant)>,
+    depths: BTreeMap<String, u64>,
+}
+
+impl Pipeline {
+    /// The announcements of the workers that are alive.
+    #[must_use]
+    pub fn workers(&self, now: Instant) -> Vec<Announcement> {
+        let mut known = self.lock();
+        known.workers.retain(|_, (_, heard)| now.duration_since(*heard) < ANNOUNCEMENT_TTL);
+        known.workers.values().map(|(announcement, _)| announcement.clone()).collect()
+    }
+
+    /// Messages that wait in the tenants' queues, not counting those that workers have taken.
+    #[must_use]
+    pub fn waiting(&self) -> u64 {
+        self.lock().depths.values().sum()
+    }
+
+    fn heard(&self, announcement: Announcement, now: Instant) {
+        let mut known = self.lock();
+        if announcement.leaving {
+            known.workers.remove(&announcement.worker);
+        } else {
+            known.workers.insert(announcement.worker.clone(), (announcement, now));
+        }
+    }
+
+    fn measured(&self, tenant: &str, depth: u64) {
+        self.lock().depths.insert(tenant.to_owned(), depth);
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Known> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Follows the pipeline as long as the link exists.
+pub async fn follow(pipeline: Arc<Pipeline>, link: &Link, tenants: &[String]) {
+    let mut sessions = link.sessions();
+    while let Some(session) = amqp::next_session(&mut sessions).await {
+        let ended = tokio::select! {
+            ended = listen(&pipeline, &session) => ended,
+            ended = measure(&pipeline, &session, tenants) => ended,
+            () = session.lost().cancelled() => Ok(()),
+        };
+        if let Err(error) = ended {
+            warn!(error = &error as &dyn std::error::Error, "can't follow the workers' state");
+            session.report_broken();
+        }
+        session.lost().cancelled().await;
+    }
+}
+
+async fn listen(pipeline: &Pipeline, session: &Session) -> lapin::Result<()> {
+    let channel = session.channel().await?;
+    let name = || String::new().into();
+    let queue =
+        channel.queue_declare(name(), QueueDeclareOptions::exclusive(), FieldTable::default()).await?;
+    let (queue, exchange) = (queue.name().clone(), topology::STATUS_EXCHANGE.into());
+    let (bind, none) = (QueueBindOptions::default(), FieldTable::default());
+    channel.queue_bind(queue.clone(), exchange, name(), bind, none.clone()).await?;
+    let options = BasicConsumeOptions { no_ack: true, ..Default::default() };
+    let mut announcements = channel.basic_consume(queue, name(), options, none).await?;
+    while let Some(delivery) = announcements.next().await {
+        match serde_json::from_slice(&delivery?.data) {
+            Ok(announcement) => pipeline.heard(announcement, Instant::now()),
+            Err(error) => warn!(error = &error as &dyn std::error::Error, "strange announcement of a worker"),
+        }
+    }
+    Ok(())
+}
+
+async fn measure(pipeline: &Pipeline, session: &Session, tenants: &[String]) -> lapin::Result<()> {
+    let channel = session.channel().await?;
+    let mut ticks = interval(DEPTH_INTERVAL);
+    loop {
+        ticks.tick().await;
+        for tenant in tenants {
+            let options = QueueDeclareOptions { passive: true, ..Default::default() };
+            let name = topology::work_queue(tenant).into();
+            let queue = channel.queue_declare(name, options, FieldTable::default()).await?;
+            pipeline.measured(tenant, u64::from(queue.message_count()));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn announcement(worker: &str, leaving: bool) -> Announcement {
+        Announcement { worker: worker.into(), lanes: 4, leaving, tenants: BTreeMap::new() }
+    }
+
+    #[test]
+    fn workers_are_forgotten_when_silent_or_gone() {
+        let (pipeline, start) = (Pipeline::default(), Instant::now());
+        pipeline.heard(announcement("a", false), start);
+        pipeline.heard(announcement("b", false), start + ANNOUNCEMENT_TTL / 2);
+        assert_eq!(pipeline.workers(start + ANNOUNCEMENT_TTL / 2).len(), 2);
+        assert_eq!(pipeline.workers(start + ANNOUNCEMENT_TTL).len(), 1);
+        pipeline.heard(announcement("b", true), start + ANNOUNCEMENT_TTL);
+        assert_eq!(pipeline.workers(start + ANNOUNCEMENT_TTL).len(), 0);
+    }
+}

@@ -1,0 +1,252 @@
+//! Takes a request in and decides what it is: an event, evidence for the quarantine, or to be turned away.
+
+use std::time::Duration;
+
+use actix_web::http::header::{CONTENT_ENCODING, HeaderMap};
+use actix_web::web;
+use futures_util::StreamExt;
+use shared::event::{self, Stream};
+use shared::json::{self, Unusable};
+use tokio::time::timeout;
+
+use crate::settings::Signing;
+use crate::verify::{self, Form, Policy, Untrusted};
+
+/// A body that isn't there by then never comes. Together with the time to publish it, this has to stay
+/// below respond.io's deadline of 5 seconds.
+const BODY_TIMEOUT: Duration = Duration::from_secs(4);
+/// As much of a body that is over the limit is kept as evidence, in bytes.
+const EVIDENCE_BYTES: usize = 64 << 10;
+
+/// Why a request's body goes to the quarantine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// Not an event.
+    Unusable(Unusable),
+    /// Over the limit.
+    TooLarge,
+    /// Compressed, or the like.
+    UnsupportedEncoding,
+    /// Not signed.
+    MissingSignature,
+    /// Signed by somebody else.
+    InvalidSignature,
+}
+
+impl Reason {
+    /// Every reason.
+    pub const ALL: [Self; 8] = [
+        Self::Unusable(Unusable::Empty),
+        Self::Unusable(Unusable::Invalid),
+        Self::Unusable(Unusable::NotAnObject),
+        Self::Unusable(Unusable::TooDeep),
+        Self::TooLarge,
+        Self::UnsupportedEncoding,
+        Self::MissingSignature,
+        Self::InvalidSignature,
+    ];
+
+    /// The name that callers, operators and metrics see.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Unusable(Unusable::Empty) => "empty_body",
+            Self::Unusable(Unusable::Invalid) => "invalid_json",
+            Self::Unusable(Unusable::NotAnObject) => "not_an_object",
+            Self::Unusable(Unusable::TooDeep) => "too_deep",
+            Self::TooLarge => "body_too_large",
+            Self::UnsupportedEncoding => "unsupported_encoding",
+            Self::MissingSignature => "missing_signature",
+            Self::InvalidSignature => "invalid_signature",
+        }
+    }
+}
+
+impl From<Untrusted> for Reason {
+    fn from(untrusted: Untrusted) -> Self {
+        match untrusted {
+            Untrusted::Missing => Self::MissingSignature,
+            Untrusted::Invalid => Self::InvalidSignature,
+        }
+    }
+}
+
+/// A request's body.
+#[derive(Debug)]
+pub struct Body {
+    /// The bytes, or the first of them if there are more than allowed.
+    pub bytes: Vec<u8>,
+    /// Number of bytes sent.
+    pub sent: usize,
+}
+
+/// Reads a body, keeping at most `limit` bytes of it. None if the sender doesn't finish it.
+pub async fn read_body(mut payload: web::Payload, limit: usize) -> Option<Body> {
+    let read = async {
+        let mut body = Body { bytes: Vec::new(), sent: 0 };
+        while let Some(chunk) = payload.next().await {
+            let chunk = chunk.ok()?;
+            body.sent += chunk.len();
+            if body.sent <= limit {
+                body.bytes.extend_from_slice(&chunk);
+            } else {
+                // The rest is read all the same: a sender that is cut off sees an error, not our 200.
+                let missing = EVIDENCE_BYTES.saturating_sub(body.bytes.len()).min(chunk.len());
+                body.bytes.extend_from_slice(&chunk[..missing]);
+                body.bytes.truncate(EVIDENCE_BYTES.min(limit));
+            }
+        }
+        Some(body)
+    };
+    timeout(BODY_TIMEOUT, read).await.ok().flatten()
+}
+
+/// What a request turned out to be.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// An event, to be published for the workers.
+    Accept(Named),
+    /// Evidence, to be published for the operator.
+    Quarantine(Named, Reason),
+    /// Nothing to be kept.
+    Reject(Reason),
+}
+
+/// What a message is called.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Named {
+    /// The event key.
+    pub key: String,
+    /// The event type for routing.
+    pub event_type: String,
+    /// How its signature was found good.
+    pub signature: &'static str,
+}
+
+/// Decides what a request is. Pure.
+#[must_use]
+pub fn judge(tenant: &str, signing: &Signing, headers: &HeaderMap, body: &Body, limit: usize) -> Verdict {
+    let parsed = if body.sent > limit { Err(Reason::TooLarge) } else { parse(headers, &body.bytes) };
+    let object = parsed.as_ref().ok();
+    let trusted = match signature(signing, headers, body, object, limit) {
+        Err(reason) if signing.policy == Policy::Reject => return Verdict::Reject(reason),
+        trusted => trusted,
+    };
+    let named = |signature| Named {
+        key: object.map_or_else(
+            || event::body_key(tenant, &body.bytes),
+            |object| event::event_key(tenant, object, &body.bytes),
+        ),
+        event_type: event::routable_type(object.and_then(event::event_type)).to_owned(),
+        signature,
+    };
+    match (trusted, &parsed) {
+        (Ok(form), Ok(_)) => Verdict::Accept(named(form.name())),
+        (Ok(form), Err(reason)) => Verdict::Quarantine(named(form.name()), *reason),
+        (Err(untrusted), _) => Verdict::Quarantine(named("untrusted"), untrusted),
+    }
+}
+
+fn parse(headers: &HeaderMap, body: &[u8]) -> Result<json::Object, Reason> {
+    let encoding = headers.get(CONTENT_ENCODING).map(|value| value.as_bytes().trim_ascii());
+    if encoding.is_some_and(|name| !name.is_empty() && !name.eq_ignore_ascii_case(b"identity")) {
+        return Err(Reason::UnsupportedEncoding);
+    }
+    json::parse(body).map_err(Reason::Unusable)
+}
+
+fn signature(
+    signing: &Signing,
+    headers: &HeaderMap,
+    body: &Body,
+    parsed: Option<&json::Object>,
+    limit: usize,
+) -> Result<Form, Reason> {
+    let signature = headers.get(verify::HEADER).map(actix_web::http::header::HeaderValue::as_bytes);
+    if signing.policy == Policy::Off {
+        return Ok(if signature.is_some() { Form::Unchecked } else { Form::Unsigned });
+    }
+    if body.sent > limit {
+        // Only a part of what was signed is at hand.
+        return Err(Reason::TooLarge);
+    }
+    Ok(signing.keys.verify(signature, &body.bytes, parsed)?)
+}
+
+/// The stream that a path's last segment names; none if there is no such stream.
+#[must_use]
+pub fn stream(segment: Option<&str>) -> Option<Stream> {
+    segment.map_or(Some(Stream::Any), Stream::from_path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use actix_web::http::header::HeaderValue;
+    use proptest::prelude::*;
+
+    fn judged(policy: Policy, body: &[u8], limit: usize) -> Verdict {
+        let signing = Signing { policy, keys: ["key"].into_iter().collect() };
+        let body = Body { bytes: body.to_vec(), sent: body.len() };
+        judge("faster", &signing, &HeaderMap::new(), &body, limit)
+    }
+
+    fn reason(verdict: &Verdict) -> Option<&'static str> {
+        match verdict {
+            Verdict::Accept(_) => None,
+            Verdict::Quarantine(_, reason) | Verdict::Reject(reason) => Some(reason.name()),
+        }
+    }
+
+    #[test]
+    fn a_test_ping_is_an_event() {
+        let verdict = judged(Policy::Off, br#"{"test":true}"#, 100);
+        let Verdict::Accept(named) = verdict else { panic!("{verdict:?}") };
+        assert_eq!(named.event_type, "unknown");
+        assert!(named.key.starts_with("sha256:"));
+    }
+
+    #[test]
+    fn bodies_that_cannot_be_used_are_quarantined() {
+        for (body, expected) in [
+            (&b""[..], "empty_body"),
+            (b"{", "invalid_json"),
+            (b"[]", "not_an_object"),
+            (b"{\"a\":\"0123456789\"}", "body_too_large"),
+        ] {
+            assert_eq!(reason(&judged(Policy::Off, body, 10)), Some(expected));
+        }
+        let mut headers = HeaderMap::new();
+        headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+        let signing = Signing { policy: Policy::Off, keys: [].into_iter().collect() };
+        let body = Body { bytes: b"{}".to_vec(), sent: 2 };
+        let verdict = judge("faster", &signing, &headers, &body, 10);
+        assert_eq!(reason(&verdict), Some("unsupported_encoding"));
+    }
+
+    #[test]
+    fn unsigned_webhooks_meet_the_policy() {
+        let verdict = judged(Policy::Quarantine, b"{}", 10);
+        assert!(matches!(verdict, Verdict::Quarantine(_, Reason::MissingSignature)));
+        assert_eq!(judged(Policy::Reject, b"{}", 10), Verdict::Reject(Reason::MissingSignature));
+        assert!(matches!(judged(Policy::Off, b"{}", 10), Verdict::Accept(_)));
+    }
+
+    #[test]
+    fn a_stream_is_optional_but_must_exist() {
+        assert_eq!(stream(None), Some(Stream::Any));
+        assert_eq!(stream(Some("outgoing")), Some(Stream::Outgoing));
+        assert_eq!(stream(Some("")), None);
+        assert_eq!(stream(Some("any")), None);
+    }
+
+    proptest! {
+        #[test]
+        fn names_always_fit_the_protocol(body in "\\{\"event_(id|type)\":\"\\PC{0,200}\"\\}") {
+            if let Verdict::Accept(named) = judged(Policy::Off, body.as_bytes(), 1 << 20) {
+                prop_assert!(named.key.len() <= 128 && named.event_type.len() <= 100);
+                prop_assert!(named.event_type.is_ascii());
+            }
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! What callers are told.
+
+use actix_web::HttpResponse;
+use actix_web::http::header::{ALLOW, RETRY_AFTER};
+use serde_json::json;
+
+use crate::receive::Reason;
+
+/// Seconds after which respond.io may try again; it does after about 30 of its own accord.
+const RETRY_AFTER_SECONDS: &str = "30";
+
+/// The payload is durable.
+#[must_use]
+pub fn received() -> HttpResponse {
+    HttpResponse::Ok().json(json!({"status": "received"}))
+}
+
+/// The payload can't be used, and is kept as evidence.
+#[must_use]
+pub fn quarantined(reason: Reason) -> HttpResponse {
+    HttpResponse::Ok().json(json!({"status": "quarantined", "reason": reason.name()}))
+}
+
+/// The payload isn't trusted, and nothing is kept.
+#[must_use]
+pub fn rejected(reason: Reason) -> HttpResponse {
+    HttpResponse::Unauthorized().json(json!({"status": "rejected", "reason": reason.name()}))
+}
+
+/// The payload couldn't be made durable.
+#[must_use]
+pub fn refused() -> HttpResponse {
+    HttpResponse::ServiceUnavailable()
+        .insert_header((RETRY_AFTER, RETRY_AFTER_SECONDS))
+        .json(json!({"status": "unavailable", "error": "can't be stored now, please send it again"}))
+}
+
+/// The sender didn't finish its body.
+#[must_use]
+pub fn incomplete() -> HttpResponse {
+    HttpResponse::RequestTimeout().json(json!({"status": "error", "error": "the body is incomplete"}))
+}
+
+/// No such tenant, stream or path.
+#[must_use]
+pub fn not_found(what: &str) -> HttpResponse {
+    HttpResponse::NotFound().json(json!({"status": "error", "error": format!("unknown {what}")}))
+}
+
+/// The path exists, but not for this method.
+#[must_use]
+pub fn wrong_method(allow: &'static str) -> HttpResponse {
+    HttpResponse::MethodNotAllowed()
+        .insert_header((ALLOW, allow))
+        .json(json!({"status": "error", "error": format!("only {allow} here")}))
+}

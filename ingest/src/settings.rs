@@ -1,0 +1,148 @@
+//! The settings of ingest.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use lapin::uri::AMQPUri;
+use shared::env::{Env, Problems};
+use shared::{amqp, tenant};
+
+use crate::verify::{Keys, Policy};
+
+/// Everything that can be set from outside, checked.
+#[derive(Debug)]
+pub struct Settings {
+    /// Where RabbitMQ is.
+    pub amqp_url: AMQPUri,
+    /// Address of the public port.
+    pub public: (String, u16),
+    /// Address of the admin port.
+    pub admin: (String, u16),
+    /// The tenants served, each with how its signatures are checked.
+    pub tenants: BTreeMap<String, Signing>,
+    /// Shown by `/health`; the workers act on it.
+    pub test_mode: bool,
+    /// Largest body accepted, in bytes.
+    pub max_body_bytes: usize,
+    /// Longest wait for RabbitMQ's confirm.
+    pub publish_timeout: Duration,
+    /// Refusals that are harmless within [`Settings::refusal_window`].
+    pub refusal_budget: usize,
+    /// The time over which respond.io counts errors.
+    pub refusal_window: Duration,
+    /// Shown by `/health` while no worker has told its own.
+    pub breaker_threshold: u32,
+    /// How long a stopping ingest goes on serving, unready, so that load balancers notice.
+    pub drain_delay: Duration,
+}
+
+/// How a tenant's signatures are checked.
+#[derive(Debug)]
+pub struct Signing {
+    /// What becomes of a webhook without a good signature.
+    pub policy: Policy,
+    /// The keys of the tenant's webhooks.
+    pub keys: Keys,
+}
+
+const MS: Duration = Duration::from_millis(1);
+const SECOND: Duration = Duration::from_secs(1);
+const DAY: Duration = Duration::from_hours(24);
+
+impl Settings {
+    /// Reads the settings, or reports all that is wrong with them.
+    pub fn read(mut env: Env) -> Result<Self, Problems> {
+        let names = tenant::listed(&mut env)
+            .unwrap_or_else(|| tenant::DEFAULT_TENANTS.iter().map(ToString::to_string).collect());
+        let policy = policy(&mut env);
+        let tenants = names.into_iter().map(|name| {
+            let signing = Signing::read(&mut env, &name, policy);
+            (name, signing)
+        });
+        let settings = Self {
+            tenants: tenants.collect(),
+            amqp_url: amqp::url(&mut env),
+            public: (env.text_or("HOST", "0.0.0.0"), env.number("PORT", 8000, 1..=u16::MAX)),
+            admin: (env.text_or("ADMIN_HOST", "127.0.0.1"), env.number("ADMIN_PORT", 9100, 1..=u16::MAX)),
+            test_mode: env.flag("TEST_MODE", false),
+            // The upper bound keeps every document below MongoDB's 16 MiB, whatever the body unfolds to.
+            max_body_bytes: env.number("MAX_BODY_BYTES", 1 << 20, 1..=2 << 20),
+            // Above four seconds respond.io's deadline of five would be at stake.
+            publish_timeout: env.duration("PUBLISH_TIMEOUT", 250 * MS, MS..=4 * SECOND),
+            refusal_budget: env.number("REFUSAL_BUDGET", 10, 0..=1000),
+            refusal_window: env.duration("REFUSAL_WINDOW", 1800 * SECOND, SECOND..=DAY),
+            breaker_threshold: env.number("CIRCUIT_BREAKER_THRESHOLD", 10, 1..=1_000_000),
+            drain_delay: env.duration("DRAIN_DELAY", SECOND, Duration::ZERO..=60 * SECOND),
+        };
+        if settings.public == settings.admin {
+            env.problem("ADMIN_PORT: is the public port too");
+        }
+        env.finish(settings)
+    }
+}
+
+/// `SIGNATURE_POLICY`, if it is set.
+fn policy(env: &mut Env) -> Option<Policy> {
+    let text = env.text("SIGNATURE_POLICY")?;
+    let policy = Policy::from_name(&text.to_ascii_lowercase());
+    if policy.is_none() {
+        env.problem(format!("SIGNATURE_POLICY: {text:?} is none of quarantine, reject and off"));
+    }
+    policy
+}
+
+impl Signing {
+    fn read(env: &mut Env, tenant: &str, policy: Option<Policy>) -> Self {
+        let text = tenant::setting(env, tenant, "SIGNING_KEYS").unwrap_or_default();
+        let keys: Keys = text.split(',').map(str::trim).filter(|key| !key.is_empty()).collect();
+        // Without keys nothing could be verified; start-up warns about it.
+        let policy = if keys.is_empty() { Policy::Off } else { policy.unwrap_or(Policy::Quarantine) };
+        Self { policy, keys }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_flask_bridges_settings_are_enough() {
+        let settings = Settings::read(Env::of(&[
+            ("MONGO_URI", "mongodb://localhost:27017/"),
+            ("DB_NAME", "faster"),
+            ("PORT", "8080"),
+            ("TEST_MODE", "true"),
+            ("WEBHOOK_WORKERS", "4"),
+            ("CIRCUIT_BREAKER_THRESHOLD", "10"),
+            ("CIRCUIT_BREAKER_TIMEOUT", "60"),
+        ]));
+        let settings = settings.unwrap();
+        assert_eq!(settings.public, ("0.0.0.0".into(), 8080));
+        assert_eq!(settings.tenants.keys().collect::<Vec<_>>(), ["faster", "vip"]);
+        assert!(settings.test_mode);
+    }
+
+    #[test]
+    fn signatures_are_checked_where_there_are_keys() {
+        let env = [("VIP_SIGNING_KEYS", "a, b"), ("SIGNATURE_POLICY", "reject")];
+        let settings = Settings::read(Env::of(&env)).unwrap();
+        assert_eq!(settings.tenants["vip"].policy, Policy::Reject);
+        assert_eq!(settings.tenants["faster"].policy, Policy::Off);
+        let settings = Settings::read(Env::of(&env[..1])).unwrap();
+        assert_eq!(settings.tenants["vip"].policy, Policy::Quarantine);
+    }
+
+    #[test]
+    fn every_problem_is_reported() {
+        let problems = Settings::read(Env::of(&[
+            ("PORT", "eighty"),
+            ("AMQP_URL", "http://u:secret@h"),
+            ("PUBLISH_TIMEOUT", "9s"),
+            ("SIGNATURE_POLICY", "maybe"),
+            ("TENANTS", "a.b"),
+        ]));
+        let problems = problems.unwrap_err();
+        assert_eq!(problems.0.len(), 6, "{problems}");
+        assert!(!problems.to_string().contains("secret"));
+    }
+}

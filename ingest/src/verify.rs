@@ -1,0 +1,175 @@
+//! Is a webhook signed by respond.io?
+//!
+//! The header holds the base64 text of an HMAC-SHA256. Receivers in the field show two ways to use the
+//! key and two texts to sign, so all four are tried, the raw bytes first.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::Sha256;
+use shared::json::{self, Object};
+
+/// The header that holds the signature.
+pub const HEADER: &str = "X-Webhook-Signature";
+
+/// What becomes of a webhook without a good signature.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Policy {
+    /// It is answered 200 and set aside.
+    Quarantine,
+    /// It is answered 401.
+    Reject,
+    /// Nobody looks.
+    Off,
+}
+
+impl Policy {
+    /// The policy of this name.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        match name {
+            "quarantine" => Some(Self::Quarantine),
+            "reject" => Some(Self::Reject),
+            "off" => Some(Self::Off),
+            _ => None,
+        }
+    }
+}
+
+/// How a signature was found good, or that there was none to check.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// Over the bytes as sent, with the key as text.
+    Raw,
+    /// Over the bytes as sent, with the key decoded from base64.
+    RawDecodedKey,
+    /// Over the body written as compact JSON, with the key as text.
+    Reserialised,
+    /// Over the body written as compact JSON, with the key decoded from base64.
+    ReserialisedDecodedKey,
+    /// No signature came, and none was asked for.
+    Unsigned,
+    /// A signature came, and nobody looked at it.
+    Unchecked,
+}
+
+impl Form {
+    /// The value of the message header `signature`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::RawDecodedKey => "raw_decoded_key",
+            Self::Reserialised => "reserialised",
+            Self::ReserialisedDecodedKey => "reserialised_decoded_key",
+            Self::Unsigned => "unsigned",
+            Self::Unchecked => "unchecked",
+        }
+    }
+}
+
+/// Why a webhook isn't trusted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Untrusted {
+    /// There is no signature.
+    Missing,
+    /// No key and form make this signature.
+    Invalid,
+}
+
+/// The signing keys of a tenant, one per webhook, and more while they are being changed.
+#[derive(Clone, Debug, Default)]
+pub struct Keys(Vec<Key>);
+
+#[derive(Clone, Debug)]
+struct Key {
+    text: Hmac<Sha256>,
+    decoded: Option<Hmac<Sha256>>,
+}
+
+impl<'a> FromIterator<&'a str> for Keys {
+    fn from_iter<I: IntoIterator<Item = &'a str>>(keys: I) -> Self {
+        // HMAC takes keys of any length, so neither of these fails.
+        let mac = |key: &[u8]| Hmac::<Sha256>::new_from_slice(key).ok();
+        let key = |text: &str| {
+            let decoded = STANDARD.decode(text).ok().and_then(|key| mac(&key));
+            Some(Key { text: mac(text.as_bytes())?, decoded })
+        };
+        Self(keys.into_iter().filter_map(key).collect())
+    }
+}
+
+impl Keys {
+    /// Whether there is no key.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Checks a signature. `parsed` is the body, if it can be read; comparisons take constant time.
+    pub fn verify(
+        &self,
+        signature: Option<&[u8]>,
+        body: &[u8],
+        parsed: Option<&Object>,
+    ) -> Result<Form, Untrusted> {
+        let signature = signature.map(<[u8]>::trim_ascii).filter(|text| !text.is_empty());
+        let signature =
+            STANDARD.decode(signature.ok_or(Untrusted::Missing)?).map_err(|_| Untrusted::Invalid)?;
+        self.matching(&signature, body, Form::Raw, Form::RawDecodedKey)
+            .or_else(|| {
+                let compact = json::compact(parsed?);
+                let (text, decoded) = (Form::Reserialised, Form::ReserialisedDecodedKey);
+                self.matching(&signature, compact.as_bytes(), text, decoded)
+            })
+            .ok_or(Untrusted::Invalid)
+    }
+
+    fn matching(&self, signature: &[u8], signed: &[u8], text: Form, decoded: Form) -> Option<Form> {
+        let good = |mac: &Hmac<Sha256>| mac.clone().chain_update(signed).verify_slice(signature).is_ok();
+        self.0.iter().find_map(|key| match &key.decoded {
+            _ if good(&key.text) => Some(text),
+            Some(mac) if good(mac) => Some(decoded),
+            _ => None,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEYS: [&str; 2] = ["not base64! only for tests", "c2VjcmV0IGtleSBmb3IgdGVzdHM="];
+    const BODY: &[u8] = b"{ \"a\" : \"\\u00e9\" }";
+
+    fn sign(key: &[u8], signed: &[u8]) -> String {
+        let mac = Hmac::<Sha256>::new_from_slice(key).unwrap().chain_update(signed);
+        STANDARD.encode(mac.finalize().into_bytes())
+    }
+
+    fn check(signature: &str) -> Result<Form, Untrusted> {
+        let keys: Keys = KEYS.into_iter().collect();
+        keys.verify(Some(signature.as_bytes()), BODY, json::parse(BODY).ok().as_ref())
+    }
+
+    #[test]
+    fn each_form_is_recognised_with_any_key() {
+        let compact = "{\"a\":\"é\"}".as_bytes();
+        let decoded = b"secret key for tests";
+        assert_eq!(check(&sign(KEYS[0].as_bytes(), BODY)), Ok(Form::Raw));
+        assert_eq!(check(&sign(KEYS[1].as_bytes(), BODY)), Ok(Form::Raw));
+        assert_eq!(check(&sign(decoded, BODY)), Ok(Form::RawDecodedKey));
+        assert_eq!(check(&sign(KEYS[1].as_bytes(), compact)), Ok(Form::Reserialised));
+        assert_eq!(check(&sign(decoded, compact)), Ok(Form::ReserialisedDecodedKey));
+    }
+
+    #[test]
+    fn anything_else_is_not_trusted() {
+        assert_eq!(check(&sign(b"another key", BODY)), Err(Untrusted::Invalid));
+        assert_eq!(check("AAAA"), Err(Untrusted::Invalid));
+        assert_eq!(check("%%%"), Err(Untrusted::Invalid));
+        assert_eq!(check(""), Err(Untrusted::Missing));
+        let keys: Keys = KEYS.into_iter().collect();
+        assert_eq!(keys.verify(None, BODY, None), Err(Untrusted::Missing));
+    }
+}
