@@ -1,0 +1,236 @@
+//! Turns a message into an [`Event`]: what it is, whom it concerns, when it happened. Pure.
+
+use shared::event::{self, Stream};
+use shared::json::{self, Json, Object, Unusable};
+
+use crate::moment;
+
+/// What came with the body.
+#[derive(Clone, Copy, Debug)]
+pub struct Envelope<'a> {
+    /// The tenant whose queue it came from.
+    pub tenant: &'a str,
+    /// The stream it was posted to.
+    pub stream: Stream,
+    /// When ingest received it, in milliseconds since 1970.
+    pub received_at_ms: i64,
+    /// How its signature was found good.
+    pub signature: &'a str,
+}
+
+/// Which way a message went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// From the contact.
+    Incoming,
+    /// To the contact.
+    Outgoing,
+}
+
+impl Direction {
+    /// The value of the field `message_type`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Incoming => "incoming",
+            Self::Outgoing => "outgoing",
+        }
+    }
+}
+
+/// What an event is about, and so which collections it changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A message.
+    Message(Direction),
+    /// An internal note.
+    Note,
+    /// A conversation was opened.
+    Opened,
+    /// A conversation was closed.
+    Closed,
+    /// A contact changed.
+    Contact,
+    /// A contact's lifecycle changed.
+    Lifecycle,
+    /// A call ended.
+    Call,
+    /// For the ledger alone.
+    Other,
+}
+
+/// An event, understood.
+#[derive(Clone, Debug)]
+pub struct Event {
+    /// Under this key it counts once.
+    pub key: String,
+    /// SHA-256 of the body in hexadecimal: tells apart events that share a key.
+    pub digest: String,
+    /// The body, as sent.
+    pub body: String,
+    /// The body's members.
+    pub members: Object,
+    /// The event type, as sent.
+    pub event_type: Option<String>,
+    /// What it is about.
+    pub kind: Kind,
+    /// The stream it was posted to.
+    pub stream: Stream,
+    /// How its signature was found good.
+    pub signature: String,
+    /// When ingest received it, in milliseconds since 1970.
+    pub received_at_ms: i64,
+    /// When it happened, in milliseconds since 1970.
+    pub at_ms: i64,
+    /// The conversation it belongs to, if it names one.
+    pub chat_id: Option<String>,
+}
+
+impl Event {
+    /// Understands a body.
+    pub fn decode(body: &[u8], envelope: Envelope<'_>) -> Result<Self, Unusable> {
+        let members = json::parse(body)?;
+        let event_type = event::event_type(&members).map(str::to_owned);
+        let kind = kind(event_type.as_deref(), envelope.stream, &members);
+        Ok(Self {
+            key: event::event_key(envelope.tenant, &members, body),
+            digest: event::body_digest(body),
+            kind,
+            stream: envelope.stream,
+            signature: envelope.signature.to_owned(),
+            received_at_ms: envelope.received_at_ms,
+            at_ms: moment::event_time(told_time(kind, &members), envelope.received_at_ms),
+            chat_id: chat_id(&members),
+            event_type,
+            members,
+            // `json::parse` has found it to be UTF-8.
+            body: String::from_utf8_lossy(body).into_owned(),
+        })
+    }
+
+    /// A member of the body, if it isn't null.
+    #[must_use]
+    pub fn member(&self, name: &str) -> Option<&Json> {
+        self.members.get(name).filter(|json| **json != Json::Null)
+    }
+
+    /// The contact, if there is one.
+    #[must_use]
+    pub fn contact(&self) -> Option<&Json> {
+        self.member("contact").filter(|json| json.object().is_some())
+    }
+
+    /// The contact's id, as text.
+    #[must_use]
+    pub fn contact_id(&self) -> Option<String> {
+        self.contact()?.get("id")?.id()
+    }
+
+    /// The label of the event type in metrics.
+    #[must_use]
+    pub fn label(&self) -> &'static str {
+        event::type_label(self.event_type.as_deref())
+    }
+}
+
+/// A known event type decides, whatever path it came on; otherwise the stream does.
+#[expect(clippy::match_same_arms, reason = "the order of the arms is the rule")]
+fn kind(event_type: Option<&str>, stream: Stream, members: &Object) -> Kind {
+    let is_object = |name: &str| members.get(name).is_some_and(|json| json.object().is_some());
+    let message = |direction| if is_object("message") { Kind::Message(direction) } else { Kind::Other };
+    match (event_type, stream) {
+        (Some("comment.created"), _) => Kind::Note,
+        (Some("conversation.opened"), _) => Kind::Opened,
+        (Some("conversation.closed"), _) => Kind::Closed,
+        (
+            Some("contact.created" | "contact.updated" | "contact.assignee.updated" | "contact.tag.updated"),
+            _,
+        ) => Kind::Contact,
+        (Some("contact.lifecycle.updated"), _) => Kind::Lifecycle,
+        (Some("call.ended"), _) => Kind::Call,
+        (Some("message.received"), _) => message(Direction::Incoming),
+        (Some("message.sent"), _) => message(Direction::Outgoing),
+        (_, Stream::Incoming) => message(Direction::Incoming),
+        (_, Stream::Outgoing) => message(Direction::Outgoing),
+        (_, Stream::Lifecycle) if members.contains_key("lifecycle") => Kind::Lifecycle,
+        (_, Stream::InternalNote) if members.get("text").is_some_and(|json| json.text().is_some()) => {
+            Kind::Note
+        }
+        _ => Kind::Other,
+    }
+}
+
+/// Where an event of this kind tells its time.
+fn told_time(kind: Kind, members: &Object) -> Option<&Json> {
+    match kind {
+        Kind::Message(_) => members.get("message")?.get("timestamp"),
+        Kind::Opened => members.get("conversation")?.get("conversationOpenedAt"),
+        Kind::Closed => members.get("conversation")?.get("closedTime"),
+        Kind::Call => members.get("call")?.get("end_time"),
+        _ => None,
+    }
+}
+
+fn chat_id(members: &Object) -> Option<String> {
+    let contact = members.get("contact");
+    let phone = contact.and_then(|contact| contact.get("phone")?.id()).map(|phone| phone.trim().to_owned());
+    phone.or_else(|| contact?.get("id")?.id()).or_else(|| members.get("message")?.get("contactId")?.id())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(stream: Stream, body: &str) -> Event {
+        let envelope =
+            Envelope { tenant: "t", stream, received_at_ms: 2_000_000_000_000, signature: "unsigned" };
+        Event::decode(body.as_bytes(), envelope).unwrap()
+    }
+
+    #[test]
+    fn a_known_type_beats_the_path_and_the_path_beats_an_unknown_one() {
+        let kind = |stream, body| event(stream, body).kind;
+        assert_eq!(kind(Stream::Lifecycle, r#"{"event_type":"comment.created"}"#), Kind::Note);
+        let sent = r#"{"event_type":"message.sent","message":{}}"#;
+        assert_eq!(kind(Stream::Incoming, sent), Kind::Message(Direction::Outgoing));
+        let unknown = r#"{"event_type":"message.edited","message":{},"lifecycle":null,"text":"x"}"#;
+        assert_eq!(kind(Stream::Incoming, unknown), Kind::Message(Direction::Incoming));
+        assert_eq!(kind(Stream::Outgoing, unknown), Kind::Message(Direction::Outgoing));
+        assert_eq!(kind(Stream::Lifecycle, unknown), Kind::Lifecycle);
+        assert_eq!(kind(Stream::InternalNote, unknown), Kind::Note);
+        assert_eq!(kind(Stream::Any, unknown), Kind::Other);
+    }
+
+    #[test]
+    fn without_what_makes_it_one_an_event_is_for_the_ledger_alone() {
+        for (stream, body) in [
+            (Stream::Any, r#"{"event_type":"message.received","message":"hi"}"#),
+            (Stream::Incoming, r#"{"message":"Test event","test":true}"#),
+            (Stream::Lifecycle, r#"{"message":{}}"#),
+            (Stream::InternalNote, r#"{"message":{}}"#),
+        ] {
+            assert_eq!(event(stream, body).kind, Kind::Other, "{body}");
+        }
+    }
+
+    #[test]
+    fn the_chat_is_named_by_phone_then_contact_then_message() {
+        let chat = |body| event(Stream::Any, body).chat_id;
+        assert_eq!(chat(r#"{"contact":{"id":1,"phone":" +155 "}}"#).as_deref(), Some("+155"));
+        assert_eq!(chat(r#"{"contact":{"id":1,"phone":" "}}"#).as_deref(), Some("1"));
+        assert_eq!(chat(r#"{"contact":{"id":null},"message":{"contactId":2.0}}"#).as_deref(), Some("2"));
+        assert_eq!(chat(r#"{"contact":null,"message":{"contactId":"3"}}"#).as_deref(), Some("3"));
+        assert_eq!(chat(r#"{"contact":{"phone":{}}}"#), None);
+    }
+
+    #[test]
+    fn each_kind_tells_its_time_in_its_own_place() {
+        let at = |body| event(Stream::Any, body).at_ms;
+        assert_eq!(at(r#"{"event_type":"message.sent","message":{"timestamp":1000}}"#), 1_000_000);
+        let opened = r#"{"event_type":"conversation.opened","conversation":{"conversationOpenedAt":2}}"#;
+        assert_eq!(at(opened), 2000);
+        assert_eq!(at(r#"{"event_type":"conversation.closed","conversation":{"closedTime":3}}"#), 3000);
+        assert_eq!(at(r#"{"event_type":"call.ended","call":{"end_time":4}}"#), 4000);
+        assert_eq!(at(r#"{"event_type":"contact.updated","timestamp":5}"#), 2_000_000_000_000);
+    }
+}

@@ -1,0 +1,166 @@
+//! Every series of the worker. All label sets exist from the start: zero, not absent.
+
+use std::time::Duration;
+
+use prometheus::process_collector::ProcessCollector;
+use prometheus::{
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+};
+use shared::event::{KNOWN_TYPES, UNKNOWN};
+use shared::status::BreakerState;
+
+use crate::settle::Dead;
+
+/// Seconds, for a transaction.
+const COMMIT_BUCKETS: [f64; 14] =
+    [0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
+/// Seconds, from milliseconds when all is well to a day when a backlog is worked off.
+const AGE_BUCKETS: [f64; 16] =
+    [0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 120.0, 600.0, 3600.0, 14400.0, 86400.0];
+/// Events.
+const SIZE_BUCKETS: [f64; 10] = [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0];
+/// What can become of an event.
+const OUTCOMES: [&str; 3] = [STORED, DUPLICATE, DEAD];
+
+/// Outcome: its effects are in MongoDB.
+pub const STORED: &str = "stored";
+/// Outcome: its effects were in MongoDB before.
+pub const DUPLICATE: &str = "duplicate";
+/// Outcome: it went to the dead letters.
+pub const DEAD: &str = "dead";
+
+/// The metrics of the worker.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    events: IntCounterVec,
+    batch_size: Histogram,
+    commit_duration: Histogram,
+    event_age: HistogramVec,
+    breaker: IntGaugeVec,
+    dead_lettered: IntCounterVec,
+    /// Attempts after the first.
+    pub retries: IntCounter,
+    /// Events received and not settled yet.
+    pub in_flight: IntGauge,
+    /// 1 while RabbitMQ can be reached.
+    pub amqp_up: IntGauge,
+    /// 1 while RabbitMQ blocks publishing.
+    pub amqp_blocked: IntGauge,
+}
+
+impl Metrics {
+    /// All series at zero, for these tenants.
+    pub fn new<'a>(tenants: impl Iterator<Item = &'a str>) -> prometheus::Result<Self> {
+        let registry = Registry::new();
+        let metrics = Self {
+            events: counters(
+                "worker_events_total",
+                "Events by outcome",
+                &["tenant", "event_type", "outcome"],
+            )?,
+            batch_size: histogram("worker_batch_size", "Events in a written batch", &SIZE_BUCKETS)?,
+            commit_duration: histogram(
+                "worker_commit_duration_seconds",
+                "Time to write a batch in one transaction",
+                &COMMIT_BUCKETS,
+            )?,
+            event_age: HistogramVec::new(
+                HistogramOpts::new("worker_event_age_seconds", "Time from received to stored")
+                    .buckets(AGE_BUCKETS.to_vec()),
+                &["tenant"],
+            )?,
+            breaker: IntGaugeVec::new(
+                Opts::new("worker_breaker_state", "1 for the state of the tenant's circuit breaker"),
+                &["tenant", "state"],
+            )?,
+            dead_lettered: counters(
+                "worker_dead_lettered_total",
+                "Events published to the dead letters",
+                &["tenant", "reason"],
+            )?,
+            retries: IntCounter::new("worker_retries_total", "Attempts to write a batch after the first")?,
+            in_flight: IntGauge::new("worker_in_flight", "Events received and not settled yet")?,
+            amqp_up: IntGauge::new("amqp_connection_up", "1 while RabbitMQ can be reached")?,
+            amqp_blocked: IntGauge::new("amqp_connection_blocked", "1 while RabbitMQ blocks publishing")?,
+            registry,
+        };
+        metrics.register()?;
+        for tenant in tenants {
+            metrics.start_at_zero(tenant);
+        }
+        Ok(metrics)
+    }
+
+    fn register(&self) -> prometheus::Result<()> {
+        let register = |collector| self.registry.register(collector);
+        register(Box::new(self.events.clone()))?;
+        register(Box::new(self.batch_size.clone()))?;
+        register(Box::new(self.commit_duration.clone()))?;
+        register(Box::new(self.event_age.clone()))?;
+        register(Box::new(self.breaker.clone()))?;
+        register(Box::new(self.dead_lettered.clone()))?;
+        register(Box::new(self.retries.clone()))?;
+        register(Box::new(self.in_flight.clone()))?;
+        register(Box::new(self.amqp_up.clone()))?;
+        register(Box::new(self.amqp_blocked.clone()))?;
+        register(Box::new(ProcessCollector::for_self()))
+    }
+
+    fn start_at_zero(&self, tenant: &str) {
+        for event_type in KNOWN_TYPES.into_iter().chain([UNKNOWN]) {
+            for outcome in OUTCOMES {
+                self.events.with_label_values(&[tenant, event_type, outcome]);
+            }
+        }
+        for reason in Dead::ALL {
+            self.dead_lettered.with_label_values(&[tenant, reason.name()]);
+        }
+        self.event_age.with_label_values(&[tenant]);
+        self.breaker(tenant, BreakerState::Closed);
+    }
+
+    /// Where the series are gathered.
+    #[must_use]
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// A batch was written.
+    pub fn committed(&self, events: usize, after: Duration) {
+        #[expect(clippy::cast_precision_loss, reason = "batches are small")]
+        self.batch_size.observe(events as f64);
+        self.commit_duration.observe(after.as_secs_f64());
+    }
+
+    /// An event is settled.
+    pub fn settled(&self, tenant: &str, event_type: &str, outcome: &str) {
+        self.events.with_label_values(&[tenant, event_type, outcome]).inc();
+    }
+
+    /// An event is in MongoDB, so long after it was received.
+    pub fn stored(&self, tenant: &str, age: Duration) {
+        self.event_age.with_label_values(&[tenant]).observe(age.as_secs_f64());
+    }
+
+    /// An event went to the dead letters.
+    pub fn dead_lettered(&self, tenant: &str, event_type: &str, reason: Dead) {
+        self.dead_lettered.with_label_values(&[tenant, reason.name()]).inc();
+        self.settled(tenant, event_type, DEAD);
+    }
+
+    /// A circuit breaker is in this state.
+    pub fn breaker(&self, tenant: &str, state: BreakerState) {
+        for each in BreakerState::ALL {
+            self.breaker.with_label_values(&[tenant, each.label()]).set(i64::from(each == state));
+        }
+    }
+}
+
+fn histogram(name: &str, help: &str, buckets: &[f64]) -> prometheus::Result<Histogram> {
+    Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec()))
+}
+
+fn counters(name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntCounterVec> {
+    IntCounterVec::new(Opts::new(name, help), labels)
+}

@@ -1,0 +1,206 @@
+//! `conversations`: one document per chat_id.
+
+use mongodb::bson::{Bson, DateTime, Document, doc};
+use shared::json::Json;
+
+use super::Stamp;
+use super::contact;
+use super::message::Counted;
+use super::table::Table;
+use crate::convert;
+use crate::decode::{Event, Kind};
+use crate::moment;
+
+/// Whether events of this kind create the conversation, and change it.
+#[must_use]
+pub fn is_concerned(kind: Kind) -> bool {
+    matches!(kind, Kind::Message(_) | Kind::Note | Kind::Opened | Kind::Closed | Kind::Lifecycle)
+}
+
+/// Applies what any event says of its conversation, and creates that if it is missing.
+pub fn touch(conversations: &mut Table, chat_id: &str, event: &Event, now: DateTime) {
+    let conversation = conversations.get_or_insert(chat_id, || empty(now));
+    let stamp = Stamp::of(event);
+    if conversation.get_document("contact").is_err() {
+        conversation.insert("contact", no_contact());
+    }
+    if let Some(sent) = event.contact() {
+        if stamp.claim_as_latest(conversation, "contact") {
+            let mut contact = contact::nine_fields(sent);
+            let lifecycle = conversation.get_document("contact").ok().and_then(|old| old.get("lifecycle"));
+            contact.insert("lifecycle", lifecycle.cloned().unwrap_or(Bson::Null));
+            conversation.insert("contact", contact);
+        }
+        if let Some(assignee) = contact::assignee(sent)
+            && stamp.claim_as_latest(conversation, "assignee")
+        {
+            conversation.insert("assignee", assignee);
+        }
+    }
+    if let Some(lifecycle) = contact::lifecycle(event)
+        && stamp.claim_as_latest(conversation, "lifecycle")
+        && let Ok(contact) = conversation.get_document_mut("contact")
+    {
+        contact.insert("lifecycle", lifecycle);
+    }
+    match event.kind {
+        Kind::Opened => opened(conversation, event, &stamp),
+        Kind::Closed => closed(conversation, event, &stamp),
+        _ => {}
+    }
+}
+
+fn empty(now: DateTime) -> Document {
+    doc! {
+        "created_at": now,
+        "updated_at": now,
+        "first_message_ts": Bson::Null,
+        "last_message_ts": Bson::Null,
+        "message_count": 0,
+        "media_counts": {},
+        "channel": [],
+        "channel_info": {},
+        "contact": no_contact(),
+        "internal_note_count": 0,
+        "last_internal_note_at": Bson::Null,
+    }
+}
+
+fn no_contact() -> Document {
+    let mut contact = contact::nine_fields(&Json::Null);
+    contact.insert("lifecycle", Bson::Null);
+    contact
+}
+
+/// Applies what a delivery of a message says of its conversation, except the counts.
+pub fn note_message(conversations: &mut Table, chat_id: &str, event: &Event) {
+    let Some(conversation) = conversations.get_mut(chat_id) else { return };
+    move_date(conversation, "first_message_ts", event.at_ms, i64::min);
+    move_date(conversation, "last_message_ts", event.at_ms, i64::max);
+    let Some(channel) = event.member("channel").filter(|channel| channel.object().is_some()) else { return };
+    if let Some(name) = channel_name(channel) {
+        add_sorted(conversation, "channel", name);
+    }
+    if Stamp::of(event).claim_as_earliest(conversation, "channel_info") {
+        let mut info = channel.object().map(convert::object).unwrap_or_default();
+        info.insert("id", convert::id(Some(channel), "id"));
+        conversation.insert("channel_info", info);
+    }
+}
+
+fn channel_name(channel: &Json) -> Option<String> {
+    let text = |name: &str| channel.get(name).and_then(Json::text).filter(|text| !text.is_empty());
+    text("name").or_else(|| text("source")).map(str::to_owned).or_else(|| channel.get("id")?.id())
+}
+
+/// Counts a message in its conversation, or no longer.
+pub fn count_message(conversations: &mut Table, counted: &Counted, by: i64) {
+    let conversation = counted.chat_id.as_deref().and_then(|chat_id| conversations.get_mut(chat_id));
+    let Some(conversation) = conversation else { return };
+    add(conversation, "message_count", by);
+    if let Some(media) = &counted.media {
+        if conversation.get_document("media_counts").is_err() {
+            conversation.insert("media_counts", Document::new());
+        }
+        if let Ok(counts) = conversation.get_document_mut("media_counts") {
+            let kind = media.replace('\0', "\u{fffd}");
+            add(counts, &kind, by);
+            if whole(counts.get(&kind)) == 0 {
+                counts.remove(&kind);
+            }
+            // The order in which kinds first came must not show.
+            let mut sorted: Vec<_> = std::mem::take(counts).into_iter().collect();
+            sorted.sort_by(|a, b| a.0.cmp(&b.0));
+            counts.extend(sorted);
+        }
+    }
+}
+
+/// Counts an internal note in its conversation, or no longer.
+pub fn count_note(conversations: &mut Table, chat_id: Option<&str>, by: i64) {
+    if let Some(conversation) = chat_id.and_then(|chat_id| conversations.get_mut(chat_id)) {
+        add(conversation, "internal_note_count", by);
+    }
+}
+
+/// Notes when the last internal note was written.
+pub fn note_internal_note(conversations: &mut Table, chat_id: &str, at_ms: i64) {
+    if let Some(conversation) = conversations.get_mut(chat_id) {
+        move_date(conversation, "last_internal_note_at", at_ms, i64::max);
+    }
+}
+
+fn opened(conversation: &mut Document, event: &Event, stamp: &Stamp) {
+    move_date(conversation, "opened_at", event.at_ms, i64::max);
+    if stamp.claim_as_latest(conversation, "status") {
+        conversation.insert("status", "open");
+    }
+    if stamp.claim_as_latest(conversation, "opened") {
+        let said = event.member("conversation");
+        conversation.extend(doc! {
+            "opened_source": convert::member(said, "source"),
+            "first_incoming_message": convert::member(said, "firstIncomingMessage"),
+            "first_incoming_message_channel_id": convert::id(said, "firstIncomingMessageChannelId"),
+        });
+    }
+}
+
+fn closed(conversation: &mut Document, event: &Event, stamp: &Stamp) {
+    let said = event.member("conversation");
+    let moment = |name: &str| said.and_then(|said| said.get(name)).and_then(moment::read);
+    if let Some(opened_at) = moment("openedTime").filter(|at| (1..=event.at_ms).contains(at)) {
+        move_date(conversation, "opened_at", opened_at, i64::max);
+    }
+    if stamp.claim_as_latest(conversation, "status") {
+        conversation.insert("status", "closed");
+    }
+    if stamp.claim_as_latest(conversation, "closed") {
+        let last_assignment_at = moment("lastAssignmentTime").map(DateTime::from_millis);
+        conversation.extend(doc! {
+            "closed_at": DateTime::from_millis(event.at_ms),
+            "category": convert::member(said, "category"),
+            "summary": convert::member(said, "summary"),
+            "opened_by_source": convert::member(said, "openedBySource"),
+            "closed_by": contact::object_of_nulls_is_null(convert::member(said, "closedBy")),
+            "closed_by_source": convert::member(said, "closedBySource"),
+            // Epochs or durations, nobody knows: as sent.
+            "first_response_time": convert::member(said, "firstResponseTime"),
+            "resolution_time": convert::member(said, "resolutionTime"),
+            "incoming_message_count": convert::member(said, "incomingMessageCount"),
+            "outgoing_message_count": convert::member(said, "outgoingMessageCount"),
+            "assignee_team": convert::member(said, "assigneeTeam"),
+            "last_assignment_at": last_assignment_at,
+        });
+    }
+}
+
+fn move_date(document: &mut Document, name: &str, at_ms: i64, choose: impl Fn(i64, i64) -> i64) {
+    let stored = document.get_datetime(name).ok().map(|at| at.timestamp_millis());
+    let chosen = stored.map_or(at_ms, |stored| choose(stored, at_ms));
+    document.insert(name, DateTime::from_millis(chosen));
+}
+
+fn add_sorted(document: &mut Document, name: &str, text: String) {
+    let mut list = document.get_array(name).cloned().unwrap_or_default();
+    let text = Bson::String(text);
+    if !list.contains(&text) {
+        list.push(text);
+        list.sort_by(|a, b| a.as_str().cmp(&b.as_str()));
+        document.insert(name, list);
+    }
+}
+
+fn add(document: &mut Document, name: &str, by: i64) {
+    let sum = whole(document.get(name)) + by;
+    document.insert(name, i32::try_from(sum).map_or(Bson::Int64(sum), Bson::Int32));
+}
+
+fn whole(number: Option<&Bson>) -> i64 {
+    match number {
+        Some(Bson::Int32(number)) => i64::from(*number),
+        Some(Bson::Int64(number)) => *number,
+        #[expect(clippy::cast_possible_truncation, reason = "a count that a shell has written as a double")]
+        Some(Bson::Double(number)) => *number as i64,
+        _ => 0,
+    }
+}

@@ -1,0 +1,100 @@
+//! `webhook_events`: every accepted event with its raw body. Makes effects happen once.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use mongodb::bson::{Bson, DateTime, Document, doc};
+
+use super::Outcome;
+use super::table::Table;
+use crate::decode::Event;
+
+/// Hexadecimal digits of a body's SHA-256 that name it beside others of the same key.
+pub const VARIANT_DIGITS: usize = 16;
+
+/// Fields by which duplicates are known; the body itself isn't read for that.
+pub const KNOWN_BY: [&str; 2] = ["body_sha256", "received_at"];
+
+fn variant(key: &str, digest: &str) -> String {
+    let digits: String = digest.chars().take(VARIANT_DIGITS).collect();
+    format!("{key}~{digits}")
+}
+
+/// Ids of entries to be loaded as well, in full, because an event comes with a key that is taken by another
+/// body: those under the key, and those beside it.
+#[must_use]
+pub fn variants(ledger: &Table, events: &[Event]) -> BTreeSet<String> {
+    let mut ids = BTreeSet::new();
+    // Bodies of the same batch can meet each other too.
+    let mut digests: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    for event in events {
+        digests.entry(&event.key).or_default().insert(&event.digest);
+    }
+    for (key, mut digests) in digests {
+        let stored = ledger.get(key).and_then(|entry| entry.get_str("body_sha256").ok());
+        digests.extend(stored);
+        if digests.len() > 1 {
+            ids.insert(key.to_owned());
+            ids.extend(digests.into_iter().map(|digest| variant(key, digest)));
+        }
+    }
+    ids
+}
+
+/// Enters an event, unless it is there.
+///
+/// Of several bodies with the same key, the one received first has the plain key, the others stand beside
+/// it: which one that is must not depend on the order in which they are stored.
+pub fn enter(ledger: &mut Table, event: &Event, now: DateTime) -> Outcome {
+    let beside = variant(&event.key, &event.digest);
+    let Some(holder) = ledger.get_mut(&event.key) else {
+        ledger.get_or_insert(&event.key, || entry(event, now));
+        return Outcome::Stored;
+    };
+    if is_of(holder, event) {
+        return again(holder, event);
+    }
+    if order(holder) < (Some(event.received_at_ms), Some(&event.digest)) {
+        if let Some(known) = ledger.get_mut(&beside) {
+            return again(known, event);
+        }
+        ledger.get_or_insert(&beside, || entry(event, now));
+        return Outcome::Stored;
+    }
+    let id = holder.get("_id").cloned().unwrap_or(Bson::Null);
+    let mut moved = std::mem::replace(holder, doc! {"_id": id});
+    holder.extend(entry(event, now));
+    moved.remove("_id");
+    let moved_to = variant(&event.key, moved.get_str("body_sha256").unwrap_or_default());
+    ledger.get_or_insert(&moved_to, || moved);
+    Outcome::Stored
+}
+
+fn entry(event: &Event, now: DateTime) -> Document {
+    doc! {
+        "event_type": event.event_type.clone(),
+        "stream": event.stream.name(),
+        "received_at": DateTime::from_millis(event.received_at_ms),
+        "stored_at": now,
+        "signature": &event.signature,
+        "body_sha256": &event.digest,
+        "body": &event.body,
+    }
+}
+
+/// The same body once more: the entry tells when it was received first.
+fn again(entry: &mut Document, event: &Event) -> Outcome {
+    let received_at = DateTime::from_millis(event.received_at_ms);
+    if entry.get_datetime("received_at").is_ok_and(|stored| received_at < *stored) {
+        entry.insert("received_at", received_at);
+    }
+    Outcome::Duplicate
+}
+
+fn is_of(entry: &Document, event: &Event) -> bool {
+    entry.get_str("body_sha256").ok() == Some(&event.digest)
+}
+
+fn order(entry: &Document) -> (Option<i64>, Option<&str>) {
+    let received_at = entry.get_datetime("received_at").ok().map(|at| at.timestamp_millis());
+    (received_at, entry.get_str("body_sha256").ok())
+}

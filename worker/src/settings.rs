@@ -1,0 +1,168 @@
+//! The settings of the worker.
+
+use std::time::Duration;
+
+use lapin::uri::AMQPUri;
+use mongodb::options::ConnectionString;
+use shared::env::{Env, Problems};
+use shared::{amqp, tenant};
+
+/// Everything that can be set from outside, checked.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where RabbitMQ is.
+    pub amqp_url: AMQPUri,
+    /// Address of the admin port.
+    pub admin: (String, u16),
+    /// The tenants served.
+    pub tenants: Vec<Tenant>,
+    /// Verbose logs, and collections with the prefix `test_`.
+    pub test_mode: bool,
+    /// Batches written at the same time, per tenant.
+    pub lanes: usize,
+    /// Most events in a batch.
+    pub batch_size: usize,
+    /// How long a batch waits for more events.
+    pub batch_linger: Duration,
+    /// Longest time for a batch to be written.
+    pub mongo_timeout: Duration,
+    /// Connections to each tenant's MongoDB, at least and at most.
+    pub pool: (u32, u32),
+    /// How long the ledger keeps events.
+    pub event_retention: Duration,
+    /// So many consecutive failures of MongoDB open the circuit breaker.
+    pub breaker_threshold: u32,
+    /// How long a stopping worker may take to finish what it has in hand.
+    pub shutdown_grace: Duration,
+}
+
+/// A tenant's database.
+#[derive(Clone)]
+pub struct Tenant {
+    /// The tenant's name.
+    pub name: String,
+    /// Where its MongoDB is. Holds a password.
+    pub mongo_uri: String,
+    /// The database's name.
+    pub database: String,
+}
+
+impl std::fmt::Debug for Tenant {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tenant")
+            .field("name", &self.name)
+            .field("database", &self.database)
+            .finish_non_exhaustive()
+    }
+}
+
+const MS: Duration = Duration::from_millis(1);
+const SECOND: Duration = Duration::from_secs(1);
+const DAY: Duration = Duration::from_hours(24);
+
+impl Settings {
+    /// Reads the settings, or reports all that is wrong with them.
+    pub fn read(mut env: Env) -> Result<Self, Problems> {
+        let pool = (
+            env.number("MONGO_MIN_POOL_SIZE", 10, 0..=10_000),
+            env.number("MONGO_MAX_POOL_SIZE", 50, 1..=10_000),
+        );
+        if pool.0 > pool.1 {
+            env.problem("MONGO_MIN_POOL_SIZE: is above MONGO_MAX_POOL_SIZE");
+        }
+        let settings = Self {
+            tenants: tenants(&mut env),
+            amqp_url: amqp::url(&mut env),
+            admin: (env.text_or("ADMIN_HOST", "127.0.0.1"), env.number("ADMIN_PORT", 9101, 1..=u16::MAX)),
+            test_mode: env.flag("TEST_MODE", false),
+            lanes: env.number("WEBHOOK_WORKERS", 4, 1..=256),
+            batch_size: env.number("BATCH_SIZE", 200, 1..=1000),
+            batch_linger: env.duration("BATCH_LINGER", 2 * MS, Duration::ZERO..=SECOND),
+            mongo_timeout: env.duration("MONGO_TIMEOUT", 5 * SECOND, 100 * MS..=60 * SECOND),
+            pool,
+            event_retention: env.duration("EVENT_RETENTION", 30 * DAY, 60 * SECOND..=3650 * DAY),
+            breaker_threshold: env.number("CIRCUIT_BREAKER_THRESHOLD", 10, 1..=1_000_000),
+            shutdown_grace: env.duration("SHUTDOWN_GRACE", 20 * SECOND, SECOND..=600 * SECOND),
+        };
+        env.finish(settings)
+    }
+}
+
+/// The tenants of `TENANTS`, or those of the Flask bridge whose MongoDB is named.
+fn tenants(env: &mut Env) -> Vec<Tenant> {
+    let listed = tenant::listed(env);
+    let names =
+        listed.clone().unwrap_or_else(|| tenant::DEFAULT_TENANTS.iter().map(ToString::to_string).collect());
+    let mut tenants = Vec::new();
+    for name in names {
+        match tenant::setting(env, &name, "MONGO_URI") {
+            Some(uri) => tenants.push(tenant(env, name, uri)),
+            None if listed.is_some() => env.problem(format!("{}: is not set", spelled(&name, "MONGO_URI"))),
+            None => {}
+        }
+    }
+    if tenants.is_empty() && listed.is_none() {
+        env.problem("MONGO_URI: is not set, nor VIP_MONGO_URI nor TENANTS, so there is nothing to do");
+    }
+    tenants
+}
+
+fn tenant(env: &mut Env, name: String, mongo_uri: String) -> Tenant {
+    let parsed = ConnectionString::parse(&mongo_uri);
+    if parsed.is_err() {
+        // The driver's message may quote the password.
+        let name = spelled(&name, "MONGO_URI");
+        env.problem(format!("{name}: is not a URI like mongodb://user:password@host:27017/?replicaSet=rs0"));
+    }
+    let in_uri = || parsed.ok().and_then(|uri| uri.default_database);
+    let database = tenant::setting(env, &name, "DB_NAME").or_else(in_uri).unwrap_or_default();
+    let spelled = spelled(&name, "DB_NAME");
+    if database.is_empty() {
+        env.problem(format!("{spelled}: is not set, and the URI names no database"));
+    } else if database.len() > 63 || database.contains(['/', '\\', '.', ' ', '"', '$', '\0']) {
+        env.problem(format!("{spelled}: {database:?} is no name for a database"));
+    }
+    Tenant { name, mongo_uri, database }
+}
+
+fn spelled(tenant: &str, setting: &str) -> String {
+    tenant::setting_names(tenant, setting).join(" or ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(settings: &Settings) -> Vec<&str> {
+        settings.tenants.iter().map(|tenant| tenant.name.as_str()).collect()
+    }
+
+    #[test]
+    fn a_tenant_exists_when_its_mongodb_is_named() {
+        let env =
+            [("MONGO_URI", "mongodb://h"), ("DB_NAME", "d"), ("VIP_MONGO_URI", ""), ("VIP_DB_NAME", "v")];
+        let settings = Settings::read(Env::of(&env)).unwrap();
+        assert_eq!(names(&settings), ["faster"]);
+        let env = [("VIP_MONGO_URI", "mongodb://u:p@h/inuri")];
+        let settings = Settings::read(Env::of(&env)).unwrap();
+        assert_eq!((names(&settings), settings.tenants[0].database.as_str()), (vec!["vip"], "inuri"));
+    }
+
+    #[test]
+    fn every_problem_is_reported_and_no_secret() {
+        let problems = Settings::read(Env::of(&[
+            ("TENANTS", "faster,acme,vip"),
+            ("MONGO_URI", "mongo://user:secret@h"),
+            ("DB_NAME", "a.b"),
+            ("ACME_MONGO_URI", "mongodb://h"),
+            ("BATCH_SIZE", "0"),
+            ("MONGO_TIMEOUT", "5"),
+            ("MONGO_MAX_POOL_SIZE", "5"),
+        ]));
+        let problems = problems.unwrap_err();
+        // The URI, the name of the database, acme's database, vip's URI, the batch, the timeout, the pool.
+        assert_eq!(problems.0.len(), 7, "{problems}");
+        assert!(!problems.to_string().contains("secret"));
+        assert_eq!(Settings::read(Env::of(&[])).unwrap_err().0.len(), 1);
+    }
+}

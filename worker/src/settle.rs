@@ -1,0 +1,132 @@
+//! The end of a delivery: acknowledged, or published to the dead letters and then acknowledged.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use futures_util::future::join_all;
+use lapin::Acker;
+use lapin::BasicProperties;
+use lapin::options::BasicAckOptions;
+use lapin::types::AMQPValue;
+use shared::publisher::{DELIVERY_MODE_PERSISTENT, Message, PublishError, Publisher};
+use shared::topology;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, warn};
+
+/// Longest wait for the confirm of a dead letter.
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(5);
+/// Pause before a dead letter is published again.
+const PUBLISH_PAUSE: Duration = Duration::from_secs(1);
+/// Longest text in the header `error`, in characters.
+const MAX_ERROR_LENGTH: usize = 1000;
+
+/// Why an event is a dead letter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dead {
+    /// The body is no event. ingest lets no such body pass, so somebody else has published it.
+    NoEvent,
+    /// MongoDB refuses the documents that come of it.
+    RefusedByMongodb,
+}
+
+impl Dead {
+    /// Every reason.
+    pub const ALL: [Self; 2] = [Self::NoEvent, Self::RefusedByMongodb];
+
+    /// The value of the header `reason` and of the metrics label.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::NoEvent => "no_event",
+            Self::RefusedByMongodb => "refused_by_mongodb",
+        }
+    }
+}
+
+/// Acknowledges deliveries.
+pub async fn acknowledge<'a>(ackers: impl Iterator<Item = &'a Acker>) {
+    let acknowledged = join_all(ackers.map(|acker| acker.ack(BasicAckOptions::default()))).await;
+    // The broker will deliver these again, and the ledger knows them.
+    let void = acknowledged.iter().filter(|outcome| !matches!(outcome, Ok(true))).count();
+    if void > 0 {
+        debug!(void, "deliveries could not be acknowledged, since their channel is gone");
+    }
+}
+
+/// A dead letter.
+#[derive(Debug)]
+pub struct DeadLetter<'a> {
+    /// The tenant.
+    pub tenant: &'a str,
+    /// Why it is one.
+    pub reason: Dead,
+    /// What went wrong, in words.
+    pub error: String,
+    /// How often it was tried.
+    pub attempts: u32,
+    /// As it was received.
+    pub properties: &'a BasicProperties,
+    /// As it was received.
+    pub body: &'a [u8],
+}
+
+/// Publishes a dead letter until it is confirmed; false if `lost` came first.
+pub async fn bury(publisher: &Publisher, letter: &DeadLetter<'_>, lost: &CancellationToken) -> bool {
+    let key = letter.properties.message_id().as_ref().map(ToString::to_string);
+    let (tenant, reason) = (letter.tenant, letter.reason.name());
+    loop {
+        match publish(publisher, letter).await {
+            Ok(()) => {
+                warn!(
+                    tenant,
+                    event_key = key,
+                    reason,
+                    error = letter.error,
+                    "an event went to the dead letters"
+                );
+                return true;
+            }
+            Err(error) => {
+                error!(
+                    tenant,
+                    event_key = key,
+                    error = &error as &dyn std::error::Error,
+                    "can't publish a dead letter"
+                );
+            }
+        }
+        tokio::select! {
+            () = sleep(PUBLISH_PAUSE) => {}
+            () = lost.cancelled() => return false,
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum BuryError {
+    #[error("a name is too long for AMQP")]
+    Name(#[from] lapin::types::ShortStringError),
+    #[error(transparent)]
+    Publish(#[from] PublishError),
+}
+
+async fn publish(publisher: &Publisher, letter: &DeadLetter<'_>) -> Result<(), BuryError> {
+    let text = |text: &str| AMQPValue::LongString(text.into());
+    let error: String = letter.error.chars().take(MAX_ERROR_LENGTH).collect();
+    let failed_at_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+    let added = topology::table(&[
+        (topology::REASON_HEADER, text(letter.reason.name())),
+        ("error", text(&error)),
+        ("failed_at_ms", AMQPValue::LongLongInt(i64::try_from(failed_at_ms).unwrap_or(i64::MAX))),
+        ("attempts", AMQPValue::LongLongInt(letter.attempts.into())),
+    ])?;
+    let mut headers = letter.properties.headers().clone().unwrap_or_default();
+    for (name, value) in added.inner() {
+        headers.insert(name.clone(), value.clone());
+    }
+    let properties =
+        letter.properties.clone().with_headers(headers).with_delivery_mode(DELIVERY_MODE_PERSISTENT);
+    let message = Message::new("", topology::dead_queue(letter.tenant), properties, letter.body.to_vec())?;
+    publisher.publish(message, CONFIRM_TIMEOUT).await?;
+    Ok(())
+}

@@ -1,0 +1,288 @@
+//! A tenant's MongoDB: one transaction per batch, each attempt with a deadline that holds whatever the server does.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::TryStreamExt;
+use mongodb::bson::{DateTime, Document, doc};
+use mongodb::options::{ClientOptions, ReadConcern, ReadPreference, SelectionCriteria, WriteConcern};
+use mongodb::{Client, ClientSession, Database};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use crate::decode::Event;
+use crate::failure::Failure;
+use crate::project::table::{Table, Writes};
+use crate::project::{Documents, Outcome, Wanted, ledger};
+use crate::settings::{Settings, Tenant};
+
+/// How long an attempt that missed its deadline may take to end. The next attempt would only wait for its
+/// locks; but one whose connection hangs may never end.
+const ABANDONED_PATIENCE: Duration = Duration::from_secs(30);
+/// Building an index on a large collection takes its time.
+const INDEX_TIMEOUT: Duration = Duration::from_mins(10);
+/// `IndexOptionsConflict` and `IndexKeySpecsConflict`: there is such an index already, called or made otherwise.
+const INDEX_EXISTS: [i32; 2] = [85, 86];
+
+/// The collections, by their names in the contract.
+#[derive(Clone, Debug)]
+struct Names {
+    ledger: String,
+    messages: String,
+    conversations: String,
+    contacts: String,
+    notes: String,
+    calls: String,
+}
+
+/// A tenant's database.
+#[derive(Clone, Debug)]
+pub struct Store {
+    client: Client,
+    database: Database,
+    names: Names,
+    deadline: Duration,
+}
+
+impl Store {
+    /// A store whose server is contacted when it is first used. May look up the server's name, though.
+    pub async fn open(tenant: &Tenant, settings: &Settings) -> Result<Self, Failure> {
+        let (uri, deadline) = (tenant.mongo_uri.clone(), settings.mongo_timeout);
+        let parsed = tokio::spawn(async move { ClientOptions::parse(uri).await });
+        let mut options = within(deadline, parsed).await??;
+        options.app_name = Some("penstock-worker".to_owned());
+        options.min_pool_size = Some(settings.pool.0);
+        options.max_pool_size = Some(settings.pool.1);
+        options.connect_timeout = Some(deadline);
+        options.server_selection_timeout = Some(deadline);
+        let client = Client::with_options(options)?;
+        let prefixed = |name| if settings.test_mode { format!("test_{name}") } else { format!("{name}") };
+        let names = Names {
+            ledger: prefixed("webhook_events"),
+            messages: prefixed("messages"),
+            conversations: prefixed("conversations"),
+            contacts: prefixed("contacts"),
+            notes: prefixed("internal_notes"),
+            calls: prefixed("calls"),
+        };
+        Ok(Self { database: client.database(&tenant.database), client, names, deadline })
+    }
+
+    /// Checks that the server can do transactions, and makes the indexes that are missing.
+    pub async fn prepare(&self, retention: Duration) -> Result<(), Failure> {
+        self.check_replica_set().await?;
+        for (collection, index) in self.indexes(retention) {
+            self.ensure_index(collection, index).await?;
+        }
+        Ok(())
+    }
+
+    /// Fails with [`Failure::NoReplicaSet`] if the server is a standalone.
+    pub async fn check_replica_set(&self) -> Result<(), Failure> {
+        let database = self.database.clone();
+        let hello = tokio::spawn(async move { database.run_command(doc! {"hello": 1}).await });
+        let hello = within(self.deadline, hello).await??;
+        let is_router = hello.get_str("msg").ok() == Some("isdbgrid");
+        if is_router || hello.contains_key("setName") { Ok(()) } else { Err(Failure::NoReplicaSet) }
+    }
+
+    fn indexes(&self, retention: Duration) -> Vec<(&str, Document)> {
+        let retention = i64::try_from(retention.as_secs()).unwrap_or(i64::MAX);
+        let index = |name: &str, key: Document| doc! {"name": name, "key": key};
+        let mut ledger_ttl = index("stored_at_ttl", doc! {"stored_at": 1});
+        ledger_ttl.insert("expireAfterSeconds", retention);
+        vec![
+            (&self.names.ledger, ledger_ttl),
+            (&self.names.messages, index("chat_id_ts", doc! {"chat_id": 1, "ts": 1})),
+            (&self.names.conversations, index("last_message_ts", doc! {"last_message_ts": -1})),
+            (&self.names.contacts, index("phone", doc! {"phone": 1})),
+            (&self.names.notes, index("chat_id_created_at", doc! {"chat_id": 1, "created_at": 1})),
+            (&self.names.calls, index("chat_id_ts", doc! {"chat_id": 1, "ts": 1})),
+        ]
+    }
+
+    async fn ensure_index(&self, collection: &str, index: Document) -> Result<(), Failure> {
+        let create = doc! {"createIndexes": collection, "indexes": [index.clone()]};
+        let created = self.administer(create).await;
+        match (&created, index.get("expireAfterSeconds")) {
+            (Err(Failure::Mongo(error)), retention) if exists(error) => {
+                if let Some(retention) = retention {
+                    let changed = doc! {"keyPattern": index.get("key"), "expireAfterSeconds": retention};
+                    self.administer(doc! {"collMod": collection, "index": changed}).await?;
+                }
+                Ok(())
+            }
+            _ => created,
+        }
+    }
+
+    async fn administer(&self, command: Document) -> Result<(), Failure> {
+        let database = self.database.clone();
+        let run = tokio::spawn(async move { database.run_command(command).await });
+        within(INDEX_TIMEOUT, run).await??;
+        Ok(())
+    }
+
+    /// Writes the effects of these events in one transaction, and tells what became of each.
+    pub async fn write(&self, events: Arc<[Event]>) -> Result<Vec<Outcome>, Failure> {
+        let abandoned = CancellationToken::new();
+        let attempt = Attempt { store: self.clone(), events, abandoned: abandoned.clone() };
+        // A task of its own, since dropping the driver's futures half way would leave the session and its
+        // locks behind, and since nothing in the driver has a deadline of its own.
+        let mut running = tokio::spawn(attempt.run());
+        match timeout(self.deadline, &mut running).await {
+            Ok(ended) => ended.unwrap_or(Err(Failure::Cancelled)),
+            Err(_) => {
+                abandoned.cancel();
+                match timeout(ABANDONED_PATIENCE, running).await {
+                    Ok(Ok(Ok(outcomes))) => Ok(outcomes),
+                    _ => Err(Failure::TimedOut(self.deadline)),
+                }
+            }
+        }
+    }
+}
+
+fn exists(error: &mongodb::error::Error) -> bool {
+    matches!(&*error.kind, mongodb::error::ErrorKind::Command(command) if INDEX_EXISTS.contains(&command.code))
+}
+
+async fn within<T>(limit: Duration, task: tokio::task::JoinHandle<T>) -> Result<T, Failure> {
+    match timeout(limit, task).await {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(_)) => Err(Failure::Cancelled),
+        Err(_) => Err(Failure::TimedOut(limit)),
+    }
+}
+
+/// One attempt to write a batch.
+struct Attempt {
+    store: Store,
+    events: Arc<[Event]>,
+    abandoned: CancellationToken,
+}
+
+impl Attempt {
+    async fn run(self) -> Result<Vec<Outcome>, Failure> {
+        let mut session = self.store.client.start_session().await?;
+        session
+            .start_transaction()
+            .read_concern(ReadConcern::snapshot())
+            .write_concern(WriteConcern::majority())
+            .selection_criteria(SelectionCriteria::ReadPreference(ReadPreference::Primary))
+            .await?;
+        match self.write(&mut session).await {
+            Ok(outcomes) => {
+                self.commit(&mut session).await?;
+                Ok(outcomes)
+            }
+            Err(failure) => {
+                // If it can't be aborted now, the server does so when the session or its time ends.
+                let _ = session.abort_transaction().await;
+                Err(failure)
+            }
+        }
+    }
+
+    async fn write(&self, session: &mut ClientSession) -> Result<Vec<Outcome>, Failure> {
+        let mut documents = self.load(session).await?;
+        let now = DateTime::now();
+        let outcomes = self.events.iter().map(|event| documents.apply(event, now)).collect();
+        let names = &self.store.names;
+        for (name, writes) in [
+            (&names.ledger, documents.ledger.writes(None)),
+            (&names.messages, documents.messages.writes(None)),
+            (&names.conversations, documents.conversations.writes(Some(now))),
+            (&names.contacts, documents.contacts.writes(Some(now))),
+            (&names.notes, documents.notes.writes(None)),
+            (&names.calls, documents.calls.writes(None)),
+        ] {
+            self.save(session, name, writes).await?;
+        }
+        Ok(outcomes)
+    }
+
+    async fn load(&self, session: &mut ClientSession) -> Result<Documents, Failure> {
+        let (names, wanted) = (&self.store.names, Wanted::by(&self.events));
+        let mut documents = Documents::default();
+        let known_by = ledger::KNOWN_BY.iter().map(|name| ((*name).to_owned(), 1.into())).collect();
+        self.find(session, &names.ledger, &wanted.ledger, Some(known_by), &mut documents.ledger).await?;
+        let variants = ledger::variants(&documents.ledger, &self.events);
+        self.find(session, &names.ledger, &variants, None, &mut documents.ledger).await?;
+        self.find(session, &names.messages, &wanted.messages, None, &mut documents.messages).await?;
+        self.find(session, &names.notes, &wanted.notes, None, &mut documents.notes).await?;
+        self.find(session, &names.calls, &wanted.calls, None, &mut documents.calls).await?;
+        self.find(session, &names.contacts, &wanted.contacts, None, &mut documents.contacts).await?;
+        let mut conversations = wanted.conversations;
+        conversations.extend(documents.conversations_left());
+        self.find(session, &names.conversations, &conversations, None, &mut documents.conversations).await?;
+        Ok(documents)
+    }
+
+    async fn find(
+        &self,
+        session: &mut ClientSession,
+        collection: &str,
+        ids: &BTreeSet<String>,
+        fields: Option<Document>,
+        into: &mut Table,
+    ) -> Result<(), Failure> {
+        if ids.is_empty() {
+            return Ok(());
+        }
+        self.check_deadline()?;
+        let ids: Vec<&String> = ids.iter().collect();
+        // One batch, so one round trip, unless the documents are larger than a reply may be.
+        let batch_size = u32::try_from(ids.len()).unwrap_or(u32::MAX).saturating_add(1);
+        let collection = self.store.database.collection::<Document>(collection);
+        let mut find = collection.find(doc! {"_id": {"$in": ids}}).batch_size(batch_size);
+        if let Some(fields) = fields {
+            find = find.projection(fields);
+        }
+        let mut cursor = find.session(&mut *session).await?;
+        let found: Vec<Document> = cursor.stream(session).try_collect().await?;
+        into.load(found);
+        Ok(())
+    }
+
+    async fn save(
+        &self,
+        session: &mut ClientSession,
+        collection: &str,
+        writes: Writes,
+    ) -> Result<(), Failure> {
+        if !writes.inserts.is_empty() {
+            self.check_deadline()?;
+            let collection = self.store.database.collection::<Document>(collection);
+            collection.insert_many(writes.inserts).ordered(false).session(&mut *session).await?;
+        }
+        if !writes.updates.is_empty() {
+            self.check_deadline()?;
+            let update = doc! {"update": collection, "updates": writes.updates, "ordered": false};
+            let reply = self.store.database.run_command(update).session(session).await?;
+            // The command succeeds even where single updates don't.
+            let refused =
+                reply.get_array("writeErrors").ok().and_then(|errors| errors.first()?.as_document());
+            if let Some(code) = refused.and_then(|error| error.get_i32("code").ok()) {
+                return Err(Failure::Refused { code });
+            }
+        }
+        Ok(())
+    }
+
+    async fn commit(&self, session: &mut ClientSession) -> Result<(), Failure> {
+        loop {
+            self.check_deadline()?;
+            match session.commit_transaction().await {
+                Err(error) if Failure::is_unknown_commit(&error) => {}
+                outcome => return Ok(outcome?),
+            }
+        }
+    }
+
+    /// An abandoned attempt ends itself between two calls of the driver.
+    fn check_deadline(&self) -> Result<(), Failure> {
+        if self.abandoned.is_cancelled() { Err(Failure::TimedOut(self.store.deadline)) } else { Ok(()) }
+    }
+}
