@@ -1,0 +1,175 @@
+//! Whatever is received is stored, as it was said, where it belongs.
+
+use penstock_tests::broker::{Broker, header};
+use penstock_tests::database::{Database, readable};
+use penstock_tests::http::{metric, post_received};
+use penstock_tests::poll;
+use penstock_tests::process::{Ingest, Worker};
+use penstock_tests::stack::Place;
+use serde_json::{Value, json};
+
+#[tokio::test]
+async fn tenants_are_kept_apart() {
+    let place = Place::new().await;
+    let (ingest, worker) = (Ingest::start(&place, &[]).await, Worker::start(&place, &[]).await);
+    let body =
+        |text: &str| json!({"event_type": "comment.created", "contact": {"id": 1}, "text": text}).to_string();
+    post_received(&ingest.path("/webhook/faster"), body("for faster")).await;
+    post_received(&ingest.path("/webhook/vip"), body("for vip")).await;
+    // The same body under both tenants is two events.
+    post_received(&ingest.path("/webhook/faster"), body("for both")).await;
+    post_received(&ingest.path("/webhook/vip"), body("for both")).await;
+    for (tenant, own) in [("faster", "for faster"), ("vip", "for vip")] {
+        let database = Database::of(&place, tenant).await;
+        database.until_stored(2).await;
+        let mut texts: Vec<_> = database.all("internal_notes").await.into_values().collect();
+        texts.sort_by_key(|note| note.get_str("text").unwrap() != own);
+        assert_eq!(texts.len(), 2);
+        assert_eq!(texts[0].get_str("text").unwrap(), own);
+        assert_eq!(database.get("conversations", "1").await.get_i32("internal_note_count").unwrap(), 2);
+    }
+    worker.process.stop().await;
+    place.remove().await;
+}
+
+#[tokio::test]
+async fn text_with_a_dollar_and_awkward_names_are_stored_as_sent() {
+    let place = Place::new().await;
+    let (ingest, worker) = (Ingest::start(&place, &[]).await, Worker::start(&place, &[]).await);
+    let awkward = json!({
+        "type": "text", "text": "$set", "$where": {"$gt": 1}, "a.b": {"$c.d": ["$e", {"": null}]}, "$ref": 1, "$id": 2,
+        "__proto__": {}, "_id": "x", "nul": "\0", "big": [1, -2, 2_147_483_648_u64, 9_223_372_036_854_775_807_u64, 1.5],
+    });
+    let message = json!({
+        "event_id": "$event", "event_type": "message.received",
+        "contact": {"id": "$1", "phone": "$phone.number", "firstName": "$firstName", "email": "{$ne:1}", "assignee": {"$name": "$x"}},
+        "message": {"messageId": "$m.1", "timestamp": 1_700_000_000, "message": awkward},
+        "channel": {"id": "$c", "name": "$channel", "$meta": {"a.b": 1}},
+    });
+    let attachment = json!({
+        "event_type": "message.received", "contact": {"phone": "$phone.number"},
+        "message": {"messageId": "$m.2", "message": {"type": "attachment", "attachment": {"type": "$kind.of"}}},
+    });
+    let contact = json!({
+        "event_type": "contact.updated",
+        "contact": {"id": "$1", "firstName": "$$ROOT", "utm.source": "$utm", "$where": "1", "": 0, "tags": ["$tag"]},
+    });
+    for body in [&message, &attachment, &contact] {
+        post_received(&ingest.path("/webhook/faster"), body.to_string()).await;
+    }
+    let database = Database::of(&place, "faster").await;
+    database.until_stored(3).await;
+    let stored = readable(database.get("messages", "$m.1").await.into());
+    assert_eq!((&stored["raw_message"], &stored["sender"]), (&awkward, &json!("$phone.number")));
+    let conversation = readable(database.get("conversations", "$phone.number").await.into());
+    assert_eq!(conversation["contact"]["firstName"], Value::Null, "the later snapshot has none");
+    assert_eq!(conversation["assignee"], json!({"$name": "$x"}));
+    assert_eq!(conversation["channel_info"]["$meta"], json!({"a.b": 1}));
+    assert_eq!(conversation["media_counts"], json!({"$kind.of": 1}));
+    let contact = readable(database.get("contacts", "$1").await.into());
+    assert_eq!(contact["firstName"], "$$ROOT");
+    let fields = json!([{"name": "", "value": 0}, {"name": "$where", "value": "1"}, {"name": "utm.source", "value": "$utm"}]);
+    assert_eq!((&contact["custom_fields"], &contact["tags"]), (&fields, &json!(["$tag"])));
+    assert_eq!(readable(database.get("webhook_events", "$event").await.into())["body"], message.to_string());
+    assert_eq!(metric(&worker.admin, "worker_retries_total", &[]).await, Some(0.0));
+    worker.process.stop().await;
+    place.remove().await;
+}
+
+#[tokio::test]
+async fn ugly_but_valid_bodies_are_stored() {
+    let place = Place::new().await;
+    let (ingest, worker) = (Ingest::start(&place, &[]).await, Worker::start(&place, &[]).await);
+    let deep = format!(
+        r#"{{"event_type":"message.sent","message":{{"messageId":"deep","message":{}1{}}}}}"#,
+        r#"{"a":"#.repeat(126),
+        "}".repeat(126)
+    );
+    let numbers = r#"{"event_type":"message.sent","message":{"messageId":98765432109876543210987,"message":{"n":[1e400,123456789012345678901234567890,-0.0]}}}"#;
+    let surrogates = "\u{feff}{\"event_type\":\"message.sent\",\"message\":{\"messageId\":\"s\",\"message\":{\"text\":\"\\ud83d x\",\"k\\u0000\":1}}}";
+    let large = format!(
+        r#"{{"event_type":"message.sent","message":{{"messageId":"large","message":{{"n":[{}0]}}}}}}"#,
+        "0,".repeat(500_000)
+    );
+    let typed = r#"{"event_type":7,"event_id":["x"],"message":"hi","contact":"no"}"#;
+    for body in [&deep, numbers, surrogates, &large, typed] {
+        post_received(&ingest.path("/webhook/faster"), body.to_owned()).await;
+    }
+    let database = Database::of(&place, "faster").await;
+    database.until_stored(5).await;
+    let message = readable(database.get("messages", "98765432109876543210987").await.into());
+    assert_eq!(message["raw_message"]["n"], json!(["1e+400", "123456789012345678901234567890", -0.0]));
+    let message = readable(database.get("messages", "s").await.into());
+    assert_eq!(message["raw_message"], json!({"text": "\u{fffd} x", "k\u{fffd}": 1}));
+    assert_eq!(
+        database
+            .get("messages", "large")
+            .await
+            .get_document("raw_message")
+            .unwrap()
+            .get_array("n")
+            .unwrap()
+            .len(),
+        500_001
+    );
+    assert!(database.find("messages", "deep").await.is_some());
+    assert!(
+        database
+            .all("webhook_events")
+            .await
+            .values()
+            .any(|event| event.get_str("body").ok() == Some(surrogates))
+    );
+    worker.process.stop().await;
+    place.remove().await;
+}
+
+#[tokio::test]
+async fn what_is_no_event_or_refused_by_mongodb_goes_to_the_dead_letters_and_the_rest_is_stored() {
+    let place = Place::new().await;
+    let worker = Worker::start(&place, &[("BATCH_LINGER", "500ms")]).await;
+    let (broker, database) = (Broker::connect(&place.amqp_url).await, Database::of(&place, "faster").await);
+    poll::until("indexes are made", true, async || {
+        database.0.list_collection_names().await.unwrap().len() == 6
+    })
+    .await;
+    // A rule of the customer's own, which some events break.
+    let rule =
+        mongodb::bson::doc! {"collMod": "messages", "validator": {"channel_name": {"$ne": "forbidden"}}};
+    database.0.run_command(rule).await.unwrap();
+    let event = |n: u32, channel: &str| {
+        json!({"event_id": n.to_string(), "event_type": "message.sent", "contact": {"id": n % 3},
+            "message": {"messageId": n}, "channel": {"name": channel}})
+        .to_string()
+    };
+    poll::until("the queue", true, async || broker.depth("webhooks.faster").await.is_some()).await;
+    for n in 0..60 {
+        let channel = if n % 20 == 7 { "forbidden" } else { "allowed" };
+        broker.publish_event("faster", "any", 1_700_000_000_000, event(n, channel).as_bytes()).await;
+    }
+    broker.publish_event("faster", "any", 1_700_000_000_000, b"[not an event").await;
+    database.until_stored(57).await;
+    poll::until("dead letters", Some(4), async || broker.depth("dead.faster").await).await;
+    let mut reasons = Vec::new();
+    while let Some(letter) = broker.take("dead.faster").await {
+        let reason = header(&letter.properties, "reason").unwrap();
+        if reason == "refused_by_mongodb" {
+            let body: Value = serde_json::from_slice(&letter.data).unwrap();
+            assert_eq!(body["channel"]["name"], "forbidden");
+            assert!(header(&letter.properties, "error").unwrap().contains("121"));
+        }
+        assert!(
+            header(&letter.properties, "failed_at_ms").is_some()
+                && header(&letter.properties, "attempts").is_some()
+        );
+        reasons.push(reason);
+    }
+    reasons.sort();
+    assert_eq!(reasons, ["no_event", "refused_by_mongodb", "refused_by_mongodb", "refused_by_mongodb"]);
+    assert_eq!(database.sum("conversations", "message_count").await, 57);
+    let dead = [("tenant", "faster"), ("reason", "refused_by_mongodb")];
+    assert_eq!(metric(&worker.admin, "worker_dead_lettered_total", &dead).await, Some(3.0));
+    worker.process.stop().await;
+    assert_eq!(broker.depth("webhooks.faster").await, Some(0));
+    place.remove().await;
+}

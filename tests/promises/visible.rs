@@ -1,0 +1,157 @@
+//! Operators see what is going on, and nothing that is nobody's business.
+
+use penstock_tests::database::Database;
+use penstock_tests::http::{get, metric, metrics, post_received};
+use penstock_tests::poll;
+use penstock_tests::process::{Ingest, Process, Worker};
+use penstock_tests::stack::Place;
+use serde_json::json;
+
+#[tokio::test]
+async fn every_series_exists_from_the_start() {
+    let place = Place::new().await;
+    let (ingest, worker) = (Ingest::start(&place, &[]).await, Worker::start(&place, &[]).await);
+    let ingest_metrics = metrics(&ingest.admin).await;
+    for series in [
+        r#"http_server_request_duration_seconds_bucket{http_response_status_code="200",http_route="/webhook/{tenant}",le="0.0005"} 0"#,
+        r#"http_server_request_duration_seconds_count{http_response_status_code="503",http_route="/webhook/{tenant}/{stream}"} 0"#,
+        r#"ingest_accepted_total{tenant="faster",via="broker"} 0"#,
+        r#"ingest_accepted_total{tenant="vip",via="spool"} 0"#,
+        r#"ingest_quarantined_total{reason="too_deep",tenant="vip"} 0"#,
+        r#"ingest_quarantined_total{reason="invalid_signature",tenant="faster"} 0"#,
+        "ingest_refused_total 0",
+        "ingest_lost_total 0",
+        "ingest_refusal_budget_left 10",
+        r#"ingest_publish_total{outcome="confirmed"} 0"#,
+        r#"ingest_publish_total{outcome="timed_out"} 0"#,
+        "ingest_publish_duration_seconds_count 0",
+        "amqp_connection_up 1",
+        "amqp_connection_blocked 0",
+        "process_resident_memory_bytes ",
+    ] {
+        assert!(ingest_metrics.lines().any(|line| line.starts_with(series)), "{series}\n{ingest_metrics}");
+    }
+    poll::until("RabbitMQ is connected", Some(1.0), async || {
+        metric(&worker.admin, "amqp_connection_up", &[]).await
+    })
+    .await;
+    let worker_metrics = metrics(&worker.admin).await;
+    for series in [
+        r#"worker_events_total{event_type="message.received",outcome="stored",tenant="faster"} 0"#,
+        r#"worker_events_total{event_type="unknown",outcome="dead",tenant="vip"} 0"#,
+        r#"worker_events_total{event_type="call.ended",outcome="duplicate",tenant="vip"} 0"#,
+        "worker_batch_size_count 0",
+        "worker_commit_duration_seconds_count 0",
+        r#"worker_event_age_seconds_count{tenant="vip"} 0"#,
+        r#"worker_breaker_state{state="closed",tenant="faster"} 1"#,
+        r#"worker_breaker_state{state="half_open",tenant="faster"} 0"#,
+        r#"worker_breaker_state{state="open",tenant="vip"} 0"#,
+        "worker_retries_total 0",
+        r#"worker_dead_lettered_total{reason="refused_by_mongodb",tenant="vip"} 0"#,
+        "worker_in_flight 0",
+        "amqp_connection_blocked 0",
+        "process_resident_memory_bytes ",
+    ] {
+        assert!(worker_metrics.lines().any(|line| line.starts_with(series)), "{series}\n{worker_metrics}");
+    }
+    place.remove().await;
+}
+
+#[tokio::test]
+async fn events_are_counted_where_they_pass() {
+    let place = Place::new().await;
+    let (ingest, worker) = (Ingest::start(&place, &[]).await, Worker::start(&place, &[]).await);
+    let body = json!({"event_type": "conversation.opened", "contact": {"id": 1}}).to_string();
+    for _ in 0..3 {
+        post_received(&ingest.path("/webhook/vip"), body.clone()).await;
+    }
+    let counted = async |outcome| {
+        let labels = [("tenant", "vip"), ("event_type", "conversation.opened"), ("outcome", outcome)];
+        metric(&worker.admin, "worker_events_total", &labels).await
+    };
+    poll::until("duplicates", Some(2.0), async || counted("duplicate").await).await;
+    assert_eq!(counted("stored").await, Some(1.0));
+    assert_eq!(
+        metric(&worker.admin, "worker_event_age_seconds_count", &[("tenant", "vip")]).await,
+        Some(1.0)
+    );
+    let accepted =
+        metric(&ingest.admin, "ingest_accepted_total", &[("tenant", "vip"), ("via", "broker")]).await;
+    assert_eq!(accepted, Some(3.0));
+    let replies = [("http_route", "/webhook/{tenant}"), ("http_response_status_code", "200")];
+    let name = "http_server_request_duration_seconds_count";
+    assert_eq!(metric(&ingest.admin, name, &replies).await, Some(3.0));
+    place.remove().await;
+}
+
+#[tokio::test]
+async fn health_shows_the_whole_pipeline() {
+    let place = Place::new().await;
+    let ingest = Ingest::start(&place, &[]).await;
+    let health = async || get(&ingest.path("/health")).await.body;
+    let alone = health().await;
+    assert_eq!((&alone["status"], &alone["queue"]["workers"]), (&json!("degraded"), &json!(0)));
+    assert_eq!(alone["mongodb"], json!({"faster": "unknown", "vip": "unknown"}));
+    post_received(&ingest.path("/webhook/faster"), "{}").await;
+    poll::until("the waiting event shows", json!(1), async || health().await["queue"]["size"].clone()).await;
+
+    let workers =
+        [Worker::start(&place, &[]).await, Worker::start(&place, &[("WEBHOOK_WORKERS", "2")]).await];
+    poll::until("both workers show", json!(6), async || health().await["queue"]["workers"].clone()).await;
+    poll::until("all is well", json!("healthy"), async || health().await["status"].clone()).await;
+    let together = health().await;
+    assert_eq!(together["mongodb"], json!({"faster": "connected", "vip": "connected"}));
+    assert_eq!(together["circuit_breaker"]["status"], "CLOSED");
+    assert_eq!(
+        together["circuit_breaker"]["tenants"]["vip"],
+        json!({"status": "CLOSED", "failures": 0, "threshold": 10})
+    );
+    assert_eq!(together["broker"]["connected"], true);
+    assert_eq!(together["spool"], json!({"records": 0, "bytes": 0, "oldest_age_seconds": 0}));
+    poll::until("nothing waits", json!(0), async || health().await["queue"]["size"].clone()).await;
+    for worker in workers {
+        worker.process.stop().await;
+    }
+    poll::until("they have left", json!(0), async || health().await["queue"]["workers"].clone()).await;
+    assert_eq!(get(&format!("{}/health", ingest.admin)).await.body["status"], "degraded");
+    place.remove().await;
+}
+
+#[tokio::test]
+async fn probes_tell_alive_from_ready() {
+    let place = Place::new().await;
+    let nowhere = [("AMQP_URL", "amqp://127.0.0.1:1/%2f")];
+    let ingest = Ingest::start_unconnected(&place, &nowhere).await;
+    let worker = Worker::start(&place, &nowhere).await;
+    for (admin, ready) in [(&ingest.admin, 200), (&worker.admin, 503)] {
+        assert_eq!(get(&format!("{admin}/livez")).await.status, 200);
+        assert_eq!(get(&format!("{admin}/readyz")).await.status, ready);
+    }
+    place.remove().await;
+}
+
+#[tokio::test]
+async fn logs_are_json_and_hold_no_body_phone_or_password() {
+    let place = Place::new().await;
+    let verbose = [("TEST_MODE", "true"), ("RUST_LOG", "debug")];
+    let (ingest, worker) = (Ingest::start(&place, &verbose).await, Worker::start(&place, &verbose).await);
+    let body = json!({"event_id": "logged-1", "event_type": "message.received", "text": "private words",
+        "contact": {"id": 7, "phone": "+15550107777", "email": "someone@example.com"}, "message": {"messageId": 7}});
+    post_received(&ingest.path("/webhook/faster"), body.to_string()).await;
+    let unusable = "{\"text\":\"private words\", +15550107777";
+    penstock_tests::http::post(&ingest.path("/webhook/faster"), unusable).await;
+    let database = Database::of(&place, "faster").await;
+    poll::until("it is stored", 1, async || database.count("test_webhook_events").await).await;
+    let is_quiet = |process: &Process| {
+        let text = process.log_text();
+        for secret in ["private words", "15550107777", "someone@example.com", "guest:guest"] {
+            assert!(!text.contains(secret), "{secret} in the log of {}", process.binary);
+        }
+        let lines = text.lines().filter(|line| !line.is_empty()).count();
+        assert_eq!(process.log_lines().len(), lines, "every line is JSON: {text}");
+    };
+    assert!(ingest.process.log_text().contains("logged-1"), "the event's key is logged");
+    is_quiet(&ingest.process);
+    is_quiet(&worker.process);
+    place.remove().await;
+}

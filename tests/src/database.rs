@@ -1,0 +1,118 @@
+//! What came out in MongoDB.
+
+use std::collections::BTreeMap;
+
+use futures_util::TryStreamExt;
+use mongodb::Client;
+use mongodb::bson::{Bson, Document, doc};
+use serde_json::{Value, json};
+
+use crate::poll;
+use crate::stack::Place;
+
+/// The collections of the contract.
+pub const COLLECTIONS: [&str; 6] =
+    ["webhook_events", "messages", "conversations", "contacts", "internal_notes", "calls"];
+
+/// Fields that tell when something was written, and so differ from run to run.
+const VOLATILE: [&str; 3] = ["created_at", "updated_at", "stored_at"];
+
+/// A tenant's database.
+#[derive(Clone, Debug)]
+pub struct Database(pub mongodb::Database);
+
+impl Database {
+    /// The tenant's database of this test.
+    pub async fn of(place: &Place, tenant: &str) -> Self {
+        let client = Client::with_uri_str(&place.mongo_uri).await.expect("a URI");
+        Self(client.database(&place.database(tenant)))
+    }
+
+    /// A document.
+    pub async fn find(&self, collection: &str, id: &str) -> Option<Document> {
+        self.0.collection::<Document>(collection).find_one(doc! {"_id": id}).await.expect("MongoDB answers")
+    }
+
+    /// A document that must be there.
+    pub async fn get(&self, collection: &str, id: &str) -> Document {
+        self.find(collection, id).await.unwrap_or_else(|| panic!("no {id} in {collection}"))
+    }
+
+    /// Number of documents.
+    pub async fn count(&self, collection: &str) -> u64 {
+        self.0.collection::<Document>(collection).count_documents(doc! {}).await.expect("MongoDB answers")
+    }
+
+    /// Waits until the ledger has so many events.
+    pub async fn until_stored(&self, events: u64) {
+        poll::until("events in the ledger", events, async || self.count("webhook_events").await).await;
+    }
+
+    /// Every document of a collection, by id.
+    pub async fn all(&self, collection: &str) -> BTreeMap<String, Document> {
+        let cursor = self.0.collection::<Document>(collection).find(doc! {}).await.expect("MongoDB answers");
+        let documents: Vec<Document> = cursor.try_collect().await.expect("MongoDB answers");
+        documents
+            .into_iter()
+            .map(|document| (document.get_str("_id").expect("a text").to_owned(), document))
+            .collect()
+    }
+
+    /// Everything, without what differs from run to run.
+    pub async fn dump(&self) -> BTreeMap<String, BTreeMap<String, Document>> {
+        let mut dump = BTreeMap::new();
+        for collection in COLLECTIONS {
+            let mut documents = self.all(collection).await;
+            for document in documents.values_mut() {
+                for field in VOLATILE {
+                    document.remove(field);
+                }
+                sort_fields(document);
+            }
+            dump.insert(collection.to_owned(), documents);
+        }
+        dump
+    }
+
+    /// Sum of a numeric field over a collection.
+    pub async fn sum(&self, collection: &str, field: &str) -> i64 {
+        let number = |value: Option<&Bson>| match value {
+            Some(Bson::Int32(number)) => i64::from(*number),
+            Some(Bson::Int64(number)) => *number,
+            _ => 0,
+        };
+        self.all(collection).await.values().map(|document| number(document.get(field))).sum()
+    }
+}
+
+/// Whether a field was there from the start or came by an update decides its place, which means nothing.
+fn sort_fields(document: &mut Document) {
+    let mut fields: Vec<_> = std::mem::take(document).into_iter().collect();
+    fields.sort_by(|a, b| a.0.cmp(&b.0));
+    for (name, mut value) in fields {
+        if let (Bson::Document(inner), "_merge") = (&mut value, name.as_str()) {
+            sort_fields(inner);
+        }
+        document.insert(name, value);
+    }
+}
+
+/// JSON with dates as people read them.
+pub fn readable(value: Bson) -> Value {
+    match value {
+        Bson::Document(document) => document
+            .into_iter()
+            .map(|(name, value)| (name, readable(value)))
+            .collect::<serde_json::Map<_, _>>()
+            .into(),
+        Bson::Array(list) => list.into_iter().map(readable).collect::<Vec<_>>().into(),
+        Bson::DateTime(at) => at.try_to_rfc3339_string().unwrap_or_default().into(),
+        Bson::String(text) => text.into(),
+        Bson::Boolean(flag) => flag.into(),
+        Bson::Int32(number) => number.into(),
+        Bson::Int64(number) => number.into(),
+        Bson::Double(number) => json!(number),
+        Bson::Null => Value::Null,
+        other => other.to_string().into(),
+    }
+}
