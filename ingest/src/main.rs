@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use ingest::settings::Settings;
 use shared::env::{EXIT_BAD_CONFIGURATION, Env};
+use shared::telemetry::chain;
 use shared::{shutdown, telemetry};
 use tracing::error;
 
@@ -37,7 +38,7 @@ async fn main() -> ExitCode {
     match run(settings).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            error!(error = error.as_ref() as &dyn std::error::Error, "ingest failed");
+            error!(error = chain(error.as_ref()), "ingest failed");
             ExitCode::FAILURE
         }
     }

@@ -11,6 +11,7 @@ use lapin::options::{BasicConsumeOptions, QueueBindOptions, QueueDeclareOptions}
 use lapin::types::FieldTable;
 use shared::amqp::{self, Link, Session};
 use shared::status::{ANNOUNCEMENT_TTL, Announcement};
+use shared::telemetry::chain;
 use shared::topology;
 use tokio::time::interval;
 use tracing::warn;
@@ -71,7 +72,7 @@ pub async fn follow(pipeline: Arc<Pipeline>, link: &Link, tenants: &[String]) {
             () = session.lost().cancelled() => Ok(()),
         };
         if let Err(error) = ended {
-            warn!(error = &error as &dyn std::error::Error, "can't follow the workers' state");
+            warn!(error = chain(&error), "can't follow the workers' state");
             session.report_broken();
         }
         session.lost().cancelled().await;
@@ -91,7 +92,7 @@ async fn listen(pipeline: &Pipeline, session: &Session) -> lapin::Result<()> {
     while let Some(delivery) = announcements.next().await {
         match serde_json::from_slice(&delivery?.data) {
             Ok(announcement) => pipeline.heard(announcement, Instant::now()),
-            Err(error) => warn!(error = &error as &dyn std::error::Error, "strange announcement of a worker"),
+            Err(error) => warn!(error = chain(&error), "strange announcement of a worker"),
         }
     }
     Ok(())

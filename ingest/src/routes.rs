@@ -11,6 +11,7 @@ use actix_web::{Error, HttpRequest, HttpResponse, web};
 use serde_json::json;
 use shared::amqp::Link;
 use shared::publisher::Publisher;
+use shared::telemetry::chain;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
@@ -130,12 +131,7 @@ async fn webhook(gateway: web::Data<Gateway>, request: HttpRequest, payload: web
         Ok(message) => message,
         Err(error) => {
             // Every name is bounded well below AMQP's 255 bytes, so this is a defect of ours.
-            error!(
-                tenant,
-                event_key = key,
-                error = &error as &dyn std::error::Error,
-                "can't name the message"
-            );
+            error!(tenant, event_key = key, error = chain(&error), "can't name the message");
             gateway.note_refusal();
             return reply::refused();
         }
@@ -154,7 +150,7 @@ async fn webhook(gateway: web::Data<Gateway>, request: HttpRequest, payload: web
         }
         (Err(error), _) => {
             gateway.note_refusal();
-            error!(tenant, event_key = key, error = &error as &dyn std::error::Error, "refused a webhook");
+            error!(tenant, event_key = key, error = chain(&error), "refused a webhook");
             reply::refused()
         }
     }

@@ -62,8 +62,8 @@ impl Settings {
         let settings = Self {
             tenants: tenants.collect(),
             amqp_url: amqp::url(&mut env),
-            public: (env.text_or("HOST", "0.0.0.0"), env.number("PORT", 8000, 1..=u16::MAX)),
-            admin: (env.text_or("ADMIN_HOST", "127.0.0.1"), env.number("ADMIN_PORT", 9100, 1..=u16::MAX)),
+            public: (env.text_or("HOST", "0.0.0.0"), env.number("PORT", 8000, 0..=u16::MAX)),
+            admin: (env.text_or("ADMIN_HOST", "127.0.0.1"), env.number("ADMIN_PORT", 9100, 0..=u16::MAX)),
             test_mode: env.flag("TEST_MODE", false),
             // The upper bound keeps every document below MongoDB's 16 MiB, whatever the body unfolds to.
             max_body_bytes: env.number("MAX_BODY_BYTES", 1 << 20, 1..=2 << 20),
@@ -74,7 +74,7 @@ impl Settings {
             breaker_threshold: env.number("CIRCUIT_BREAKER_THRESHOLD", 10, 1..=1_000_000),
             drain_delay: env.duration("DRAIN_DELAY", SECOND, Duration::ZERO..=60 * SECOND),
         };
-        if settings.public == settings.admin {
+        if settings.public == settings.admin && settings.public.1 != 0 {
             env.problem("ADMIN_PORT: is the public port too");
         }
         env.finish(settings)

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::telemetry::chain;
 use actix_web::dev::Server;
 use actix_web::{App, HttpResponse, HttpServer, web};
 use prometheus::{Registry, TextEncoder};
@@ -51,7 +52,7 @@ async fn metrics(admin: web::Data<Admin>) -> HttpResponse {
     match TextEncoder::new().encode_to_string(&admin.registry.gather()) {
         Ok(text) => HttpResponse::Ok().content_type("text/plain; version=0.0.4; charset=utf-8").body(text),
         Err(error) => {
-            tracing::error!(error = &error as &dyn std::error::Error, "can't encode the metrics");
+            tracing::error!(error = chain(&error), "can't encode the metrics");
             HttpResponse::InternalServerError().finish()
         }
     }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::telemetry::chain;
 use futures_util::StreamExt;
 use lapin::options::ConfirmSelectOptions;
 use lapin::uri::AMQPUri;
@@ -217,7 +218,7 @@ async fn supervise(opener: Opener, sender: watch::Sender<Option<Arc<Session>>>, 
                 }
             }
             Err(error) => {
-                let error: &dyn std::error::Error = &error;
+                let error = chain(&error);
                 error!(connection, broker, error, "can't use RabbitMQ, will try again");
             }
         }

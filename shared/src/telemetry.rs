@@ -1,5 +1,8 @@
 //! Logs: one JSON object a line, on standard output.
 
+use std::error::Error;
+use std::iter::successors;
+
 use tracing_subscriber::EnvFilter;
 
 /// What is logged when `RUST_LOG` isn't set. lapin logs every failure that we handle and log ourselves.
@@ -20,4 +23,27 @@ pub fn start_logging(filter: Option<&str>, verbose: bool) {
         .with_span_list(false)
         .with_env_filter(filter)
         .init();
+}
+
+/// An error and what caused it, for the field `error` of a log line.
+#[must_use]
+pub fn chain(error: &(dyn Error + 'static)) -> String {
+    let causes: Vec<String> = successors(Some(error), |error: &&(dyn Error + 'static)| (*error).source())
+        .map(ToString::to_string)
+        .collect();
+    causes.join(": ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("outer")]
+    struct Outer(#[source] std::io::Error);
+
+    #[test]
+    fn the_chain_names_every_cause() {
+        assert_eq!(chain(&Outer(std::io::Error::other("inner"))), "outer: inner");
+    }
 }

@@ -122,7 +122,7 @@ async fn probes_tell_alive_from_ready() {
     let place = Place::new().await;
     let nowhere = [("AMQP_URL", "amqp://127.0.0.1:1/%2f")];
     let ingest = Ingest::start_unconnected(&place, &nowhere).await;
-    let worker = Worker::start(&place, &nowhere).await;
+    let worker = Worker::start_unconnected(&place, &nowhere).await;
     for (admin, ready) in [(&ingest.admin, 200), (&worker.admin, 503)] {
         assert_eq!(get(&format!("{admin}/livez")).await.status, 200);
         assert_eq!(get(&format!("{admin}/readyz")).await.status, ready);

@@ -163,10 +163,7 @@ impl Ingest {
     /// Starts one and waits until it is connected.
     pub async fn start(place: &Place, settings: &[(&str, &str)]) -> Self {
         let ingest = Self::start_unconnected(place, settings).await;
-        poll::until("RabbitMQ is connected", Some(1.0), async || {
-            crate::http::metric(&ingest.admin, "amqp_connection_up", &[]).await
-        })
-        .await;
+        until_connected(&ingest.admin).await;
         ingest
     }
 
@@ -196,8 +193,16 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Starts one for the tenants `faster` and `vip` and waits until it listens.
+    /// Starts one for the tenants `faster` and `vip` and waits until it is connected: by then all queues are
+    /// declared and bound.
     pub async fn start(place: &Place, settings: &[(&str, &str)]) -> Self {
+        let worker = Self::start_unconnected(place, settings).await;
+        until_connected(&worker.admin).await;
+        worker
+    }
+
+    /// Starts one for the tenants `faster` and `vip` and waits until it listens.
+    pub async fn start_unconnected(place: &Place, settings: &[(&str, &str)]) -> Self {
         let (faster, vip) = (place.database("faster"), place.database("vip"));
         let common = [
             ("AMQP_URL", place.amqp_url.as_str()),
@@ -213,4 +218,9 @@ impl Worker {
         let admin = format!("http://{}", process.address("admin").await);
         Self { process, admin }
     }
+}
+
+async fn until_connected(admin: &str) {
+    let connected = async || crate::http::metric(admin, "amqp_connection_up", &[]).await;
+    poll::until("RabbitMQ is connected", Some(1.0), connected).await;
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use lapin::BasicProperties;
 use shared::publisher::{Message, Publisher};
 use shared::status::{ANNOUNCE_INTERVAL, Announcement};
+use shared::telemetry::chain;
 use shared::topology;
 use tokio::time::interval;
 use tokio_util::sync::CancellationToken;
@@ -47,7 +48,7 @@ impl Announcer {
         let body = match serde_json::to_vec(&self.announcement(leaving)) {
             Ok(body) => body,
             Err(error) => {
-                return error!(error = &error as &dyn std::error::Error, "can't write an announcement");
+                return error!(error = chain(&error), "can't write an announcement");
             }
         };
         let message =
@@ -55,7 +56,7 @@ impl Announcer {
         let Ok(message) = message else { return };
         if let Err(error) = publisher.publish(message, ANNOUNCE_INTERVAL).await {
             // The next one will do; the connection's supervisor has logged what is wrong.
-            debug!(error = &error as &dyn std::error::Error, "an announcement was not confirmed");
+            debug!(error = chain(&error), "an announcement was not confirmed");
         }
     }
 }

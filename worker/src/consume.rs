@@ -11,6 +11,7 @@ use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{BasicProperties, Channel, Consumer};
 use shared::amqp::{self, Link, Session};
 use shared::event::{Stream, UNKNOWN};
+use shared::telemetry::chain;
 use shared::topology;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -39,7 +40,7 @@ pub async fn serve(context: Arc<Context>, link: Arc<Link>, stop: CancellationTok
         match consume(&context, &session, &stop).await {
             Ok(()) => {}
             Err(error) => {
-                let error: &dyn std::error::Error = &error;
+                let error = chain(&error);
                 warn!(tenant = context.tenant, error, "consuming ended, will start again");
             }
         }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use lapin::Acker;
 use lapin::BasicProperties;
 use shared::publisher::Publisher;
+use shared::telemetry::chain;
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -133,12 +134,7 @@ async fn hold_until_written(context: &Context, batch: &[Job], lost: &Cancellatio
                 return Written::Refused(failure, attempt);
             }
             Class::Conflict => {
-                debug!(
-                    tenant = context.tenant,
-                    attempt,
-                    error = &failure as &dyn std::error::Error,
-                    "conflict"
-                );
+                debug!(tenant = context.tenant, attempt, error = chain(&failure), "conflict");
                 CONFLICT_PAUSE.mul_f64(fastrand::f64())
             }
             class @ (Class::Infrastructure | Class::Configuration) => {

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use shared::env::{EXIT_BAD_CONFIGURATION, Env};
+use shared::telemetry::chain;
 use shared::{shutdown, telemetry};
 use tracing::error;
 use worker::settings::Settings;
@@ -17,8 +18,11 @@ struct Arguments {
     check: bool,
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
+/// The deepest body that ingest accepts, read back from MongoDB, takes the driver close to the usual 2 MiB in
+/// release builds and beyond it in others; a stack overflow would kill every worker in turn. In bytes.
+const STACK_SIZE: usize = 16 << 20;
+
+fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let mut env = Env::of_process();
     let (filter, host) = (env.text("RUST_LOG"), env.text_or("HOSTNAME", "worker"));
@@ -36,13 +40,20 @@ async fn main() -> ExitCode {
     telemetry::start_logging(filter.as_deref(), settings.test_mode);
     // Two containers may share a host name, and each has a process of the same number.
     let name = format!("{host}-{}-{:04x}", std::process::id(), fastrand::u16(..));
-    match run(settings, name).await {
+    match start(settings, name) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            error!(error = error.as_ref() as &dyn std::error::Error, "the worker failed");
+            error!(error = chain(error.as_ref()), "the worker failed");
             ExitCode::FAILURE
         }
     }
+}
+
+fn start(settings: Settings, name: String) -> anyhow::Result<()> {
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().thread_stack_size(STACK_SIZE).build()?;
+    // As a task, so that nothing runs on the main thread's stack.
+    runtime.block_on(async { tokio::spawn(run(settings, name)).await? })
 }
 
 async fn run(settings: Settings, name: String) -> anyhow::Result<()> {

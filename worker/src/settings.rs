@@ -73,7 +73,7 @@ impl Settings {
         let settings = Self {
             tenants: tenants(&mut env),
             amqp_url: amqp::url(&mut env),
-            admin: (env.text_or("ADMIN_HOST", "127.0.0.1"), env.number("ADMIN_PORT", 9101, 1..=u16::MAX)),
+            admin: (env.text_or("ADMIN_HOST", "127.0.0.1"), env.number("ADMIN_PORT", 9101, 0..=u16::MAX)),
             test_mode: env.flag("TEST_MODE", false),
             lanes: env.number("WEBHOOK_WORKERS", 4, 1..=256),
             batch_size: env.number("BATCH_SIZE", 200, 1..=1000),

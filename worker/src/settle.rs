@@ -8,6 +8,7 @@ use lapin::BasicProperties;
 use lapin::options::BasicAckOptions;
 use lapin::types::AMQPValue;
 use shared::publisher::{DELIVERY_MODE_PERSISTENT, Message, PublishError, Publisher};
+use shared::telemetry::chain;
 use shared::topology;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -87,12 +88,7 @@ pub async fn bury(publisher: &Publisher, letter: &DeadLetter<'_>, lost: &Cancell
                 return true;
             }
             Err(error) => {
-                error!(
-                    tenant,
-                    event_key = key,
-                    error = &error as &dyn std::error::Error,
-                    "can't publish a dead letter"
-                );
+                error!(tenant, event_key = key, error = chain(&error), "can't publish a dead letter");
             }
         }
         tokio::select! {

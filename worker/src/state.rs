@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 
 use shared::status::{BreakerState, TenantStatus};
+use shared::telemetry::chain;
 use tracing::{error, info, warn};
 
 use crate::failure::{Class, Failure};
@@ -40,7 +41,7 @@ impl TenantState {
     pub fn mongodb_fails(&self, tenant: &str, class: Class, failure: &Failure) {
         let first = self.failures.fetch_add(1, Ordering::Relaxed) == 0;
         self.connected.store(false, Ordering::Relaxed);
-        let error: &dyn std::error::Error = failure;
+        let error = chain(failure);
         if first && class == Class::Configuration {
             error!(tenant, error, "MongoDB refuses us, holding events until that is mended");
         } else if first {
