@@ -108,10 +108,10 @@ impl Event {
         })
     }
 
-    /// A member of the body, if it isn't null.
+    /// A member of the body, if it is [`given`].
     #[must_use]
     pub fn member(&self, name: &str) -> Option<&Json> {
-        self.members.get(name).filter(|json| **json != Json::Null)
+        self.members.get(name).and_then(given)
     }
 
     /// The contact, if there is one.
@@ -126,11 +126,25 @@ impl Event {
         self.contact()?.get("id")?.id()
     }
 
+    /// What the event would be about, had it been posted to this stream.
+    #[must_use]
+    pub fn kind_on(&self, stream: Stream) -> Kind {
+        kind(self.event_type.as_deref(), stream, &self.members)
+    }
+
     /// The label of the event type in metrics.
     #[must_use]
     pub fn label(&self) -> &'static str {
         event::type_label(self.event_type.as_deref())
     }
+}
+
+/// The value, unless it is null or an object of nulls, as senders write "nobody" too.
+#[must_use]
+pub fn given(json: &Json) -> Option<&Json> {
+    let is_null = |json: &Json| *json == Json::Null;
+    let nobody = json.object().map_or(is_null(json), |members| members.values().all(is_null));
+    (!nobody).then_some(json)
 }
 
 /// A known event type decides, whatever path it came on; otherwise the stream does.

@@ -6,23 +6,27 @@ use time::{Date, OffsetDateTime, PrimitiveDateTime, Time};
 
 /// Clocks of senders may be ahead of ours, but not by more than this, in milliseconds.
 const MAX_AHEAD_MS: i64 = 24 * 60 * 60 * 1000;
+/// The last millisecond of the year 9999.
+const LAST_MS: i64 = 253_402_300_799_999;
 
 /// The moment that `sent` tells, in milliseconds since 1970, or `received_at_ms` if it tells none that can be.
 #[must_use]
 pub fn event_time(sent: Option<&Json>, received_at_ms: i64) -> i64 {
     sent.and_then(read)
-        .filter(|at| (1..=received_at_ms.saturating_add(MAX_AHEAD_MS)).contains(at))
+        .filter(|at| *at <= received_at_ms.saturating_add(MAX_AHEAD_MS))
         .unwrap_or(received_at_ms)
 }
 
-/// Reads a moment, in milliseconds since 1970.
+/// Reads a moment, in milliseconds since 1970. Zero, negative, or past the year 9999 it is none: many readers
+/// of MongoDB fail on a date that their calendar doesn't have.
 #[must_use]
 pub fn read(sent: &Json) -> Option<i64> {
-    match sent {
+    let read = match sent {
         Json::Number(number) => from_number(number),
         Json::Text(text) => from_number(text.trim()).or_else(|| from_iso(text.trim())),
         _ => None,
-    }
+    };
+    read.filter(|at| (1..=LAST_MS).contains(at))
 }
 
 /// Tells the unit by magnitude: 1e11 seconds and 1e14 milliseconds both lie in the 52nd century.

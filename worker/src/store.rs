@@ -57,7 +57,8 @@ impl Store {
         options.connect_timeout = Some(deadline);
         options.server_selection_timeout = Some(deadline);
         let client = Client::with_options(options)?;
-        let prefixed = |name: &str| if settings.test_mode { format!("test_{name}") } else { String::from(name) };
+        let prefixed =
+            |name: &str| if settings.test_mode { format!("test_{name}") } else { String::from(name) };
         let names = Names {
             ledger: prefixed("webhook_events"),
             messages: prefixed("messages"),

@@ -6,7 +6,7 @@ use shared::json::{Json, Object};
 use super::Stamp;
 use super::table::Table;
 use crate::convert;
-use crate::decode::{Event, Kind};
+use crate::decode::{self, Event, Kind};
 
 /// Fields of a contact that every snapshot has; `id` is text.
 const NINE: [&str; 9] =
@@ -28,16 +28,7 @@ pub fn nine_fields(contact: &Json) -> Document {
 /// The assignee, if the event speaks of one.
 #[must_use]
 pub fn assignee(contact: &Json) -> Option<Bson> {
-    Some(object_of_nulls_is_null(convert::value(contact.get("assignee")?)))
-}
-
-/// Senders write "nobody" as an object whose members are all null.
-#[must_use]
-pub fn object_of_nulls_is_null(value: Bson) -> Bson {
-    match value {
-        Bson::Document(document) if document.values().all(|value| *value == Bson::Null) => Bson::Null,
-        value => value,
-    }
+    Some(decode::given(contact.get("assignee")?).map(convert::value).into())
 }
 
 /// The lifecycle, if the event sets one: a lifecycle event also to null, others only to something.

@@ -1,4 +1,4 @@
-//! `conversations`: one document per chat_id.
+//! `conversations`: one document per `chat_id`.
 
 use mongodb::bson::{Bson, DateTime, Document, doc};
 use shared::json::Json;
@@ -8,7 +8,7 @@ use super::contact;
 use super::message::Counted;
 use super::table::Table;
 use crate::convert;
-use crate::decode::{Event, Kind};
+use crate::decode::{self, Event, Kind};
 use crate::moment;
 
 /// Whether events of this kind create the conversation, and change it.
@@ -148,7 +148,7 @@ fn opened(conversation: &mut Document, event: &Event, stamp: &Stamp) {
 fn closed(conversation: &mut Document, event: &Event, stamp: &Stamp) {
     let said = event.member("conversation");
     let moment = |name: &str| said.and_then(|said| said.get(name)).and_then(moment::read);
-    if let Some(opened_at) = moment("openedTime").filter(|at| (1..=event.at_ms).contains(at)) {
+    if let Some(opened_at) = moment("openedTime").filter(|at| *at <= event.at_ms) {
         move_date(conversation, "opened_at", opened_at, i64::max);
     }
     if stamp.claim_as_latest(conversation, "status") {
@@ -161,7 +161,7 @@ fn closed(conversation: &mut Document, event: &Event, stamp: &Stamp) {
             "category": convert::member(said, "category"),
             "summary": convert::member(said, "summary"),
             "opened_by_source": convert::member(said, "openedBySource"),
-            "closed_by": contact::object_of_nulls_is_null(convert::member(said, "closedBy")),
+            "closed_by": said.and_then(|said| decode::given(said.get("closedBy")?)).map(convert::value),
             "closed_by_source": convert::member(said, "closedBySource"),
             // Epochs or durations, nobody knows: as sent.
             "first_response_time": convert::member(said, "firstResponseTime"),

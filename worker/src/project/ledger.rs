@@ -3,16 +3,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use mongodb::bson::{Bson, DateTime, Document, doc};
+use shared::event::Stream;
 
 use super::Outcome;
 use super::table::Table;
-use crate::decode::Event;
+use crate::decode::{Event, Kind};
 
 /// Hexadecimal digits of a body's SHA-256 that name it beside others of the same key.
 pub const VARIANT_DIGITS: usize = 16;
 
 /// Fields by which duplicates are known; the body itself isn't read for that.
-pub const KNOWN_BY: [&str; 2] = ["body_sha256", "received_at"];
+pub const KNOWN_BY: [&str; 3] = ["body_sha256", "received_at", "stream"];
 
 fn variant(key: &str, digest: &str) -> String {
     let digits: String = digest.chars().take(VARIANT_DIGITS).collect();
@@ -46,17 +47,16 @@ pub fn variants(ledger: &Table, events: &[Event]) -> BTreeSet<String> {
 /// it: which one that is must not depend on the order in which they are stored.
 pub fn enter(ledger: &mut Table, event: &Event, now: DateTime) -> Outcome {
     let beside = variant(&event.key, &event.digest);
+    for id in [&event.key, &beside] {
+        if let Some(known) = ledger.get_mut(id).filter(|entry| is_of(entry, event)) {
+            return again(known, event);
+        }
+    }
     let Some(holder) = ledger.get_mut(&event.key) else {
         ledger.get_or_insert(&event.key, || entry(event, now));
         return Outcome::Stored;
     };
-    if is_of(holder, event) {
-        return again(holder, event);
-    }
     if order(holder) < (Some(event.received_at_ms), Some(&event.digest)) {
-        if let Some(known) = ledger.get_mut(&beside) {
-            return again(known, event);
-        }
         ledger.get_or_insert(&beside, || entry(event, now));
         return Outcome::Stored;
     }
@@ -81,13 +81,18 @@ fn entry(event: &Event, now: DateTime) -> Document {
     }
 }
 
-/// The same body once more: the entry tells when it was received first.
+/// The same body once more: the entry tells when it was received first, and which stream made something of it.
 fn again(entry: &mut Document, event: &Event) -> Outcome {
     let received_at = DateTime::from_millis(event.received_at_ms);
     if entry.get_datetime("received_at").is_ok_and(|stored| received_at < *stored) {
         entry.insert("received_at", received_at);
     }
-    Outcome::Duplicate
+    let stream = entry.get_str("stream").map_or(event.stream, Stream::from_name);
+    if event.kind == Kind::Other || event.kind_on(stream) != Kind::Other {
+        return Outcome::Duplicate;
+    }
+    entry.insert("stream", event.stream.name());
+    Outcome::Stored
 }
 
 fn is_of(entry: &Document, event: &Event) -> bool {

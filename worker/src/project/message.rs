@@ -8,7 +8,7 @@ use shared::json::Json;
 
 use super::{Documents, Stamp, conversation};
 use crate::convert;
-use crate::decode::{Direction, Event};
+use crate::decode::{self, Direction, Event};
 use crate::moment;
 
 /// Fields that only some messages have. A later delivery without one takes it away.
@@ -128,11 +128,11 @@ fn first_id(places: &[(Option<&Json>, &str)]) -> Bson {
 fn content(message: Option<&Json>, inner: Option<&Json>) -> Document {
     let mut fields = Document::new();
     let mut take = |name: &str, value: Option<&Json>| {
-        if let Some(value) = value.filter(|value| **value != Json::Null) {
+        if let Some(value) = value.and_then(decode::given) {
             fields.insert(name, convert::value(value));
         }
     };
-    let of_inner = |name: &str| inner.and_then(|inner| inner.get(name));
+    let of_inner = |name: &str| inner.and_then(|inner| decode::given(inner.get(name)?));
     take("message_tag", of_inner("messageTag").or_else(|| message?.get("messageTag")));
     match of_inner("type").and_then(Json::text) {
         Some("attachment") => take("attachment", of_inner("attachment")),
@@ -179,11 +179,12 @@ fn source(event: &Event) -> Option<&Json> {
 
 /// All statuses that deliveries told, each (value, timestamp) once, in the order of their timestamps.
 fn union_of_status(stored: Option<&Bson>, told: Option<&Json>) -> Bson {
-    let told = told.filter(|told| **told != Json::Null).map(convert::value);
-    let all = [stored.cloned(), told].into_iter().flatten().flat_map(|value| match value {
-        Bson::Array(list) => list,
-        single => vec![single],
-    });
+    let all =
+        [stored.cloned(), told.map(convert::value)].into_iter().flatten().flat_map(|value| match value {
+            Bson::Array(list) => list,
+            Bson::Null => Vec::new(),
+            single => vec![single],
+        });
     let mut union: BTreeMap<(Option<i64>, String, String), Bson> = BTreeMap::new();
     for status in all {
         let at = status.as_document().and_then(|status| status.get("timestamp"));

@@ -97,7 +97,8 @@ impl Documents {
     }
 
     /// Applies an event. The documents in [`Wanted`] and [`Documents::conversations_left`], and those that
-    /// [`ledger::variants`] names, must have been loaded. `now` goes into created_at, updated_at and stored_at only.
+    /// [`ledger::variants`] names, must have been loaded. `now` goes into `created_at`, `updated_at` and
+    /// `stored_at` only.
     pub fn apply(&mut self, event: &Event, now: DateTime) -> Outcome {
         if ledger::enter(&mut self.ledger, event, now) == Outcome::Duplicate {
             return Outcome::Duplicate;
@@ -117,3 +118,6 @@ impl Documents {
         Outcome::Stored
     }
 }
+
+#[cfg(test)]
+mod tests;
