@@ -1,10 +1,15 @@
 //! `/health`: the state of the whole pipeline, in the shape that the Flask bridge's users know.
 
+use std::time::Duration;
+
 use serde_json::{Map, Value, json};
 use shared::status::{Announcement, BreakerState, TenantStatus};
 
+use crate::spool::Size;
+
 /// What is known at this moment.
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub struct Seen<'a> {
     /// The tenants served.
     pub tenants: &'a [String],
@@ -22,6 +27,14 @@ pub struct Seen<'a> {
     pub broker_blocked: bool,
     /// Messages published and not confirmed yet.
     pub publishing: usize,
+    /// Whether RabbitMQ was silent, so that only the drain publishes.
+    pub broker_suspect: bool,
+    /// Webhooks in the spool, and their bytes.
+    pub spool: Size,
+    /// Time since the oldest of them was received.
+    pub spool_oldest_age: Duration,
+    /// Whether the spool can be written.
+    pub spool_writable: bool,
     /// Refusals that are harmless within the window, and how many are left.
     pub refusals: (usize, usize),
 }
@@ -48,9 +61,15 @@ pub fn report(seen: &Seen<'_>) -> Value {
         "broker": {
             "connected": seen.broker_up,
             "blocked": seen.broker_blocked,
+            "suspect": seen.broker_suspect,
             "in_flight": seen.publishing,
         },
-        "spool": {"records": 0, "bytes": 0, "oldest_age_seconds": 0},
+        "spool": {
+            "records": seen.spool.records,
+            "bytes": seen.spool.bytes,
+            "oldest_age_seconds": seen.spool_oldest_age.as_secs(),
+            "writable": seen.spool_writable,
+        },
         "refusals": {"budget": seen.refusals.0, "left": seen.refusals.1},
         "mongodb": tenants.iter().map(|(tenant, status)| ((*tenant).clone(), mongodb(status.as_ref())))
             .collect::<Map<_, _>>(),
@@ -72,9 +91,11 @@ fn status(seen: &Seen<'_>, tenants: &[(&String, Option<TenantStatus>)]) -> &'sta
     let well = |status: &Option<TenantStatus>| {
         status.as_ref().is_some_and(|s| s.mongodb_connected && s.breaker == BreakerState::Closed)
     };
-    if !seen.broker_up || seen.broker_blocked {
+    let broker_takes = seen.broker_up && !seen.broker_blocked && !seen.broker_suspect;
+    if !broker_takes && !seen.spool_writable {
+        // Webhooks are refused, or lost.
         "unhealthy"
-    } else if tenants.iter().all(|(_, status)| well(status)) {
+    } else if broker_takes && seen.spool_writable && tenants.iter().all(|(_, status)| well(status)) {
         "healthy"
     } else {
         "degraded"
@@ -131,6 +152,10 @@ mod tests {
             broker_up: true,
             broker_blocked: false,
             publishing: 1,
+            broker_suspect: false,
+            spool: Size { records: 3, bytes: 400 },
+            spool_oldest_age: Duration::from_millis(2500),
+            spool_writable: true,
             refusals: (10, 9),
         }
     }
@@ -164,6 +189,10 @@ mod tests {
         assert_eq!((&alone["status"], &alone["mongodb"]["faster"]), (&json!("degraded"), &json!("unknown")));
         assert_eq!(alone["circuit_breaker"]["threshold"], 7);
         let cut_off = report(&Seen { broker_up: false, ..seen(&names, &[]) });
-        assert_eq!(cut_off["status"], "unhealthy");
+        assert_eq!(cut_off["status"], "degraded");
+        let nowhere = report(&Seen { broker_up: false, spool_writable: false, ..seen(&names, &[]) });
+        assert_eq!(nowhere["status"], "unhealthy");
+        let spool = json!({"records": 3, "bytes": 400, "oldest_age_seconds": 2, "writable": true});
+        assert_eq!(alone["spool"], spool);
     }
 }

@@ -1,6 +1,7 @@
 //! ingest: takes webhooks in and answers 200 once they are durable.
 //!
-//! The way of a webhook: [`routes`] → [`receive`] (with [`verify`]) → [`publish`] → [`reply`].
+//! The way of a webhook: [`routes`] → [`receive`] (with [`verify`]) → [`durable`] (RabbitMQ, else [`spool`]) →
+//! [`reply`].
 
 use std::io;
 use std::net::SocketAddr;
@@ -16,26 +17,30 @@ use shared::publisher::Publisher;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+pub mod durable;
 pub mod health;
 pub mod metrics;
 pub mod pipeline;
-pub mod publish;
 pub mod receive;
 pub mod refusals;
 pub mod reply;
 pub mod routes;
 pub mod settings;
+pub mod spool;
 pub mod verify;
+pub mod webhook;
 
+use durable::Durable;
 use metrics::Metrics;
-use pipeline::Pipeline;
+use receive::Memory;
 use refusals::Refusals;
 use routes::Gateway;
 use settings::Settings;
+use spool::{OpenError, Spool, drain};
 use verify::Policy;
 
 /// Messages published and not confirmed yet. RabbitMQ's rate hardly rises beyond, its latency does.
-const MAX_IN_FLIGHT: usize = 512;
+const MAX_IN_FLIGHT: u32 = 512;
 /// Channels for publishing: RabbitMQ has a process for each.
 const PUBLISH_CHANNELS: usize = 2;
 /// Longest time for a request's head to arrive.
@@ -44,6 +49,10 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
 /// Requests under way get this long when stopping, in seconds: body and publish have shorter deadlines.
 const SHUTDOWN_SECONDS: u64 = 10;
+/// Connections at the same time, per thread that serves them. Each can hold a small body.
+const MAX_CONNECTIONS: usize = 4096;
+/// What is in the spool when stopping is published as long as that goes on, at most with such gaps.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(1);
 /// Confirms under way get this long when stopping.
 const CONFIRM_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -58,6 +67,9 @@ pub enum StartError {
         /// Why not.
         source: io::Error,
     },
+    /// The spool can't be used.
+    #[error(transparent)]
+    Spool(#[from] OpenError),
     /// The metrics are defined wrongly, a defect of ours.
     #[error("can't define the metrics")]
     Metrics(#[from] prometheus::Error),
@@ -70,18 +82,30 @@ pub struct Ingest {
     admin: Server,
 }
 
-/// Binds the ports and starts connecting to RabbitMQ. Needs a tokio runtime.
+/// Opens the spool and starts connecting to RabbitMQ. Needs a tokio runtime.
+pub fn durable(settings: &Settings, metrics: &Arc<Metrics>) -> Result<Durable, OpenError> {
+    let spool =
+        Spool::open(&settings.spool_dir, settings.spool_max_bytes, metrics.spool_commit_duration.clone())?;
+    let purpose = Purpose::Publish { channels: PUBLISH_CHANNELS };
+    let publisher = Publisher::new(link(settings, "ingest publish", purpose), MAX_IN_FLIGHT);
+    Ok(Durable::new(publisher, spool, settings.publish_timeout, metrics.clone()))
+}
+
+fn link(settings: &Settings, name: &str, purpose: Purpose) -> Link {
+    Link::start(settings.amqp_url.clone(), name, purpose, settings.tenants.keys().cloned().collect())
+}
+
+/// Opens the spool, binds the ports and starts connecting to RabbitMQ. Needs a tokio runtime.
 pub fn build(settings: Settings, stop: CancellationToken) -> Result<Ingest, StartError> {
-    let tenants: Arc<[String]> = settings.tenants.keys().cloned().collect();
-    let link = |name, purpose| Link::start(settings.amqp_url.clone(), name, purpose, tenants.clone());
-    let publishing = link("ingest publish", Purpose::Publish { channels: PUBLISH_CHANNELS });
-    let status_link = link("ingest status", Purpose::Consume);
+    let tenants: Vec<String> = settings.tenants.keys().cloned().collect();
+    let metrics = Arc::new(Metrics::new(tenants.iter().map(String::as_str))?);
     let gateway = web::Data::new(Gateway {
-        publisher: Publisher::new(publishing, MAX_IN_FLIGHT),
-        status_link,
-        pipeline: Arc::new(Pipeline::default()),
-        metrics: Metrics::new(tenants.iter().map(String::as_str))?,
+        durable: Arc::new(durable(&settings, &metrics)?),
+        status_link: link(&settings, "ingest status", Purpose::Consume),
+        pipeline: Arc::default(),
+        metrics,
         refusals: Mutex::new(Refusals::new(settings.refusal_budget, settings.refusal_window)),
+        memory: Memory::default(),
         stop: stop.clone(),
         settings,
     });
@@ -94,6 +118,7 @@ pub fn build(settings: Settings, stop: CancellationToken) -> Result<Ingest, Star
     tokio::spawn(async move {
         pipeline::follow(follower.pipeline.clone(), &follower.status_link, &tenants).await;
     });
+    tokio::spawn(drain::run(gateway.durable.clone(), stop.clone()));
     let public = bind_public(&gateway, stop)?;
     let admin = bind_admin(&gateway)?;
     Ok(Ingest { gateway, public, admin })
@@ -107,6 +132,7 @@ fn bind_public(gateway: &web::Data<Gateway>, stop: CancellationToken) -> Result<
     })
     .client_request_timeout(HEAD_TIMEOUT)
     .keep_alive(KEEP_ALIVE)
+    .max_connections(MAX_CONNECTIONS)
     .shutdown_timeout(SHUTDOWN_SECONDS)
     .shutdown_signal(async move {
         stop.cancelled().await;
@@ -124,7 +150,7 @@ fn bind_admin(gateway: &web::Data<Gateway>) -> Result<Server, StartError> {
     let admin = Admin {
         registry: gateway.metrics.registry().clone(),
         before_scrape: Arc::new(move || scraped.refresh_metrics()),
-        unready: Arc::new(move || asked.stop.is_cancelled().then(|| "stopping".to_owned())),
+        unready: Arc::new(move || asked.unready()),
         health: Some(Arc::new(move || told.health())),
     };
     let (addresses, server) = admin::bind((host, *port), admin)
@@ -146,7 +172,13 @@ impl Ingest {
         let admin_handle = admin.handle();
         let admin = tokio::spawn(admin);
         let served = public.await;
-        gateway.publisher.close(CONFIRM_PATIENCE).await;
+        let durable = &gateway.durable;
+        // A replica that is gone for good takes its spool along.
+        if !drain::to_the_end(durable, DRAIN_PATIENCE).await {
+            let records = durable.spool().size().records;
+            warn!(records, "webhooks stay in the spool: start ingest again, or run `ingest spool drain`");
+        }
+        durable.publisher().close(CONFIRM_PATIENCE).await;
         gateway.status_link.close().await;
         admin_handle.stop(true).await;
         let _ = admin.await;

@@ -2,8 +2,9 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use ingest::settings::Settings;
+use ingest::spool::command::{self, SpoolCommand};
 use shared::env::{EXIT_BAD_CONFIGURATION, Env};
 use shared::telemetry::chain;
 use shared::{shutdown, telemetry};
@@ -16,13 +17,22 @@ struct Arguments {
     /// Validate the configuration, print every problem, and exit with 0 or 64.
     #[arg(long)]
     check: bool,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Looks after webhooks that a lost or stopped ingest has left in its spool (`SPOOL_DIR`).
+    #[command(subcommand)]
+    Spool(SpoolCommand),
 }
 
 #[tokio::main]
 async fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let mut env = Env::of_process();
-    let filter = env.text("RUST_LOG");
+    let filter = telemetry::filter(&mut env);
     let settings = match Settings::read(env) {
         Ok(settings) => settings,
         Err(problems) => {
@@ -35,7 +45,7 @@ async fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     telemetry::start_logging(filter.as_deref(), settings.test_mode);
-    match run(settings).await {
+    match run(settings, arguments.command).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             error!(error = chain(error.as_ref()), "ingest failed");
@@ -44,7 +54,10 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn run(settings: Settings) -> anyhow::Result<()> {
+async fn run(settings: Settings, command: Option<Command>) -> anyhow::Result<()> {
+    if let Some(Command::Spool(command)) = command {
+        return Ok(command::run(command, &settings).await?);
+    }
     let stop = shutdown::on_signal()?;
     ingest::build(settings, stop)?.run().await?;
     Ok(())

@@ -8,6 +8,7 @@ use prometheus::{
 };
 use shared::publisher::PublishError;
 
+use crate::durable::Via;
 use crate::receive::Reason;
 
 /// Seconds. Fine below 10 ms, where replies belong; the last ones show how near respond.io's deadline is.
@@ -35,6 +36,20 @@ pub struct Metrics {
     quarantined: IntCounterVec,
     publishes: IntCounterVec,
     publish_duration: Histogram,
+    /// Time for a group of webhooks to be written and fsynced.
+    pub spool_commit_duration: Histogram,
+    /// Webhooks in the spool.
+    pub spool_records: IntGauge,
+    /// Their bytes.
+    pub spool_bytes: IntGauge,
+    /// Seconds since the oldest of them was received.
+    pub spool_oldest_age: IntGauge,
+    /// Webhooks that wait to be written to the spool.
+    pub spool_waiting: IntGauge,
+    /// 1 while the spool can be written.
+    pub spool_writable: IntGauge,
+    /// Damaged files and records set aside since the start.
+    pub spool_corruptions: IntGauge,
     /// Webhooks answered 503.
     pub refused: IntCounter,
     /// Webhooks answered 200 although they could be stored nowhere.
@@ -65,6 +80,25 @@ impl Metrics {
                 "ingest_publish_duration_seconds",
                 "Time from publish to confirm, or to giving up",
             ))?,
+            spool_commit_duration: Histogram::with_opts(histogram(
+                "ingest_spool_commit_duration_seconds",
+                "Time to write and fsync a group of webhooks",
+            ))?,
+            spool_records: IntGauge::new("ingest_spool_records", "Webhooks in the spool")?,
+            spool_bytes: IntGauge::new("ingest_spool_bytes", "Bytes of the webhooks in the spool")?,
+            spool_oldest_age: IntGauge::new(
+                "ingest_spool_oldest_age_seconds",
+                "Time since the oldest webhook in the spool was received",
+            )?,
+            spool_waiting: IntGauge::new(
+                "ingest_spool_waiting",
+                "Webhooks that wait to be written to the spool",
+            )?,
+            spool_writable: IntGauge::new("ingest_spool_writable", "1 while the spool can be written")?,
+            spool_corruptions: IntGauge::new(
+                "ingest_spool_corruptions",
+                "Damaged files and records of the spool set aside since the start",
+            )?,
             refused: IntCounter::new("ingest_refused_total", "Webhooks answered 503")?,
             lost: IntCounter::new("ingest_lost_total", "Webhooks answered 200 that could be stored nowhere")?,
             refusal_budget_left: IntGauge::new(
@@ -91,6 +125,13 @@ impl Metrics {
         register(Box::new(self.quarantined.clone()))?;
         register(Box::new(self.publishes.clone()))?;
         register(Box::new(self.publish_duration.clone()))?;
+        register(Box::new(self.spool_commit_duration.clone()))?;
+        register(Box::new(self.spool_records.clone()))?;
+        register(Box::new(self.spool_bytes.clone()))?;
+        register(Box::new(self.spool_oldest_age.clone()))?;
+        register(Box::new(self.spool_waiting.clone()))?;
+        register(Box::new(self.spool_writable.clone()))?;
+        register(Box::new(self.spool_corruptions.clone()))?;
         register(Box::new(self.refused.clone()))?;
         register(Box::new(self.lost.clone()))?;
         register(Box::new(self.refusal_budget_left.clone()))?;
@@ -107,8 +148,8 @@ impl Metrics {
             }
         }
         for tenant in tenants {
-            for via in ["broker", "spool"] {
-                self.accepted.with_label_values(&[tenant, via]);
+            for via in Via::ALL {
+                self.accepted.with_label_values(&[tenant, via.name()]);
             }
             for reason in Reason::ALL {
                 self.quarantined.with_label_values(&[tenant, reason.name()]);
@@ -131,8 +172,8 @@ impl Metrics {
     }
 
     /// An event was made durable.
-    pub fn accepted(&self, tenant: &str) {
-        self.accepted.with_label_values(&[tenant, "broker"]).inc();
+    pub fn accepted(&self, tenant: &str, via: Via) {
+        self.accepted.with_label_values(&[tenant, via.name()]).inc();
     }
 
     /// A request was set aside.

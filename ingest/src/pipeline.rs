@@ -67,13 +67,13 @@ pub async fn follow(pipeline: Arc<Pipeline>, link: &Link, tenants: &[String]) {
     let mut sessions = link.sessions();
     while let Some(session) = amqp::next_session(&mut sessions).await {
         let ended = tokio::select! {
-            ended = listen(&pipeline, &session) => ended,
+            ended = listen(&pipeline, &session) => ended.map(|()| session.report_broken("the status queue is gone")),
             ended = measure(&pipeline, &session, tenants) => ended,
             () = session.lost().cancelled() => Ok(()),
         };
         if let Err(error) = ended {
             warn!(error = chain(&error), "can't follow the workers' state");
-            session.report_broken();
+            session.report_broken("a channel for status failed");
         }
         session.lost().cancelled().await;
     }

@@ -1,5 +1,6 @@
 //! Takes a request in and decides what it is: an event, evidence for the quarantine, or to be turned away.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use actix_web::http::header::{CONTENT_ENCODING, HeaderMap};
@@ -7,16 +8,21 @@ use actix_web::web;
 use futures_util::StreamExt;
 use shared::event::{self, Stream};
 use shared::json::{self, Unusable};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use crate::settings::Signing;
 use crate::verify::{self, Form, Policy, Untrusted};
 
-/// A body that isn't there by then never comes. Together with the time to publish it, this has to stay
-/// below respond.io's deadline of 5 seconds.
-const BODY_TIMEOUT: Duration = Duration::from_secs(4);
+/// A body that isn't there by then never comes. With the time to publish and the time to spool (a second
+/// each at most) a reply stays below respond.io's deadline of 5 seconds.
+const BODY_TIMEOUT: Duration = Duration::from_millis(2500);
 /// As much of a body that is over the limit is kept as evidence, in bytes.
 const EVIDENCE_BYTES: usize = 64 << 10;
+/// Bodies up to this size, nearly all, need not ask for memory: the number of connections bounds them. In bytes.
+const SMALL_BODY_BYTES: usize = 16 << 10;
+/// What larger bodies may take beyond that at the same time, in KiB.
+const LARGE_BODIES_KIB: usize = 64 << 10;
 
 /// Why a request's body goes to the quarantine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,16 +84,41 @@ pub struct Body {
     pub bytes: Vec<u8>,
     /// Number of bytes sent.
     pub sent: usize,
+    /// Its share of the memory for large bodies.
+    pub memory: Vec<OwnedSemaphorePermit>,
+}
+
+/// Memory for bodies that are larger than most: those share [`LARGE_BODIES_KIB`] between them.
+#[derive(Clone, Debug)]
+pub struct Memory(Arc<Semaphore>);
+
+impl Default for Memory {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(LARGE_BODIES_KIB)))
+    }
+}
+
+impl Memory {
+    /// Takes what a body needs to grow to `bytes`, waiting for others to finish if need be.
+    async fn grow(&self, taken: &mut Vec<OwnedSemaphorePermit>, bytes: usize) {
+        let has: usize = taken.iter().map(OwnedSemaphorePermit::num_permits).sum();
+        let needs = (bytes.saturating_sub(SMALL_BODY_BYTES) >> 10).saturating_sub(has);
+        if let (Ok(needs @ 1..), true) = (u32::try_from(needs), has < LARGE_BODIES_KIB) {
+            // It is never closed.
+            taken.extend(self.0.clone().acquire_many_owned(needs).await.ok());
+        }
+    }
 }
 
 /// Reads a body, keeping at most `limit` bytes of it. None if the sender doesn't finish it.
-pub async fn read_body(mut payload: web::Payload, limit: usize) -> Option<Body> {
+pub async fn read_body(mut payload: web::Payload, limit: usize, memory: &Memory) -> Option<Body> {
     let read = async {
-        let mut body = Body { bytes: Vec::new(), sent: 0 };
+        let mut body = Body { bytes: Vec::new(), sent: 0, memory: Vec::new() };
         while let Some(chunk) = payload.next().await {
             let chunk = chunk.ok()?;
             body.sent += chunk.len();
             if body.sent <= limit {
+                memory.grow(&mut body.memory, body.sent).await;
                 body.bytes.extend_from_slice(&chunk);
             } else {
                 // The rest is read all the same: a sender that is cut off sees an error, not our 200.
@@ -126,9 +157,15 @@ pub struct Named {
 /// Decides what a request is. Pure.
 #[must_use]
 pub fn judge(tenant: &str, signing: &Signing, headers: &HeaderMap, body: &Body, limit: usize) -> Verdict {
-    let parsed = if body.sent > limit { Err(Reason::TooLarge) } else { parse(headers, &body.bytes) };
+    if body.sent > limit {
+        // Only a part of what was signed is at hand.
+        let key = event::body_key(tenant, &body.bytes);
+        let named = Named { key, event_type: event::UNKNOWN.to_owned(), signature: Form::Unchecked.name() };
+        return Verdict::Quarantine(named, Reason::TooLarge);
+    }
+    let parsed = parse(headers, &body.bytes);
     let object = parsed.as_ref().ok();
-    let trusted = match signature(signing, headers, body, object, limit) {
+    let trusted = match signature(signing, headers, body, object) {
         Err(reason) if signing.policy == Policy::Reject => return Verdict::Reject(reason),
         trusted => trusted,
     };
@@ -160,15 +197,10 @@ fn signature(
     headers: &HeaderMap,
     body: &Body,
     parsed: Option<&json::Object>,
-    limit: usize,
 ) -> Result<Form, Reason> {
     let signature = headers.get(verify::HEADER).map(actix_web::http::header::HeaderValue::as_bytes);
     if signing.policy == Policy::Off {
         return Ok(if signature.is_some() { Form::Unchecked } else { Form::Unsigned });
-    }
-    if body.sent > limit {
-        // Only a part of what was signed is at hand.
-        return Err(Reason::TooLarge);
     }
     Ok(signing.keys.verify(signature, &body.bytes, parsed)?)
 }
@@ -187,7 +219,7 @@ mod tests {
 
     fn judged(policy: Policy, body: &[u8], limit: usize) -> Verdict {
         let signing = Signing { policy, keys: ["key"].into_iter().collect() };
-        let body = Body { bytes: body.to_vec(), sent: body.len() };
+        let body = Body { bytes: body.to_vec(), sent: body.len(), memory: Vec::new() };
         judge("faster", &signing, &HeaderMap::new(), &body, limit)
     }
 
@@ -219,7 +251,7 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
         let signing = Signing { policy: Policy::Off, keys: [].into_iter().collect() };
-        let body = Body { bytes: b"{}".to_vec(), sent: 2 };
+        let body = Body { bytes: b"{}".to_vec(), sent: 2, memory: Vec::new() };
         let verdict = judge("faster", &signing, &headers, &body, 10);
         assert_eq!(reason(&verdict), Some("unsupported_encoding"));
     }
@@ -230,6 +262,8 @@ mod tests {
         assert!(matches!(verdict, Verdict::Quarantine(_, Reason::MissingSignature)));
         assert_eq!(judged(Policy::Reject, b"{}", 10), Verdict::Reject(Reason::MissingSignature));
         assert!(matches!(judged(Policy::Off, b"{}", 10), Verdict::Accept(_)));
+        // It can't be told whether this is signed.
+        assert!(matches!(judged(Policy::Reject, b"{\"a\":1}", 5), Verdict::Quarantine(_, Reason::TooLarge)));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! How many webhooks were refused lately: respond.io disables a webhook after about 30 in 30 minutes.
+//! How often may a webhook be refused? respond.io disables it after about 30 errors in 30 minutes.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 pub struct Refusals {
     budget: usize,
     window: Duration,
-    // Never more than `budget`: the oldest in the window are all that matter.
     recent: VecDeque<Instant>,
 }
 
@@ -19,24 +18,21 @@ impl Refusals {
         Self { budget, window, recent: VecDeque::new() }
     }
 
-    /// Notes a refusal.
-    pub fn note(&mut self, now: Instant) {
-        self.forget(now);
-        if self.recent.len() < self.budget {
+    /// Takes a refusal out of the budget; false if none is left.
+    pub fn spend(&mut self, now: Instant) -> bool {
+        let affordable = self.left(now) > 0;
+        if affordable {
             self.recent.push_back(now);
         }
+        affordable
     }
 
     /// Refusals left in the window.
     pub fn left(&mut self, now: Instant) -> usize {
-        self.forget(now);
-        self.budget - self.recent.len()
-    }
-
-    fn forget(&mut self, now: Instant) {
         while self.recent.front().is_some_and(|at| now.duration_since(*at) >= self.window) {
             self.recent.pop_front();
         }
+        self.budget - self.recent.len()
     }
 }
 
@@ -45,14 +41,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn refusals_are_forgotten_after_the_window() {
+    fn the_budget_comes_back_after_the_window() {
         let (start, second) = (Instant::now(), Duration::from_secs(1));
         let mut refusals = Refusals::new(2, 10 * second);
-        refusals.note(start);
-        refusals.note(start + 5 * second);
-        refusals.note(start + 6 * second);
+        assert!(refusals.spend(start));
+        assert!(refusals.spend(start + 5 * second));
+        assert!(!refusals.spend(start + 6 * second));
         assert_eq!(refusals.left(start + 9 * second), 0);
-        assert_eq!(refusals.left(start + 10 * second), 1);
-        assert_eq!(refusals.left(start + 15 * second), 2);
+        assert!(refusals.spend(start + 10 * second));
+        assert!(!refusals.spend(start + 14 * second));
+        assert_eq!(refusals.left(start + 20 * second), 2);
+        assert!(!Refusals::new(0, second).spend(start));
     }
 }

@@ -35,6 +35,12 @@ pub fn refused() -> HttpResponse {
         .json(json!({"status": "unavailable", "error": "can't be stored now, please send it again"}))
 }
 
+/// The payload couldn't be made durable, and refusing it would get the webhook disabled.
+#[must_use]
+pub fn lost() -> HttpResponse {
+    HttpResponse::Ok().json(json!({"status": "lost"}))
+}
+
 /// The sender didn't finish its body.
 #[must_use]
 pub fn incomplete() -> HttpResponse {

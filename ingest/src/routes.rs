@@ -1,6 +1,6 @@
 //! The public port: which path leads where.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use actix_web::body::MessageBody;
@@ -10,35 +10,37 @@ use actix_web::middleware::Next;
 use actix_web::{Error, HttpRequest, HttpResponse, web};
 use serde_json::json;
 use shared::amqp::Link;
-use shared::publisher::Publisher;
 use shared::telemetry::chain;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
+use crate::durable::{Durable, Nowhere};
 use crate::health::{self, Seen};
 use crate::metrics::{self, Metrics};
 use crate::pipeline::Pipeline;
-use crate::publish::{self, Origin};
-use crate::receive::{self, Verdict};
+use crate::receive::{self, Memory, Reason, Verdict};
 use crate::refusals::Refusals;
 use crate::reply;
 use crate::settings::Settings;
+use crate::webhook::{self, Evidence, Facts, Webhook};
 
 /// What the handlers share.
 #[derive(Debug)]
 pub struct Gateway {
     /// The settings.
     pub settings: Settings,
-    /// The way into RabbitMQ.
-    pub publisher: Publisher,
+    /// Makes webhooks durable.
+    pub durable: Arc<Durable>,
     /// The connection on which workers are listened to.
     pub status_link: Link,
     /// What is behind RabbitMQ.
     pub pipeline: Arc<Pipeline>,
     /// The metrics.
-    pub metrics: Metrics,
+    pub metrics: Arc<Metrics>,
     /// Refusals of late.
     pub refusals: Mutex<Refusals>,
+    /// For bodies that are being read.
+    pub memory: Memory,
     /// Cancelled when this process was told to stop.
     pub stop: CancellationToken,
 }
@@ -48,37 +50,70 @@ impl Gateway {
     #[must_use]
     pub fn health(&self) -> serde_json::Value {
         let tenants: Vec<String> = self.settings.tenants.keys().cloned().collect();
-        let link = self.publisher.link();
+        let (publisher, spool) = (self.durable.publisher(), self.durable.spool());
         health::report(&Seen {
             tenants: &tenants,
             test_mode: self.settings.test_mode,
             waiting: self.pipeline.waiting(),
             workers: &self.pipeline.workers(Instant::now()),
             breaker_threshold: self.settings.breaker_threshold,
-            broker_up: link.is_up(),
-            broker_blocked: link.is_blocked(),
-            publishing: self.publisher.in_flight(),
-            refusals: (self.settings.refusal_budget, self.refusals_left()),
+            broker_up: publisher.link().is_up(),
+            broker_blocked: publisher.link().is_blocked(),
+            broker_suspect: self.durable.is_suspect(),
+            publishing: publisher.in_flight(),
+            spool: spool.size(),
+            spool_oldest_age: spool.oldest_age(),
+            spool_writable: spool.is_writable(),
+            refusals: (self.settings.refusal_budget, self.refusals().left(Instant::now())),
         })
+    }
+
+    /// Why this process shouldn't get webhooks, if there is a reason. RabbitMQ's absence is none.
+    #[must_use]
+    pub fn unready(&self) -> Option<String> {
+        if self.stop.is_cancelled() {
+            return Some("stopping".to_owned());
+        }
+        (!self.durable.spool().is_writable()).then(|| "the spool can't be written".to_owned())
     }
 
     /// Sets the gauges that are measured on demand.
     pub fn refresh_metrics(&self) {
-        let (link, metrics) = (self.publisher.link(), &self.metrics);
-        metrics.amqp_up.set(i64::from(link.is_up() && self.status_link.is_up()));
-        metrics.amqp_blocked.set(i64::from(link.is_blocked()));
-        metrics.refusal_budget_left.set(i64::try_from(self.refusals_left()).unwrap_or(i64::MAX));
-        metrics.publishes_in_flight.set(i64::try_from(self.publisher.in_flight()).unwrap_or(i64::MAX));
+        let (publisher, spool, metrics) = (self.durable.publisher(), self.durable.spool(), &self.metrics);
+        let up = publisher.link().is_up() && self.status_link.is_up();
+        metrics.amqp_up.set(i64::from(up));
+        metrics.amqp_blocked.set(i64::from(publisher.link().is_blocked()));
+        metrics.publishes_in_flight.set(gauge(publisher.in_flight()));
+        metrics.refusal_budget_left.set(gauge(self.refusals().left(Instant::now())));
+        metrics.spool_records.set(gauge(spool.size().records));
+        metrics.spool_bytes.set(gauge(spool.size().bytes));
+        metrics.spool_oldest_age.set(gauge(spool.oldest_age().as_secs()));
+        metrics.spool_waiting.set(gauge(spool.waiting()));
+        metrics.spool_writable.set(i64::from(spool.is_writable()));
+        metrics.spool_corruptions.set(gauge(spool.corruptions()));
     }
 
-    fn refusals_left(&self) -> usize {
-        self.refusals.lock().unwrap_or_else(PoisonError::into_inner).left(Instant::now())
+    fn refusals(&self) -> MutexGuard<'_, Refusals> {
+        self.refusals.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn note_refusal(&self) {
-        self.metrics.refused.inc();
-        self.refusals.lock().unwrap_or_else(PoisonError::into_inner).note(Instant::now());
+    /// Neither RabbitMQ nor the spool has it. A refusal makes respond.io send it again, but only so many
+    /// refusals are harmless; beyond them one webhook is given up to keep the others coming.
+    fn refuse_or_lose(&self, facts: &Facts, why: &Nowhere) -> HttpResponse {
+        let Facts { tenant, key, event_type, .. } = facts;
+        if self.refusals().spend(Instant::now()) {
+            self.metrics.refused.inc();
+            error!(tenant, event_key = key, event_type, error = chain(why), "refused a webhook");
+            return reply::refused();
+        }
+        self.metrics.lost.inc();
+        error!(tenant, event_key = key, event_type, error = chain(why), "LOST a webhook: no refusal is left");
+        reply::lost()
     }
+}
+
+fn gauge(value: impl TryInto<i64>) -> i64 {
+    value.try_into().unwrap_or(i64::MAX)
 }
 
 /// All routes of the public port.
@@ -111,49 +146,49 @@ async fn webhook(gateway: web::Data<Gateway>, request: HttpRequest, payload: web
         return reply::not_found("stream");
     };
     let limit = gateway.settings.max_body_bytes;
-    let Some(body) = receive::read_body(payload, limit).await else { return reply::incomplete() };
+    let Some(body) = receive::read_body(payload, limit, &gateway.memory).await else {
+        return reply::incomplete();
+    };
 
-    let traceparent = request.headers().get("traceparent").and_then(|value| value.to_str().ok());
-    let traceparent = traceparent.filter(|text| publish::is_traceparent(text));
-    let origin = Origin { tenant, stream, received_at_ms, traceparent };
-    let (message, key, answer) = match receive::judge(tenant, signing, request.headers(), &body, limit) {
-        Verdict::Reject(reason) => return reply::rejected(reason),
-        Verdict::Accept(named) => {
-            let key = named.key.clone();
-            (publish::event(origin, named, body.bytes), key, None)
+    let (named, reason) = match receive::judge(tenant, signing, request.headers(), &body, limit) {
+        Verdict::Reject(reason) => {
+            warn!(tenant, reason = reason.name(), "rejected");
+            return reply::rejected(reason);
         }
-        Verdict::Quarantine(named, reason) => {
-            let key = named.key.clone();
-            (publish::evidence(origin, named, reason, body.bytes, body.sent), key, Some(reason))
-        }
+        Verdict::Accept(named) => (named, None),
+        Verdict::Quarantine(named, reason) => (named, Some(reason)),
     };
-    let message = match message {
-        Ok(message) => message,
-        Err(error) => {
-            // Every name is bounded well below AMQP's 255 bytes, so this is a defect of ours.
-            error!(tenant, event_key = key, error = chain(&error), "can't name the message");
-            gateway.note_refusal();
-            return reply::refused();
-        }
+    let evidence =
+        |reason: Reason| Evidence { reason: reason.name().to_owned(), body_bytes: gauge(body.sent) };
+    let facts = Facts {
+        tenant: tenant.to_owned(),
+        stream: stream.name().to_owned(),
+        received_at_ms,
+        key: named.key,
+        event_type: named.event_type,
+        signature: named.signature.to_owned(),
+        traceparent: traceparent(&request),
+        evidence: reason.map(evidence),
     };
-    let patience = gateway.settings.publish_timeout;
-    match (publish::confirmed(&gateway.publisher, &gateway.metrics, message, patience).await, answer) {
-        (Ok(()), None) => {
-            gateway.metrics.accepted(tenant);
-            debug!(tenant, event_key = key, "received");
+    let webhook = Webhook { facts, body: body.bytes.into() };
+    match (gateway.durable.keep(&webhook).await, reason) {
+        (Ok(via), None) => {
+            gateway.metrics.accepted(tenant, via);
+            debug!(tenant, event_key = webhook.facts.key, via = via.name(), "received");
             reply::received()
         }
-        (Ok(()), Some(reason)) => {
+        (Ok(_), Some(reason)) => {
             gateway.metrics.quarantined(tenant, reason);
-            warn!(tenant, event_key = key, reason = reason.name(), "quarantined");
+            warn!(tenant, event_key = webhook.facts.key, reason = reason.name(), "quarantined");
             reply::quarantined(reason)
         }
-        (Err(error), _) => {
-            gateway.note_refusal();
-            error!(tenant, event_key = key, error = chain(&error), "refused a webhook");
-            reply::refused()
-        }
+        (Err(why), _) => gateway.refuse_or_lose(&webhook.facts, &why),
     }
+}
+
+fn traceparent(request: &HttpRequest) -> String {
+    let sent = request.headers().get("traceparent").and_then(|value| value.to_str().ok());
+    sent.filter(|text| webhook::is_traceparent(text)).map_or_else(webhook::new_traceparent, str::to_owned)
 }
 
 async fn service() -> HttpResponse {
@@ -193,7 +228,6 @@ pub async fn observe(
     Ok(response)
 }
 
-fn now_ms() -> u64 {
-    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX)
+fn now_ms() -> i64 {
+    gauge(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis())
 }

@@ -1,6 +1,7 @@
 //! The settings of ingest.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use lapin::uri::AMQPUri;
@@ -26,6 +27,10 @@ pub struct Settings {
     pub max_body_bytes: usize,
     /// Longest wait for RabbitMQ's confirm.
     pub publish_timeout: Duration,
+    /// Folder of the spool, for this process alone.
+    pub spool_dir: PathBuf,
+    /// Most bytes in the spool.
+    pub spool_max_bytes: u64,
     /// Refusals that are harmless within [`Settings::refusal_window`].
     pub refusal_budget: usize,
     /// The time over which respond.io counts errors.
@@ -65,10 +70,13 @@ impl Settings {
             public: (env.text_or("HOST", "0.0.0.0"), env.number("PORT", 8000, 0..=u16::MAX)),
             admin: (env.text_or("ADMIN_HOST", "127.0.0.1"), env.number("ADMIN_PORT", 9100, 0..=u16::MAX)),
             test_mode: env.flag("TEST_MODE", false),
-            // The upper bound keeps every document below MongoDB's 16 MiB, whatever the body unfolds to.
-            max_body_bytes: env.number("MAX_BODY_BYTES", 1 << 20, 1..=2 << 20),
-            // Above four seconds respond.io's deadline of five would be at stake.
-            publish_timeout: env.duration("PUBLISH_TIMEOUT", 250 * MS, MS..=4 * SECOND),
+            // A body like [0,0,0] unfolds to six times its size, and a message holds its attachment twice: more
+            // could make a document that is beyond MongoDB's 16 MiB.
+            max_body_bytes: env.number("MAX_BODY_BYTES", 1 << 20, 1..=5 << 18),
+            // With the time for the body and the spool, more would put respond.io's deadline at stake.
+            publish_timeout: env.duration("PUBLISH_TIMEOUT", 250 * MS, MS..=SECOND),
+            spool_dir: env.text_or("SPOOL_DIR", "spool").into(),
+            spool_max_bytes: env.number("SPOOL_MAX_BYTES", 1 << 30, 1 << 20..=1 << 50),
             refusal_budget: env.number("REFUSAL_BUDGET", 10, 0..=1000),
             refusal_window: env.duration("REFUSAL_WINDOW", 1800 * SECOND, SECOND..=DAY),
             breaker_threshold: env.number("CIRCUIT_BREAKER_THRESHOLD", 10, 1..=1_000_000),

@@ -1,76 +1,91 @@
-//! Turns what was received into a message, and gets RabbitMQ's word for it.
+//! A webhook as it is kept: the sender's bytes and what is known of them. It becomes a message for RabbitMQ,
+//! now or, by way of the spool, later; either way it is the same message.
 
-use std::time::{Duration, Instant};
-
+use bytes::Bytes;
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, ShortStringError};
-use shared::event::Stream;
-use shared::publisher::{DELIVERY_MODE_PERSISTENT, Message, PublishError, Publisher};
+use serde::{Deserialize, Serialize};
+use shared::publisher::{DELIVERY_MODE_PERSISTENT, Message};
 use shared::topology;
 
-use crate::metrics::Metrics;
-use crate::receive::{Named, Reason};
-
-/// Where and when a webhook came in.
-#[derive(Clone, Copy, Debug)]
-pub struct Origin<'a> {
+/// Everything about a webhook but its body.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Facts {
     /// The tenant it is for.
-    pub tenant: &'a str,
+    pub tenant: String,
     /// The stream it came on.
-    pub stream: Stream,
-    /// When it came, in milliseconds since 1970.
-    pub received_at_ms: u64,
-    /// The W3C trace context it came with.
-    pub traceparent: Option<&'a str>,
+    pub stream: String,
+    /// When it came first, in milliseconds since 1970.
+    pub received_at_ms: i64,
+    /// The event key.
+    pub key: String,
+    /// The event type for routing.
+    pub event_type: String,
+    /// How its signature was found good.
+    pub signature: String,
+    /// The W3C trace context.
+    pub traceparent: String,
+    /// Set if it can't be used.
+    pub evidence: Option<Evidence>,
 }
 
-/// The message of an accepted event.
-pub fn event(origin: Origin<'_>, named: Named, body: Vec<u8>) -> Result<Message, ShortStringError> {
-    let routing_key = format!("{}.{}", origin.tenant, named.event_type);
-    let properties = properties(origin, named, &[])?;
-    Message::new(topology::WEBHOOKS_EXCHANGE, routing_key, properties, body)
+/// Why a webhook goes to the quarantine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Evidence {
+    /// The reason.
+    pub reason: String,
+    /// Bytes that were sent, of which not all may have been kept.
+    pub body_bytes: i64,
 }
 
-/// The message of evidence for the quarantine; `sent` is the length of the whole body in bytes.
-pub fn evidence(
-    origin: Origin<'_>,
-    named: Named,
-    reason: Reason,
-    body: Vec<u8>,
-    sent: usize,
-) -> Result<Message, ShortStringError> {
-    let sent = i64::try_from(sent).unwrap_or(i64::MAX);
-    let more = [
-        (topology::REASON_HEADER, AMQPValue::LongString(reason.name().into())),
-        ("body_bytes", AMQPValue::LongLongInt(sent)),
-    ];
-    let properties = properties(origin, named, &more)?;
-    Message::new("", topology::quarantine_queue(origin.tenant), properties, body)
+/// A webhook.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Webhook {
+    /// What is known of it.
+    pub facts: Facts,
+    /// The sender's bytes.
+    pub body: Bytes,
 }
 
-fn properties(
-    origin: Origin<'_>,
-    named: Named,
-    more: &[(&str, AMQPValue)],
-) -> Result<BasicProperties, ShortStringError> {
-    let text = |value: &str| AMQPValue::LongString(value.into());
-    let received_at_ms = i64::try_from(origin.received_at_ms).unwrap_or(i64::MAX);
-    let traceparent = origin.traceparent.map_or_else(new_traceparent, str::to_owned);
-    let mut headers = vec![
-        ("tenant", text(origin.tenant)),
-        ("stream", text(origin.stream.name())),
-        ("received_at_ms", AMQPValue::LongLongInt(received_at_ms)),
-        ("signature", text(named.signature)),
-        ("traceparent", text(&traceparent)),
-    ];
-    headers.extend_from_slice(more);
-    Ok(BasicProperties::default()
-        .with_delivery_mode(DELIVERY_MODE_PERSISTENT)
-        .with_content_type(topology::short("application/json")?)
-        .with_message_id(topology::short(named.key)?)
-        .with_type(topology::short(named.event_type)?)
-        .with_timestamp(origin.received_at_ms / 1000)
-        .with_headers(topology::table(&headers)?))
+impl Webhook {
+    /// The message for RabbitMQ. Fails if a name is too long for AMQP, which bounded names never are.
+    pub fn message(&self) -> Result<Message, ShortStringError> {
+        let (properties, body) = (self.facts.properties()?, self.body.clone());
+        if self.facts.evidence.is_some() {
+            return Message::new(
+                topology::ASIDE_EXCHANGE,
+                topology::quarantine_queue(&self.facts.tenant),
+                properties,
+                body,
+            );
+        }
+        let routing_key = format!("{}.{}", self.facts.tenant, self.facts.event_type);
+        Message::new(topology::WEBHOOKS_EXCHANGE, routing_key, properties, body)
+    }
+}
+
+impl Facts {
+    fn properties(&self) -> Result<BasicProperties, ShortStringError> {
+        let text = |value: &str| AMQPValue::LongString(value.into());
+        let mut headers = vec![
+            ("tenant", text(&self.tenant)),
+            ("stream", text(&self.stream)),
+            ("received_at_ms", AMQPValue::LongLongInt(self.received_at_ms)),
+            ("signature", text(&self.signature)),
+            ("traceparent", text(&self.traceparent)),
+        ];
+        if let Some(evidence) = &self.evidence {
+            headers.push((topology::REASON_HEADER, text(&evidence.reason)));
+            headers.push(("body_bytes", AMQPValue::LongLongInt(evidence.body_bytes)));
+        }
+        Ok(BasicProperties::default()
+            .with_delivery_mode(DELIVERY_MODE_PERSISTENT)
+            .with_content_type(topology::short("application/json")?)
+            .with_message_id(topology::short(&self.key)?)
+            .with_type(topology::short(&self.event_type)?)
+            .with_timestamp(u64::try_from(self.received_at_ms / 1000).unwrap_or_default())
+            .with_headers(topology::table(&headers)?))
+    }
 }
 
 /// A header `traceparent` that can be passed on: version 00 of the W3C's Trace Context.
@@ -85,23 +100,11 @@ pub fn is_traceparent(text: &str) -> bool {
         if hex(trace, 32) && named(trace) && hex(span, 16) && named(span) && hex(flags, 2))
 }
 
-fn new_traceparent() -> String {
+/// A trace context for a request that came without.
+#[must_use]
+pub fn new_traceparent() -> String {
     let (trace, span) = (fastrand::u128(1..), fastrand::u64(1..));
     format!("00-{trace:032x}-{span:016x}-01")
-}
-
-/// Publishes, waits for the confirm at most for `patience`, and counts how it went.
-pub async fn confirmed(
-    publisher: &Publisher,
-    metrics: &Metrics,
-    message: Message,
-    patience: Duration,
-) -> Result<(), PublishError> {
-    let started = Instant::now();
-    let outcome = publisher.publish(message, patience).await;
-    metrics
-        .published(outcome.as_ref().map_or_else(PublishError::outcome, |()| "confirmed"), started.elapsed());
-    outcome
 }
 
 #[cfg(test)]

@@ -61,8 +61,9 @@ pub fn url(env: &mut Env) -> AMQPUri {
 pub struct Session {
     connection: Connection,
     channels: Vec<Channel>,
+    opened: Instant,
     lost: CancellationToken,
-    broken: CancellationToken,
+    broken: watch::Sender<Option<&'static str>>,
 }
 
 impl Session {
@@ -89,9 +90,15 @@ impl Session {
         &self.lost
     }
 
+    /// Time since it was opened.
+    #[must_use]
+    pub fn age(&self) -> Duration {
+        self.opened.elapsed()
+    }
+
     /// Reports that this connection, or a channel of it, doesn't work: it will be replaced.
-    pub fn report_broken(&self) {
-        self.broken.cancel();
+    pub fn report_broken(&self, reason: &'static str) {
+        self.broken.send_replace(Some(reason));
     }
 }
 
@@ -188,8 +195,8 @@ impl Opener {
                 channels.push(channel);
             }
         }
-        let (lost, broken) = (CancellationToken::new(), CancellationToken::new());
-        Ok(Session { connection, channels, lost, broken })
+        let (lost, broken) = (CancellationToken::new(), watch::Sender::new(None));
+        Ok(Session { connection, channels, opened: Instant::now(), lost, broken })
     }
 }
 
@@ -204,7 +211,7 @@ async fn supervise(opener: Opener, sender: watch::Sender<Option<Arc<Session>>>, 
         match opened {
             Ok(session) => {
                 info!(connection, broker, "connected to RabbitMQ");
-                let (session, since) = (Arc::new(session), Instant::now());
+                let session = Arc::new(session);
                 sender.send_replace(Some(session.clone()));
                 let reason = until_unusable(&session, &stop).await;
                 sender.send_replace(None);
@@ -213,7 +220,7 @@ async fn supervise(opener: Opener, sender: watch::Sender<Option<Arc<Session>>>, 
                     warn!(connection, broker, reason, "lost the connection to RabbitMQ");
                 }
                 close(&session).await;
-                if since.elapsed() > BACKOFF.1 {
+                if session.age() > BACKOFF.1 {
                     pause = BACKOFF.0;
                 }
             }
@@ -233,10 +240,11 @@ async fn supervise(opener: Opener, sender: watch::Sender<Option<Arc<Session>>>, 
 
 async fn until_unusable(session: &Session, stop: &CancellationToken) -> String {
     let mut events = session.connection.events_listener();
+    let mut broken = session.broken.subscribe();
     loop {
         let reason = tokio::select! {
             () = stop.cancelled() => return "stopped".into(),
-            () = session.broken.cancelled() => return "a channel doesn't work".into(),
+            Ok(reason) = broken.wait_for(Option::is_some) => return reason.unwrap_or_default().into(),
             event = events.next() => match event {
                 Some(Event::ConnectionBlocked(reason)) => {
                     warn!(reason, "RabbitMQ blocks publishing");

@@ -36,11 +36,9 @@ impl Env {
     pub fn of_process() -> Self {
         let mut env = Self::default();
         for (name, value) in std::env::vars_os() {
-            match (name.into_string(), value.into_string()) {
-                (Ok(name), Ok(value)) => drop(env.variables.insert(name, value)),
-                (Ok(name), Err(_)) => env.problem(format!("{name}: is not UTF-8")),
-                // No setting has such a name.
-                (Err(_), _) => {}
+            // Neither a name nor a value of ours is anything but UTF-8; others' variables are their business.
+            if let (Ok(name), Ok(value)) = (name.into_string(), value.into_string()) {
+                env.variables.insert(name, value);
             }
         }
         match std::fs::read_to_string(".env") {

@@ -183,8 +183,16 @@ impl Json {
     }
 }
 
+/// Whether this is how numbers look: a sender may write the marker itself, with anything behind it.
+fn is_number(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_digit() || b"+-.eE".contains(&byte)) && text.parse::<f64>().is_ok()
+}
+
 /// Writes a number without its fraction and exponent, if it is whole: `12.0` and `1.2e1` become `12`.
 fn whole_number(number: &str) -> Option<String> {
+    if !number.is_ascii() {
+        return None;
+    }
     let (sign, rest) = number.strip_prefix('-').map_or(("", number), |rest| ("-", rest));
     let (mantissa, exponent) = rest.split_once(['e', 'E']).unwrap_or((rest, "0"));
     let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
@@ -315,7 +323,9 @@ impl<'de> Visitor<'de> for JsonVisitor {
             object.insert(key, value);
         }
         match object.first() {
-            Some((key, Json::Text(number))) if object.len() == 1 && key == NUMBER_MARKER => {
+            Some((key, Json::Text(number)))
+                if object.len() == 1 && key == NUMBER_MARKER && is_number(number) =>
+            {
                 Ok(Json::Number(number.clone()))
             }
             _ => Ok(Json::Object(object)),
@@ -371,6 +381,8 @@ mod tests {
         assert_eq!(value(r#""\ud83d\ud83d\ude00""#), Json::Text("\u{fffd}😀".into()));
         assert_eq!(value("1e400"), Json::Number("1e+400".into()));
         assert!(parse(br#"{"$serde_json::private::Number":"x"}"#).is_ok());
+        let forged = value(r#"{"$serde_json::private::Number":"ée-1"}"#);
+        assert_eq!((forged.id(), forged.object().map(Object::len)), (None, Some(1)));
         assert!(parse(br#"{"\ud800":1}"#).unwrap().contains_key("\u{fffd}"));
     }
 
@@ -412,6 +424,15 @@ mod tests {
             let _ = parse(body.as_bytes());
             let _ = parse(format!("{{{body}}}").as_bytes());
             let _ = parse(format!("{{\"a\":\"{body}\"}}").as_bytes());
+        }
+
+        #[test]
+        fn any_value_is_an_id_or_none(text in "[-+.eEé0-9]{0,12}") {
+            for value in [Json::Number(text.clone()), Json::Text(text.clone())] {
+                let _ = value.id();
+            }
+            let forged = format!(r#"{{"id":{{"$serde_json::private::Number":"{text}"}}}}"#);
+            let _ = parse(forged.as_bytes()).unwrap()["id"].id();
         }
 
         #[test]

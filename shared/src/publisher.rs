@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use lapin::options::BasicPublishOptions;
 use lapin::types::{ShortString, ShortStringError};
 use lapin::{BasicProperties, Confirmation};
@@ -23,7 +24,7 @@ pub struct Message {
     exchange: ShortString,
     routing_key: ShortString,
     properties: BasicProperties,
-    body: Vec<u8>,
+    body: Bytes,
 }
 
 impl Message {
@@ -33,14 +34,15 @@ impl Message {
         exchange: &str,
         routing_key: String,
         properties: BasicProperties,
-        body: Vec<u8>,
+        body: impl Into<Bytes>,
     ) -> Result<Self, ShortStringError> {
+        let body = body.into();
         let (exchange, routing_key) = (topology::short(exchange)?, topology::short(routing_key)?);
         Ok(Self { exchange, routing_key, properties, body })
     }
 }
 
-/// Why a message wasn't confirmed. After all but the first two it may arrive nevertheless.
+/// Why a message wasn't confirmed. After all but the first three it may arrive nevertheless.
 #[derive(Debug, thiserror::Error)]
 pub enum PublishError {
     /// RabbitMQ can't be reached.
@@ -49,6 +51,9 @@ pub enum PublishError {
     /// RabbitMQ takes no publishes, for want of memory or disk.
     #[error("RabbitMQ blocks publishing")]
     Blocked,
+    /// Too much is in flight already.
+    #[error("too many publishes are in flight")]
+    Busy,
     /// The deadline passed.
     #[error("no confirm in time")]
     TimedOut,
@@ -62,8 +67,8 @@ pub enum PublishError {
 
 impl PublishError {
     /// The outcomes that the metric counts.
-    pub const OUTCOMES: [&str; 6] =
-        ["confirmed", "not_connected", "blocked", "timed_out", "nacked", "failed"];
+    pub const OUTCOMES: [&str; 7] =
+        ["confirmed", "not_connected", "blocked", "busy", "timed_out", "nacked", "failed"];
 
     /// The outcome that the metric counts this as.
     #[must_use]
@@ -71,6 +76,7 @@ impl PublishError {
         match self {
             Self::NotConnected => "not_connected",
             Self::Blocked => "blocked",
+            Self::Busy => "busy",
             Self::TimedOut => "timed_out",
             Self::Nacked => "nacked",
             Self::Failed(_) => "failed",
@@ -78,28 +84,41 @@ impl PublishError {
     }
 }
 
+/// A message takes a place in flight per so many bytes of its body, so that large ones are bounded too.
+const BYTES_PER_PLACE: usize = 32 << 10;
+/// After so many refusals in a row a session is replaced: RabbitMQ 3.10 goes on refusing on a channel that
+/// was refused while the policy that limited the queue was lifted.
+const NACKS_BEFORE_NEW_SESSION: usize = 50;
+/// At most one session is replaced for that in this time, since the queue may simply be full.
+const NACKED_SESSION_LIFE: Duration = Duration::from_secs(5);
+
 /// Publishes over a [`Link`], with a bound on what is under way.
 #[derive(Debug)]
 pub struct Publisher {
     link: Link,
-    max_in_flight: usize,
-    permits: Arc<Semaphore>,
+    places: u32,
+    free_places: Arc<Semaphore>,
+    in_flight: Arc<AtomicUsize>,
+    nacks: Arc<AtomicUsize>,
     next_channel: AtomicUsize,
     // Confirms are awaited here, not on the callers' runtimes, which end with their requests' threads.
     runtime: Handle,
 }
 
 impl Publisher {
-    /// A publisher that has at most `max_in_flight` messages unconfirmed: lapin's own queue has no bound.
+    /// A publisher that has at most `places` messages unconfirmed, fewer if they are large: lapin's own
+    /// queue has no bound.
     ///
     /// # Panics
     /// Outside a tokio runtime.
     #[must_use]
-    pub fn new(link: Link, max_in_flight: usize) -> Self {
+    pub fn new(link: Link, places: u32) -> Self {
         Self {
             link,
-            max_in_flight,
-            permits: Arc::new(Semaphore::new(max_in_flight)),
+            places,
+            free_places: Arc::new(Semaphore::new(places as usize)),
+            in_flight: Arc::default(),
+            nacks: Arc::default(),
             next_channel: AtomicUsize::new(0),
             runtime: Handle::current(),
         }
@@ -114,7 +133,7 @@ impl Publisher {
     /// Messages sent and not confirmed yet.
     #[must_use]
     pub fn in_flight(&self) -> usize {
-        self.max_in_flight - self.permits.available_permits()
+        self.in_flight.load(Ordering::Relaxed)
     }
 
     /// Publishes and waits for the confirm, at most for `patience`.
@@ -124,12 +143,23 @@ impl Publisher {
         if session.is_blocked() {
             return Err(PublishError::Blocked);
         }
-        let permit = timeout_at(deadline, self.permits.clone().acquire_owned()).await;
-        let Ok(Ok(permit)) = permit else { return Err(PublishError::TimedOut) };
-        let channel = self.next_channel.fetch_add(1, Ordering::Relaxed);
+        let places =
+            u32::try_from(message.body.len() / BYTES_PER_PLACE).unwrap_or(u32::MAX).saturating_add(1);
+        let taken = self.free_places.clone().acquire_many_owned(places.min(self.places));
+        // Half of the time at most, since a message that was sent deserves a chance to be confirmed.
+        let Ok(Ok(taken)) = timeout_at(deadline - patience / 2, taken).await else {
+            return Err(PublishError::Busy);
+        };
+        let sending = Sending {
+            _places: taken,
+            in_flight: InFlight::one_more(&self.in_flight),
+            nacks: self.nacks.clone(),
+            channel: self.next_channel.fetch_add(1, Ordering::Relaxed),
+            session,
+        };
         // A task of its own, which outlives this call: a confirm that is dropped leaks in lapin, and the
-        // message still takes one of the places until it is settled.
-        let settled = self.runtime.spawn(send(session, channel, message, permit));
+        // message still takes its place until it is settled.
+        let settled = self.runtime.spawn(sending.send(message));
         match timeout_at(deadline, settled).await {
             Ok(Ok(outcome)) => outcome,
             // The task was cancelled (shutdown) or panicked; either way nothing is confirmed.
@@ -140,33 +170,65 @@ impl Publisher {
 
     /// Waits until nothing is in flight, at most for `patience`, and closes the connection.
     pub async fn close(&self, patience: Duration) {
-        let all = u32::try_from(self.max_in_flight).unwrap_or(u32::MAX);
-        let _ = timeout_at(Instant::now() + patience, self.permits.acquire_many(all)).await;
+        let _ = timeout_at(Instant::now() + patience, self.free_places.acquire_many(self.places)).await;
         self.link.close().await;
     }
 }
 
-async fn send(
-    session: Arc<Session>,
+/// Counts a message for as long as it exists.
+#[derive(Debug)]
+struct InFlight(Arc<AtomicUsize>);
+
+impl InFlight {
+    fn one_more(counter: &Arc<AtomicUsize>) -> Self {
+        counter.fetch_add(1, Ordering::Relaxed);
+        Self(counter.clone())
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+struct Sending {
+    _places: OwnedSemaphorePermit,
+    in_flight: InFlight,
+    nacks: Arc<AtomicUsize>,
     channel: usize,
-    message: Message,
-    _permit: OwnedSemaphorePermit,
-) -> Result<(), PublishError> {
-    let channels = session.confirm_channels();
-    let channel = channels.get(channel % channels.len().max(1)).ok_or(PublishError::NotConnected)?;
-    let Message { exchange, routing_key, properties, body } = message;
-    let options = BasicPublishOptions::default();
-    let confirm = channel.basic_publish(exchange, routing_key, options, &body, properties).await;
-    let confirmation = match confirm {
-        Ok(confirm) => confirm.await,
-        Err(error) => Err(error),
-    };
-    match confirmation {
-        Ok(Confirmation::Ack(None)) => Ok(()),
-        Ok(_) => Err(PublishError::Nacked),
-        Err(error) => {
-            session.report_broken();
-            Err(PublishError::Failed(error))
-        }
+    session: Arc<Session>,
+}
+
+impl Sending {
+    async fn send(self, message: Message) -> Result<(), PublishError> {
+        let outcome = match self.confirmation(message).await {
+            Ok(Confirmation::Ack(None)) => {
+                self.nacks.store(0, Ordering::Relaxed);
+                Ok(())
+            }
+            Ok(_) => {
+                let nacks = self.nacks.fetch_add(1, Ordering::Relaxed) + 1;
+                if nacks >= NACKS_BEFORE_NEW_SESSION && self.session.age() > NACKED_SESSION_LIFE {
+                    self.nacks.store(0, Ordering::Relaxed);
+                    self.session.report_broken("RabbitMQ goes on refusing messages");
+                }
+                Err(PublishError::Nacked)
+            }
+            Err(error) => {
+                self.session.report_broken("a channel for publishing failed");
+                Err(PublishError::Failed(error))
+            }
+        };
+        drop(self.in_flight);
+        outcome
+    }
+
+    async fn confirmation(&self, message: Message) -> lapin::Result<Confirmation> {
+        let channels = self.session.confirm_channels();
+        let channel = &channels[self.channel % channels.len()];
+        let Message { exchange, routing_key, properties, body } = message;
+        let options = BasicPublishOptions::default();
+        channel.basic_publish(exchange, routing_key, options, &body, properties).await?.await
     }
 }

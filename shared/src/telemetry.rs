@@ -5,11 +5,22 @@ use std::iter::successors;
 
 use tracing_subscriber::EnvFilter;
 
+use crate::env::Env;
+
 /// What is logged when `RUST_LOG` isn't set. lapin logs every failure that we handle and log ourselves.
 const QUIET: &str = "info,lapin=off,actix_server=warn,actix_http=off,mongodb=warn";
 /// The same in `TEST_MODE`.
 const VERBOSE: &str =
     "info,lapin=off,actix_server=warn,actix_http=off,mongodb=warn,ingest=debug,worker=debug,shared=debug";
+
+/// Reads `RUST_LOG`.
+pub fn filter(env: &mut Env) -> Option<String> {
+    let filter = env.text("RUST_LOG")?;
+    if EnvFilter::try_new(&filter).is_err() {
+        env.problem(format!("RUST_LOG: {filter:?} is no filter like info,worker=debug"));
+    }
+    Some(filter)
+}
 
 /// Starts logging. Called once, first thing; `filter` is `RUST_LOG`.
 pub fn start_logging(filter: Option<&str>, verbose: bool) {

@@ -17,6 +17,8 @@ pub fn listed(env: &mut Env) -> Option<Vec<String>> {
             env.problem(format!("TENANTS: {name:?} must be 1 to 32 of a-z, 0-9, - and _, a letter first"));
         } else if names.iter().any(|known| known == name) {
             env.problem(format!("TENANTS: {name:?} stands there twice"));
+        } else if let Some(other) = names.iter().find(|known| prefix(known) == prefix(name)) {
+            env.problem(format!("TENANTS: {name:?} and {other:?} would share their variables"));
         } else {
             names.push(name.to_owned());
         }
@@ -34,10 +36,14 @@ fn is_valid(name: &str) -> bool {
         && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-_".contains(&b))
 }
 
+fn prefix(tenant: &str) -> String {
+    tenant.to_ascii_uppercase().replace('-', "_")
+}
+
 /// The names under which a tenant's setting may be given, the first that is set wins.
 #[must_use]
 pub fn setting_names(tenant: &str, setting: &str) -> Vec<String> {
-    let prefixed = format!("{}_{setting}", tenant.to_ascii_uppercase().replace('-', "_"));
+    let prefixed = format!("{}_{setting}", prefix(tenant));
     if tenant == UNPREFIXED { vec![prefixed, setting.to_owned()] } else { vec![prefixed] }
 }
 
@@ -62,8 +68,8 @@ mod tests {
 
     #[test]
     fn bad_names_are_problems() {
-        let mut env = Env::of(&[("TENANTS", "faster, Acme,a.b,faster,")]);
-        assert_eq!(listed(&mut env), Some(vec!["faster".to_owned()]));
-        assert_eq!(env.finish(()).unwrap_err().0.len(), 3);
+        let mut env = Env::of(&[("TENANTS", "faster, Acme,a.b,faster,a-b,a_b,")]);
+        assert_eq!(listed(&mut env), Some(vec!["faster".to_owned(), "a-b".to_owned()]));
+        assert_eq!(env.finish(()).unwrap_err().0.len(), 4);
     }
 }

@@ -8,6 +8,10 @@ use lapin::{Channel, ExchangeKind};
 pub const WEBHOOKS_EXCHANGE: &str = "webhooks";
 /// Catches what no tenant's queue is bound for: exchange and queue have the same name.
 pub const UNROUTABLE: &str = "unroutable";
+/// Dead letters and quarantined requests go here, with their queue's name as routing key. Unlike the default
+/// exchange it has an alternate exchange: a message for a queue that somebody has deleted is not confirmed
+/// and dropped.
+pub const ASIDE_EXCHANGE: &str = "webhooks.aside";
 /// Workers tell ingest here how they are.
 pub const STATUS_EXCHANGE: &str = "penstock.status";
 
@@ -54,7 +58,9 @@ pub enum DeclareError {
     Name(#[from] ShortStringError),
     /// The broker refused. `PRECONDITION_FAILED` stays so until somebody deletes the queue or exchange that
     /// was declared by something else with other arguments.
-    #[error("can't declare {name}")]
+    #[error(
+        "can't declare {name} (PRECONDITION_FAILED means that it exists with other arguments: empty and delete it)"
+    )]
     Refused {
         /// The exchange or queue.
         name: String,
@@ -73,6 +79,7 @@ pub async fn declare(channel: &Channel, tenants: &[String]) -> Result<(), Declar
 
     let alternate = [("alternate-exchange", text(UNROUTABLE))];
     exchange(channel, WEBHOOKS_EXCHANGE, ExchangeKind::Topic, &alternate).await?;
+    exchange(channel, ASIDE_EXCHANGE, ExchangeKind::Direct, &alternate).await?;
     exchange(channel, STATUS_EXCHANGE, ExchangeKind::Fanout, &[]).await?;
 
     for tenant in tenants {
@@ -86,6 +93,8 @@ pub async fn declare(channel: &Channel, tenants: &[String]) -> Result<(), Declar
             ("x-delivery-limit", UNLIMITED_DELIVERIES.into()),
         ];
         queue(channel, &quarantine, &quarantine_arguments).await?;
+        bind(channel, &dead, ASIDE_EXCHANGE, &dead).await?;
+        bind(channel, &quarantine, ASIDE_EXCHANGE, &quarantine).await?;
         let work_arguments = [
             ("x-delivery-limit", DELIVERY_LIMIT.into()),
             // Through the default exchange, which needs no binding that could be missing.

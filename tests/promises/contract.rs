@@ -2,9 +2,7 @@
 
 use penstock_tests::broker::{Broker, header};
 use penstock_tests::http::{get, post, post_received, send};
-use penstock_tests::poll;
-use penstock_tests::process::{Ingest, Worker};
-use penstock_tests::relay::Relay;
+use penstock_tests::process::Ingest;
 use penstock_tests::stack::Place;
 use reqwest::Method;
 use serde_json::json;
@@ -106,35 +104,5 @@ async fn what_nobody_is_bound_for_is_not_lost() {
     let broker = Broker::connect(&place.amqp_url).await;
     broker.publish_event("nobody", "any", 1, b"{}").await;
     assert!(broker.take("unroutable").await.is_some());
-    place.remove().await;
-}
-
-#[tokio::test]
-async fn what_cannot_be_confirmed_is_refused_at_once_and_ingest_recovers() {
-    let place = Place::new().await;
-    let (head, tail) = place.amqp_url.split_once('@').unwrap();
-    let (target, vhost) = tail.split_once('/').unwrap();
-    let relay = Relay::start(target.parse().unwrap()).await;
-    let through_relay = format!("{head}@{}/{vhost}", relay.address);
-    let ingest = Ingest::start(&place, &[("AMQP_URL", &through_relay)]).await;
-    let url = ingest.path("/webhook/faster");
-    post_received(&url, r#"{"n":1}"#).await;
-
-    relay.cut();
-    let answer = post(&url, r#"{"n":2}"#).await;
-    assert_eq!((answer.status, answer.headers["retry-after"].as_str()), (503, "30"));
-    let health = get(&ingest.path("/health")).await;
-    assert_eq!((health.status, &health.body["status"]), (200, &json!("unhealthy")));
-    assert_eq!(health.body["refusals"], json!({"budget": 10, "left": 9}));
-
-    relay.mend();
-    poll::until("ingest is connected again", 200, async || post(&url, r#"{"n":3}"#).await.status).await;
-    let worker = Worker::start(&place, &[]).await;
-    let database = penstock_tests::database::Database::of(&place, "faster").await;
-    poll::until("both confirmed events are stored", true, async || {
-        database.count("webhook_events").await >= 2
-    })
-    .await;
-    worker.process.stop().await;
     place.remove().await;
 }

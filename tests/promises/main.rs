@@ -7,6 +7,8 @@ mod documents;
 mod evidence;
 mod exactly_once;
 mod order;
+mod outages;
 mod settings;
 mod shutdown;
+mod spool;
 mod visible;

@@ -25,6 +25,13 @@ async fn every_series_exists_from_the_start() {
         r#"ingest_publish_total{outcome="confirmed"} 0"#,
         r#"ingest_publish_total{outcome="timed_out"} 0"#,
         "ingest_publish_duration_seconds_count 0",
+        "ingest_spool_records 0",
+        "ingest_spool_bytes 0",
+        "ingest_spool_oldest_age_seconds 0",
+        "ingest_spool_commit_duration_seconds_count 0",
+        "ingest_spool_waiting 0",
+        "ingest_spool_writable 1",
+        "ingest_publishes_in_flight 0",
         "amqp_connection_up 1",
         "amqp_connection_blocked 0",
         "process_resident_memory_bytes ",
@@ -107,7 +114,10 @@ async fn health_shows_the_whole_pipeline() {
         json!({"status": "CLOSED", "failures": 0, "threshold": 10})
     );
     assert_eq!(together["broker"]["connected"], true);
-    assert_eq!(together["spool"], json!({"records": 0, "bytes": 0, "oldest_age_seconds": 0}));
+    assert_eq!(
+        together["spool"],
+        json!({"records": 0, "bytes": 0, "oldest_age_seconds": 0, "writable": true})
+    );
     poll::until("nothing waits", json!(0), async || health().await["queue"]["size"].clone()).await;
     for worker in workers {
         worker.process.stop().await;

@@ -5,6 +5,7 @@
 pub mod broker;
 pub mod database;
 pub mod http;
+pub mod load;
 pub mod poll;
 pub mod process;
 pub mod relay;

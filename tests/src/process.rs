@@ -22,11 +22,11 @@ pub struct Process {
     pub binary: String,
 }
 
-fn command(binary: &str, folder: &Path, settings: &[(&str, &str)]) -> Command {
+fn command(binary: &str, folder: &Path, within: &[&str], settings: &[(&str, &str)]) -> Command {
     let path = Path::new(&variable("PENSTOCK_BIN")).join(binary);
     // The kernel kills it when the test's thread ends, even if nothing of ours is left to do so.
     let mut command = Command::new("setpriv");
-    command.args(["--pdeathsig", "KILL"]).arg(path).current_dir(folder).env_clear();
+    command.args(["--pdeathsig", "KILL"]).args(within).arg(path).current_dir(folder).env_clear();
     for kept in ["PATH", "PENSTOCK_OWNER"] {
         if let Ok(value) = std::env::var(kept) {
             command.env(kept, value);
@@ -38,19 +38,24 @@ fn command(binary: &str, folder: &Path, settings: &[(&str, &str)]) -> Command {
 
 /// Runs a binary to its end.
 pub fn run(binary: &str, folder: &Path, arguments: &[&str], settings: &[(&str, &str)]) -> Output {
-    command(binary, folder, settings).args(arguments).output().expect("the binary runs")
+    command(binary, folder, &[], settings).args(arguments).output().expect("the binary runs")
 }
 
 impl Process {
     /// Starts a binary with just these settings, besides ports that are free.
     pub fn start(place: &Place, binary: &str, settings: &[(&str, &str)]) -> Self {
+        Self::start_within(place, &[], binary, settings)
+    }
+
+    /// As [`Process::start`], by a command that becomes the binary in the end.
+    pub fn start_within(place: &Place, within: &[&str], binary: &str, settings: &[(&str, &str)]) -> Self {
         let unique = fastrand::u64(..);
         let log = place.folder.join(format!("{binary}-{unique:016x}.log"));
         let file = std::fs::File::create(&log).expect("a log file");
         let errors = file.try_clone().expect("a log file");
         let ports = [("HOST", "127.0.0.1"), ("PORT", "0"), ("ADMIN_PORT", "0"), ("DRAIN_DELAY", "300ms")];
         let all: Vec<_> = ports.into_iter().chain(settings.iter().copied()).collect();
-        let child = command(binary, &place.folder, &all)
+        let child = command(binary, &place.folder, within, &all)
             .stdout(file)
             .stderr(errors)
             .spawn()
@@ -169,9 +174,16 @@ impl Ingest {
 
     /// Starts one and waits until it listens.
     pub async fn start_unconnected(place: &Place, settings: &[(&str, &str)]) -> Self {
-        let settings: Vec<_> =
-            [("AMQP_URL", place.amqp_url.as_str())].into_iter().chain(settings.iter().copied()).collect();
-        let mut process = Process::start(place, "ingest", &settings);
+        Self::start_within(place, &[], settings).await
+    }
+
+    /// Starts one by a command that becomes it in the end, and waits until it listens.
+    pub async fn start_within(place: &Place, within: &[&str], settings: &[(&str, &str)]) -> Self {
+        // Each has a spool of its own, unless a test has other plans.
+        let spool = place.folder.join(format!("spool-{:08x}", fastrand::u32(..)));
+        let common = [("AMQP_URL", place.amqp_url.as_str()), ("SPOOL_DIR", spool.to_str().expect("a name"))];
+        let settings: Vec<_> = common.into_iter().chain(settings.iter().copied()).collect();
+        let mut process = Process::start_within(place, within, "ingest", &settings);
         let url = format!("http://{}", process.address("public").await);
         let admin = format!("http://{}", process.address("admin").await);
         Self { process, url, admin }

@@ -1,18 +1,34 @@
-//! A relay in front of a server, which can be cut and mended.
+//! A relay in front of a server, which can cut, stall and delay what goes through it.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
-use tokio::io::copy_bidirectional;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep_until};
+
+/// What the relay does to connections.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Fault {
+    /// Nothing.
+    None,
+    /// Breaks them, and every new one.
+    Cut,
+    /// Keeps them open, and lets nothing through.
+    Stall,
+    /// Lets everything through, so much later each way.
+    Delay(Duration),
+}
 
 /// A relay that listens on a port of its own.
 #[derive(Debug)]
 pub struct Relay {
     /// Where it listens.
     pub address: SocketAddr,
-    mended: Arc<watch::Sender<bool>>,
+    fault: Arc<watch::Sender<Fault>>,
 }
 
 impl Relay {
@@ -20,35 +36,68 @@ impl Relay {
     pub async fn start(target: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
-        let mended = Arc::new(watch::Sender::new(true));
-        let state = mended.clone();
+        let fault = Arc::new(watch::Sender::new(Fault::None));
+        let faults = fault.clone();
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                let mut state = state.subscribe();
-                tokio::spawn(async move {
-                    // A cut relay closes at once whoever comes.
-                    let relayed = async move {
-                        let (mut client, mut server) = (client, TcpStream::connect(target).await?);
-                        copy_bidirectional(&mut client, &mut server).await
-                    };
-                    tokio::select! {
-                        biased;
-                        _ = state.wait_for(|mended| !*mended) => {}
-                        _ = relayed => {}
-                    }
-                });
+                tokio::spawn(relay(client, target, faults.subscribe()));
             }
         });
-        Self { address, mended }
+        Self { address, fault }
     }
 
-    /// Breaks every connection, and every new one.
-    pub fn cut(&self) {
-        self.mended.send_replace(false);
+    /// Begins or, with [`Fault::None`], ends a fault.
+    pub fn set(&self, fault: Fault) {
+        self.fault.send_replace(fault);
     }
+}
 
-    /// Lets connections through again.
-    pub fn mend(&self) {
-        self.mended.send_replace(true);
+async fn relay(client: TcpStream, target: SocketAddr, mut fault: watch::Receiver<Fault>) {
+    let both_ways = {
+        let fault = fault.clone();
+        async move {
+            let Ok(server) = TcpStream::connect(target).await else { return };
+            let ((from_client, to_client), (from_server, to_server)) =
+                (client.into_split(), server.into_split());
+            tokio::select! {
+                () = one_way(from_client, to_server, fault.clone()) => {}
+                () = one_way(from_server, to_client, fault) => {}
+            }
+        }
+    };
+    tokio::select! {
+        biased;
+        _ = fault.wait_for(|fault| *fault == Fault::Cut) => {}
+        () = both_ways => {}
     }
+}
+
+async fn one_way(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, fault: watch::Receiver<Fault>) {
+    let (sender, mut receiver) = mpsc::channel::<(Instant, Vec<u8>)>(64);
+    let read = {
+        let fault = fault.clone();
+        async move {
+            let mut buffer = vec![0; 64 << 10];
+            while let Ok(length @ 1..) = from.read(&mut buffer).await {
+                let delay = match *fault.borrow() {
+                    Fault::Delay(delay) => delay,
+                    _ => Duration::ZERO,
+                };
+                if sender.send((Instant::now() + delay, buffer[..length].to_vec())).await.is_err() {
+                    return;
+                }
+            }
+        }
+    };
+    let write = async move {
+        let mut fault = fault;
+        while let Some((at, bytes)) = receiver.recv().await {
+            sleep_until(at).await;
+            let flows = fault.wait_for(|fault| *fault != Fault::Stall).await.is_ok();
+            if !flows || to.write_all(&bytes).await.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::join!(read, write);
 }

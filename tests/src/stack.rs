@@ -2,9 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::Context;
+use reqwest::Method;
+
+use crate::process::signal_pid;
+use crate::relay::Relay;
 
 /// Reads the file that `deploy/local/servers` writes for a server.
 pub fn server_env(server: &Path) -> BTreeMap<String, String> {
@@ -24,7 +29,7 @@ pub fn is_long_run() -> bool {
     std::env::var("PENSTOCK_LONG").is_ok()
 }
 
-/// A test's private folder and names on the common servers: a virtual host of RabbitMQ's, and databases.
+/// A test's private folder and names on the servers: a virtual host of RabbitMQ's, and databases.
 #[derive(Debug)]
 pub struct Place {
     /// Unique among all tests.
@@ -40,13 +45,16 @@ pub struct Place {
 }
 
 impl Place {
-    /// A place of its own for a test.
+    /// A place of its own for a test, on the common servers.
     pub async fn new() -> Self {
+        Self::on(&stack().join("rabbitmq")).await
+    }
+
+    async fn on(rabbitmq: &Path) -> Self {
         static COUNTER: AtomicU32 = AtomicU32::new(0);
         let name = format!("t{}x{}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed));
-        let stack = PathBuf::from(variable("PENSTOCK_STACK"));
-        let (rabbitmq, mongod) = (server_env(&stack.join("rabbitmq")), server_env(&stack.join("mongod")));
-        let folder = stack.join("tests").join(&name);
+        let (rabbitmq, mongod) = (server_env(rabbitmq), server_env(&stack().join("mongod")));
+        let folder = stack().join("tests").join(&name);
         std::fs::create_dir_all(&folder).expect("a folder for the test");
         let place = Self {
             amqp_url: rabbitmq["AMQP_URL"].replace("%2f", &name),
@@ -55,10 +63,19 @@ impl Place {
             folder,
             name,
         };
-        place.manage(reqwest::Method::PUT, &format!("vhosts/{}", place.name), None).await;
+        place.manage(Method::PUT, &format!("vhosts/{}", place.name), None).await;
         let all = serde_json::json!({"configure": ".*", "write": ".*", "read": ".*"});
-        place.manage(reqwest::Method::PUT, &format!("permissions/{}/guest", place.name), Some(all)).await;
+        place.manage(Method::PUT, &format!("permissions/{}/guest", place.name), Some(all)).await;
         place
+    }
+
+    /// A relay in front of RabbitMQ, and the URL that leads through it.
+    pub async fn relay(&self) -> (Relay, String) {
+        let (credentials, rest) = self.amqp_url.split_once('@').expect("credentials");
+        let (target, vhost) = rest.split_once('/').expect("a virtual host");
+        let relay = Relay::start(target.parse().expect("an address")).await;
+        let url = format!("{credentials}@{}/{vhost}", relay.address);
+        (relay, url)
     }
 
     /// The name of a tenant's database.
@@ -67,7 +84,7 @@ impl Place {
     }
 
     /// Calls RabbitMQ's management API and expects success.
-    pub async fn manage(&self, method: reqwest::Method, path: &str, body: Option<serde_json::Value>) {
+    pub async fn manage(&self, method: Method, path: &str, body: Option<serde_json::Value>) {
         let mut request =
             reqwest::Client::new().request(method, format!("{}/api/{path}", self.management_url));
         if let Some(body) = body {
@@ -79,6 +96,73 @@ impl Place {
 
     /// Gives the virtual host back.
     pub async fn remove(&self) {
-        self.manage(reqwest::Method::DELETE, &format!("vhosts/{}", self.name), None).await;
+        self.manage(Method::DELETE, &format!("vhosts/{}", self.name), None).await;
     }
+}
+
+fn stack() -> PathBuf {
+    PathBuf::from(variable("PENSTOCK_STACK"))
+}
+
+/// A RabbitMQ for one test, to be harmed at will.
+#[derive(Debug)]
+pub struct OwnRabbit {
+    folder: PathBuf,
+    /// A place on it.
+    pub place: Place,
+}
+
+impl OwnRabbit {
+    /// Starts one.
+    pub async fn start() -> Self {
+        let folder = stack().join(format!("rabbitmq-{:08x}", fastrand::u32(..)));
+        run_servers(&["start", "rabbitmq", folder.to_str().expect("a name")]);
+        Self { place: Place::on(&folder).await, folder }
+    }
+
+    /// Sends its server process a signal.
+    pub fn signal(&self, signal: &str) {
+        signal_pid(server_env(&self.folder)["AMQP_PID"].parse().expect("a number"), signal);
+    }
+
+    /// Starts it again on the same ports.
+    pub fn restart(&self) {
+        run_servers(&["start", "rabbitmq", self.folder.to_str().expect("a name")]);
+    }
+
+    /// Stops it in order, as an operator would.
+    pub fn stop(&self) {
+        run_servers(&["stop", self.folder.to_str().expect("a name")]);
+    }
+
+    /// Raises or lifts the memory alarm.
+    pub fn alarm(&self, raised: bool) {
+        let ports = std::fs::read_to_string(self.folder.join("ports")).expect("its ports");
+        let port =
+            |name: &str| ports.lines().find_map(|line| line.strip_prefix(name)).expect("a port").to_owned();
+        let watermark = if raised { "0.000001" } else { "0.7" };
+        let done = Command::new("/usr/lib/rabbitmq/bin/rabbitmqctl")
+            .args([
+                "-n",
+                &format!("penstock-{}@localhost", port("AMQP=")),
+                "set_vm_memory_high_watermark",
+                watermark,
+            ])
+            .env("HOME", &self.folder)
+            .env("ERL_EPMD_PORT", port("EPMD="))
+            .output()
+            .expect("rabbitmqctl runs");
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    }
+}
+
+impl Drop for OwnRabbit {
+    fn drop(&mut self) {
+        run_servers(&["stop", self.folder.to_str().expect("a name"), "--delete"]);
+    }
+}
+
+fn run_servers(arguments: &[&str]) {
+    let done = Command::new(variable("PENSTOCK_SERVERS")).args(arguments).output().expect("the script runs");
+    assert!(done.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&done.stderr));
 }

@@ -1,0 +1,247 @@
+//! The spool keeps what it has acknowledged, whatever happens to the process or the disk.
+
+use std::path::Path;
+use std::time::Duration;
+
+use penstock_tests::broker::{Broker, header};
+use penstock_tests::database::Database;
+use penstock_tests::http::{get, metric, post, post_received};
+use penstock_tests::load::Load;
+use penstock_tests::poll;
+use penstock_tests::process::{Ingest, Process, Worker, run};
+use penstock_tests::relay::Fault;
+use penstock_tests::stack::Place;
+use serde_json::{Value, json};
+
+const NOWHERE: (&str, &str) = ("AMQP_URL", "amqp://127.0.0.1:1/%2f");
+
+fn event(n: u64) -> String {
+    json!({"event_id": n.to_string(), "event_type": "message.received", "contact": {"id": 1},
+        "message": {"messageId": n, "message": {"text": "a text of usual length ".repeat(30)}}})
+    .to_string()
+}
+
+async fn records(ingest: &Ingest) -> Option<f64> {
+    metric(&ingest.admin, "ingest_spool_records", &[]).await
+}
+
+#[tokio::test]
+async fn an_ingest_killed_with_webhooks_in_its_spool_loses_none() {
+    let place = Place::new().await;
+    let spool = place.folder.join("the-spool");
+    let spool = ("SPOOL_DIR", spool.to_str().unwrap());
+    let mut received = std::collections::BTreeSet::new();
+    for _ in 0..3 {
+        let ingest = Ingest::start_unconnected(&place, &[NOWHERE, spool]).await;
+        let load = Load::start(&ingest.url, 8, Duration::from_millis(5));
+        load.until_more(200).await;
+        ingest.process.crash().await;
+        received.extend(load.stop().await.received);
+    }
+    let (ingest, worker) = (Ingest::start(&place, &[spool]).await, Worker::start(&place, &[]).await);
+    poll::until("the spool is empty", Some(0.0), async || records(&ingest).await).await;
+    let database = Database::of(&place, "faster").await;
+    database.until_stored(received.len() as u64).await;
+    let stored = database.all("webhook_events").await;
+    assert!(received.iter().all(|n| stored.contains_key(&n.to_string())));
+    assert_eq!(
+        database.sum("conversations", "message_count").await.unsigned_abs(),
+        database.count("messages").await
+    );
+    worker.process.stop().await;
+    place.remove().await;
+}
+
+#[tokio::test]
+async fn a_spooled_webhook_keeps_bytes_and_time_of_receipt() {
+    let place = Place::new().await;
+    let (relay, url) = place.relay().await;
+    relay.set(Fault::Cut);
+    let ingest = Ingest::start_unconnected(&place, &[("AMQP_URL", &url)]).await;
+    let body = "{ \"event_id\":\"spooled\", \"event_type\":\"call.ended\" }";
+    post_received(&ingest.path("/webhook/vip/lifecycle"), body).await;
+    assert_eq!(
+        post(&ingest.path("/webhook/vip"), "[]").await.body,
+        json!({"status": "quarantined", "reason": "not_an_object"})
+    );
+    let health = get(&ingest.path("/health")).await.body;
+    assert_eq!((&health["spool"]["records"], &health["status"]), (&json!(2), &json!("degraded")));
+    let shown = metric(&ingest.admin, "ingest_accepted_total", &[("tenant", "vip"), ("via", "spool")]).await;
+    assert_eq!(shown, Some(1.0));
+
+    relay.set(Fault::None);
+    poll::until("the spool is empty", Some(0.0), async || records(&ingest).await).await;
+    let broker = Broker::connect(&place.amqp_url).await;
+    let message = broker.take("webhooks.vip").await.unwrap();
+    assert_eq!((message.data.as_slice(), message.routing_key.as_str()), (body.as_bytes(), "vip.call.ended"));
+    assert_eq!(message.properties.message_id().as_ref().unwrap().as_str(), "spooled");
+    assert_eq!(header(&message.properties, "stream").as_deref(), Some("lifecycle"));
+    let received: u64 = header(&message.properties, "received_at_ms").unwrap().parse().unwrap();
+    assert_eq!(message.properties.timestamp(), &Some(received / 1000));
+    let evidence = broker.take("quarantine.vip").await.unwrap();
+    assert_eq!(header(&evidence.properties, "reason").as_deref(), Some("not_an_object"));
+    place.remove().await;
+}
+
+#[tokio::test]
+async fn two_processes_never_share_a_spool() {
+    let place = Place::new().await;
+    let spool = place.folder.join("shared");
+    let settings = [NOWHERE, ("SPOOL_DIR", spool.to_str().unwrap())];
+    let first = Ingest::start_unconnected(&place, &settings).await;
+    let mut second = Process::start(&place, "ingest", &settings);
+    assert_eq!(second.ended().await.code(), Some(1));
+    assert!(second.log_text().contains("another process uses the spool"), "{}", second.log_text());
+    post_received(&first.path("/webhook/faster"), "{}").await;
+    place.remove().await;
+}
+
+#[tokio::test]
+async fn a_damaged_spool_is_set_aside_and_ingest_starts() {
+    let place = Place::new().await;
+    let spool = place.folder.join("damaged");
+    std::fs::create_dir(&spool).unwrap();
+    std::fs::write(spool.join("spool.db"), [0xA5; 50_000]).unwrap();
+    let ingest = Ingest::start_unconnected(&place, &[NOWHERE, ("SPOOL_DIR", spool.to_str().unwrap())]).await;
+    post_received(&ingest.path("/webhook/faster"), "{}").await;
+    assert_eq!(metric(&ingest.admin, "ingest_spool_corruptions", &[]).await, Some(1.0));
+    assert!(ingest.process.log_text().contains("the spool was damaged and is set aside"));
+    let names =
+        std::fs::read_dir(&spool).unwrap().map(|file| file.unwrap().file_name().into_string().unwrap());
+    assert!(names.into_iter().any(|name| name.starts_with("corrupt-spool-2")));
+    place.remove().await;
+}
+
+#[tokio::test]
+async fn when_nothing_can_take_it_the_budget_of_refusals_is_spent_and_then_webhooks_are_lost_aloud() {
+    let place = Place::new().await;
+    let (relay, url) = place.relay().await;
+    relay.set(Fault::Cut);
+    let settings = [
+        ("AMQP_URL", url.as_str()),
+        ("SPOOL_MAX_BYTES", "1048576"),
+        ("REFUSAL_BUDGET", "3"),
+        ("REFUSAL_WINDOW", "1h"),
+    ];
+    let ingest = Ingest::start_unconnected(&place, &settings).await;
+    let url = ingest.path("/webhook/faster/incoming");
+    let large = json!({"event_id": "large", "text": "x".repeat(900_000)}).to_string();
+    post_received(&url, large).await;
+    let too_much = |n: u64| {
+        json!({"event_id": format!("lost-{n}"), "event_type": "comment.created", "text": "x".repeat(200_000)})
+            .to_string()
+    };
+    for left in (0..3).rev() {
+        let refused = post(&url, too_much(0)).await;
+        assert_eq!((refused.status, refused.headers["retry-after"].as_str()), (503, "30"));
+        assert_eq!(get(&ingest.path("/health")).await.body["refusals"], json!({"budget": 3, "left": left}));
+    }
+    for n in 1..=2 {
+        let lost = post(&url, too_much(n)).await;
+        assert_eq!((lost.status, lost.body), (200, json!({"status": "lost"})));
+    }
+    for (name, value) in
+        [("ingest_refused_total", 3.0), ("ingest_lost_total", 2.0), ("ingest_refusal_budget_left", 0.0)]
+    {
+        assert_eq!(metric(&ingest.admin, name, &[]).await, Some(value), "{name}");
+    }
+    let log = ingest.process.log_lines();
+    let lost: Vec<&Value> =
+        log.iter().filter(|line| line["message"].as_str().unwrap_or("").starts_with("LOST")).collect();
+    assert_eq!(lost.len(), 2);
+    assert_eq!(
+        (&lost[0]["level"], &lost[0]["event_key"], &lost[0]["event_type"]),
+        (&json!("ERROR"), &json!("lost-1"), &json!("comment.created"))
+    );
+    assert_eq!(get(&ingest.path("/health")).await.body["status"], "unhealthy");
+    assert_eq!(get(&format!("{}/readyz", ingest.admin)).await.status, 503);
+
+    relay.set(Fault::None);
+    poll::until("the spool is empty", Some(0.0), async || records(&ingest).await).await;
+    post_received(&url, too_much(9)).await;
+    poll::until("it is ready", 200, async || get(&format!("{}/readyz", ingest.admin)).await.status).await;
+    place.remove().await;
+}
+
+#[tokio::test]
+async fn a_full_disk_stops_the_spool_and_a_drain_still_works() {
+    let place = Place::new().await;
+    let (relay, url) = place.relay().await;
+    relay.set(Fault::Cut);
+    let disk = place.folder.join("disk");
+    std::fs::create_dir(&disk).unwrap();
+    // A file system of 24 MiB in a mount namespace of ingest's own, which ends with it.
+    let script = format!("mount -t tmpfs -o size=24m tmpfs {disk} && exec \"$0\"", disk = disk.display());
+    let ingest = Ingest::start_within(
+        &place,
+        &["unshare", "--map-root-user", "--mount", "sh", "-c", &script],
+        &[
+            ("AMQP_URL", &url),
+            ("SPOOL_DIR", disk.join("spool").to_str().unwrap()),
+            ("REFUSAL_BUDGET", "1000"),
+        ],
+    )
+    .await;
+    let inside = format!("/proc/{}/root{}", ingest.process.pid(), disk.display());
+    let webhooks = ingest.path("/webhook/faster");
+    for n in 0..50 {
+        post_received(&webhooks, event(n)).await;
+    }
+    fill(Path::new(&inside).join("filler").as_path());
+    poll::until("it shows", 503, async || get(&format!("{}/readyz", ingest.admin)).await.status).await;
+    assert_eq!(post(&webhooks, event(50)).await.status, 503);
+
+    // Draining needs room too, and has it.
+    relay.set(Fault::None);
+    poll::until("the spool is empty", Some(0.0), async || records(&ingest).await).await;
+    let worker = Worker::start(&place, &[]).await;
+    let database = Database::of(&place, "faster").await;
+    database.until_stored(50).await;
+    post_received(&webhooks, event(51)).await;
+    std::fs::remove_file(Path::new(&inside).join("filler")).unwrap();
+    poll::until("it is ready again", 200, async || get(&format!("{}/readyz", ingest.admin)).await.status)
+        .await;
+    relay.set(Fault::Cut);
+    post_received(&webhooks, event(52)).await;
+    relay.set(Fault::None);
+    database.until_stored(52).await;
+    worker.process.stop().await;
+    place.remove().await;
+}
+
+/// Fills a disk to the last byte.
+fn fill(path: &Path) {
+    use std::io::Write;
+    let mut file = std::fs::File::create(path).unwrap();
+    for size in [1 << 20, 1 << 12, 1] {
+        while file.write_all(&vec![0; size]).is_ok() {}
+    }
+}
+
+#[tokio::test]
+async fn what_a_lost_replica_left_can_be_listed_exported_and_drained() {
+    let place = Place::new().await;
+    let spool = place.folder.join("left");
+    let spool = ("SPOOL_DIR", spool.to_str().unwrap());
+    let ingest = Ingest::start_unconnected(&place, &[NOWHERE, spool]).await;
+    for n in 0..5 {
+        post_received(&ingest.path("/webhook/faster"), event(n)).await;
+    }
+    ingest.process.crash().await;
+    let command = |name: &str, amqp: (&str, &str)| {
+        let output = run("ingest", &place.folder, &["spool", name], &[spool, amqp]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let listed: Vec<Value> =
+        command("list", NOWHERE).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!((listed.len(), &listed[4]["facts"]["key"]), (5, &json!("4")));
+    let exported: Vec<Value> =
+        command("export", NOWHERE).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(exported[3]["body"], event(3));
+    let amqp = ("AMQP_URL", place.amqp_url.as_str());
+    assert!(command("drain", amqp).contains("published 5 webhooks, 0 left"));
+    assert!(command("list", NOWHERE).is_empty());
+    assert_eq!(Broker::connect(&place.amqp_url).await.depth("webhooks.faster").await, Some(5));
+    place.remove().await;
+}

@@ -1,0 +1,142 @@
+//! Clients that post events at a steady pace, and remember every answer.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use tokio::task::JoinSet;
+use tokio::time::{MissedTickBehavior, interval};
+
+use crate::database::Database;
+use crate::http::client;
+use crate::poll;
+
+/// Contacts that the events are about.
+const CONTACTS: u64 = 50;
+
+/// Clients at work.
+#[derive(Debug)]
+pub struct Load {
+    clients: JoinSet<Report>,
+    target: Arc<Mutex<String>>,
+    stop: Arc<AtomicBool>,
+    received: Arc<AtomicU64>,
+}
+
+/// What clients have seen.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// Numbers of the events that were answered 200 `received`.
+    pub received: BTreeSet<u64>,
+    /// Every other answer.
+    pub otherwise: Vec<String>,
+    /// How long each answer took.
+    pub took: Vec<Duration>,
+}
+
+impl Load {
+    /// Starts so many clients, each of which posts to `{url}/webhook/faster/incoming` once per `pace`, or whenever it
+    /// was answered if that takes longer.
+    pub fn start(url: &str, clients: u64, pace: Duration) -> Self {
+        let (target, stop) = (Arc::new(Mutex::new(url.to_owned())), Arc::new(AtomicBool::new(false)));
+        let (mut set, http, received) = (JoinSet::new(), client(), Arc::new(AtomicU64::new(0)));
+        for client in 0..clients {
+            let (http, target, stop, counter) =
+                (http.clone(), target.clone(), stop.clone(), received.clone());
+            set.spawn(async move {
+                let (mut report, mut ticks) = (Report::default(), interval(pace));
+                ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+                for n in (client..).step_by(usize::try_from(clients).expect("a few")) {
+                    ticks.tick().await;
+                    if stop.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    let url = format!("{}/webhook/faster/incoming", target.lock().expect("no panic"));
+                    let sent = Instant::now();
+                    let answer = http.post(url).body(event(n)).send().await;
+                    report.took.push(sent.elapsed());
+                    match answer {
+                        Ok(answer) if answer.status() == 200 => {
+                            let text = answer.text().await.unwrap_or_default();
+                            if text.contains("received") {
+                                report.received.insert(n);
+                                counter.fetch_add(1, Ordering::Relaxed);
+                            } else {
+                                report.otherwise.push(text);
+                            }
+                        }
+                        Ok(answer) => report.otherwise.push(answer.status().to_string()),
+                        Err(error) => report.otherwise.push(format!("{error:?}")),
+                    }
+                }
+                report
+            });
+        }
+        Self { clients: set, target, stop, received }
+    }
+
+    /// Sends what comes next to another ingest, as a load balancer would.
+    pub fn redirect(&self, url: &str) {
+        url.clone_into(&mut self.target.lock().expect("no panic"));
+    }
+
+    /// Waits until so many more events were received.
+    pub async fn until_more(&self, events: u64) {
+        let wanted = self.received.load(Ordering::Relaxed) + events;
+        poll::until("events are received", true, async || self.received.load(Ordering::Relaxed) >= wanted)
+            .await;
+    }
+
+    /// Ends the load.
+    pub async fn stop(self) -> Report {
+        self.stop.store(true, Ordering::Relaxed);
+        let mut all = Report::default();
+        for report in self.clients.join_all().await {
+            all.received.extend(report.received);
+            all.otherwise.extend(report.otherwise);
+            all.took.extend(report.took);
+        }
+        all.took.sort();
+        all
+    }
+}
+
+impl Report {
+    /// The time within which so many of a thousand answers came.
+    pub fn within(&self, per_mille: usize) -> Duration {
+        self.took[(self.took.len() - 1) * per_mille / 1000]
+    }
+
+    /// A line for people.
+    pub fn summary(&self, what: &str) -> String {
+        let (median, p99, slowest) = (self.within(500), self.within(990), self.within(1000));
+        format!(
+            "{what}: {} sent, {} not received, median {median:.1?}, p99 {p99:.1?}, slowest {slowest:.1?}",
+            self.took.len(),
+            self.otherwise.len()
+        )
+    }
+
+    /// Waits until every event that was received is stored, and checks that each has counted once.
+    pub async fn assert_stored_once(&self, database: &Database) {
+        let count = self.received.len() as u64;
+        let stored = async || database.count("webhook_events").await >= count;
+        poll::until_within("everything received is stored", true, Duration::from_secs(90), stored).await;
+        let keys: BTreeSet<u64> =
+            database.all("webhook_events").await.keys().map(|key| key.parse().expect("a number")).collect();
+        let lost: Vec<_> = self.received.difference(&keys).collect();
+        assert!(lost.is_empty(), "lost: {lost:?}");
+        // Those whose answer got lost on the way may be stored as well.
+        let messages = database.count("messages").await;
+        assert_eq!(keys.len() as u64, messages);
+        assert_eq!(database.sum("conversations", "message_count").await.unsigned_abs(), messages);
+    }
+}
+
+fn event(n: u64) -> String {
+    json!({"event_id": n.to_string(), "event_type": "message.received", "contact": {"id": n % CONTACTS},
+        "message": {"messageId": n, "message": {"type": "text", "text": "a text of usual length ".repeat(30)}}})
+    .to_string()
+}
