@@ -7,17 +7,21 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
+use lapin::Consumer;
 use lapin::options::{BasicConsumeOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::FieldTable;
 use shared::amqp::{self, Link, Session};
 use shared::status::{ANNOUNCEMENT_TTL, Announcement};
 use shared::telemetry::chain;
 use shared::topology;
-use tokio::time::interval;
+use tokio::time::error::Elapsed;
+use tokio::time::{interval, timeout};
 use tracing::warn;
 
 /// How often the length of the queues is asked for.
 const DEPTH_INTERVAL: Duration = Duration::from_secs(1);
+/// A queue whose leader is being elected may not answer at all.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The state of the pipeline as last heard.
 #[derive(Debug, Default)]
@@ -66,7 +70,7 @@ impl Pipeline {
 pub async fn follow(pipeline: Arc<Pipeline>, link: &Link, tenants: &[String]) {
     let mut sessions = link.sessions();
     while let Some(session) = amqp::next_session(&mut sessions).await {
-        let ended = tokio::select! {
+        let ended: Result<(), FollowError> = tokio::select! {
             ended = listen(&pipeline, &session) => ended.map(|()| session.report_broken("the status queue is gone")),
             ended = measure(&pipeline, &session, tenants) => ended,
             () = session.lost().cancelled() => Ok(()),
@@ -79,16 +83,17 @@ pub async fn follow(pipeline: Arc<Pipeline>, link: &Link, tenants: &[String]) {
     }
 }
 
-async fn listen(pipeline: &Pipeline, session: &Session) -> lapin::Result<()> {
-    let channel = session.channel().await?;
-    let name = || String::new().into();
-    let queue =
-        channel.queue_declare(name(), QueueDeclareOptions::exclusive(), FieldTable::default()).await?;
-    let (queue, exchange) = (queue.name().clone(), topology::STATUS_EXCHANGE.into());
-    let (bind, none) = (QueueBindOptions::default(), FieldTable::default());
-    channel.queue_bind(queue.clone(), exchange, name(), bind, none.clone()).await?;
-    let options = BasicConsumeOptions { no_ack: true, ..Default::default() };
-    let mut announcements = channel.basic_consume(queue, name(), options, none).await?;
+/// Why the pipeline can't be followed over a session.
+#[derive(Debug, thiserror::Error)]
+enum FollowError {
+    #[error("a channel failed")]
+    Channel(#[from] lapin::Error),
+    #[error("RabbitMQ didn't answer within {ANSWER_TIMEOUT:?}")]
+    TimedOut(#[from] Elapsed),
+}
+
+async fn listen(pipeline: &Pipeline, session: &Session) -> Result<(), FollowError> {
+    let mut announcements = timeout(ANSWER_TIMEOUT, subscribe(session)).await??;
     while let Some(delivery) = announcements.next().await {
         match serde_json::from_slice(&delivery?.data) {
             Ok(announcement) => pipeline.heard(announcement, Instant::now()),
@@ -98,7 +103,19 @@ async fn listen(pipeline: &Pipeline, session: &Session) -> lapin::Result<()> {
     Ok(())
 }
 
-async fn measure(pipeline: &Pipeline, session: &Session, tenants: &[String]) -> lapin::Result<()> {
+async fn subscribe(session: &Session) -> lapin::Result<Consumer> {
+    let channel = session.channel().await?;
+    let name = || String::new().into();
+    let queue =
+        channel.queue_declare(name(), QueueDeclareOptions::exclusive(), FieldTable::default()).await?;
+    let (queue, exchange) = (queue.name().clone(), topology::STATUS_EXCHANGE.into());
+    let (bind, none) = (QueueBindOptions::default(), FieldTable::default());
+    channel.queue_bind(queue.clone(), exchange, name(), bind, none.clone()).await?;
+    let options = BasicConsumeOptions { no_ack: true, ..Default::default() };
+    channel.basic_consume(queue, name(), options, none).await
+}
+
+async fn measure(pipeline: &Pipeline, session: &Session, tenants: &[String]) -> Result<(), FollowError> {
     let channel = session.channel().await?;
     let mut ticks = interval(DEPTH_INTERVAL);
     loop {
@@ -106,7 +123,8 @@ async fn measure(pipeline: &Pipeline, session: &Session, tenants: &[String]) -> 
         for tenant in tenants {
             let options = QueueDeclareOptions { passive: true, ..Default::default() };
             let name = topology::work_queue(tenant).into();
-            let queue = channel.queue_declare(name, options, FieldTable::default()).await?;
+            let declared = channel.queue_declare(name, options, FieldTable::default());
+            let queue = timeout(ANSWER_TIMEOUT, declared).await??;
             pipeline.measured(tenant, u64::from(queue.message_count()));
         }
     }

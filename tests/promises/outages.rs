@@ -9,7 +9,7 @@ use penstock_tests::load::Load;
 use penstock_tests::poll;
 use penstock_tests::process::{Ingest, Worker};
 use penstock_tests::relay::Fault;
-use penstock_tests::stack::{OwnRabbit, Place};
+use penstock_tests::stack::{OwnRabbit, Place, is_long_run};
 use reqwest::Method;
 use serde_json::json;
 
@@ -144,6 +144,35 @@ async fn rabbitmq_under_a_memory_alarm() {
     poll::until("it shows", Some(1.0), blocked).await;
     tokio::task::block_in_place(|| rabbit.alarm(false));
     outage.recovered("memory alarm").await;
+}
+
+/// Only with `tests/run --long`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn five_minutes_without_rabbitmq_at_1000_webhooks_a_second() {
+    if !is_long_run() {
+        return;
+    }
+    let place = Place::new().await;
+    let (relay, url) = place.relay().await;
+    let ingest = Ingest::start(&place, &[("AMQP_URL", &url), ("RUST_LOG", "info")]).await;
+    let load = Load::start(&ingest.url, 40, Duration::from_millis(40));
+    load.until_more(1000).await;
+    relay.set(Fault::Cut);
+    load.until_more_within(300_000, Duration::from_mins(10)).await;
+    println!("after 300,000 webhooks: {} MiB", ingest.process.peak_memory() >> 20);
+    relay.set(Fault::None);
+    let report = load.stop().await;
+    println!("{}", report.summary("five minutes"));
+    assert!(report.otherwise.is_empty(), "{:?}", report.otherwise);
+    assert!(ingest.process.peak_memory() < MEMORY);
+    let left = async || metric(&ingest.admin, "ingest_spool_records", &[]).await;
+    poll::until_within("the spool is empty", Some(0.0), Duration::from_mins(5), left).await;
+    let broker = Broker::connect(&place.amqp_url).await;
+    assert!(
+        broker.depth("webhooks.faster").await.is_some_and(|depth| depth as usize >= report.received.len())
+    );
+    ingest.process.stop().await;
+    place.remove().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -84,9 +84,14 @@ impl Load {
 
     /// Waits until so many more events were received.
     pub async fn until_more(&self, events: u64) {
+        self.until_more_within(events, poll::PATIENCE).await;
+    }
+
+    /// As [`Load::until_more`], with a deadline of the caller's choice.
+    pub async fn until_more_within(&self, events: u64, patience: Duration) {
         let wanted = self.received.load(Ordering::Relaxed) + events;
-        poll::until("events are received", true, async || self.received.load(Ordering::Relaxed) >= wanted)
-            .await;
+        let received = async || self.received.load(Ordering::Relaxed) >= wanted;
+        poll::until_within("events are received", true, patience, received).await;
     }
 
     /// Ends the load.

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use penstock_tests::database::Database;
-use penstock_tests::http::client;
-use penstock_tests::process::{Ingest, Worker};
+use penstock_tests::http::{client, metric};
+use penstock_tests::process::{Ingest, Process, Worker};
 use penstock_tests::stack::Place;
 use reqwest::Client;
 use serde_json::json;
@@ -16,6 +16,8 @@ use tokio::task::JoinSet;
 const CLIENTS: usize = 64;
 /// How long the clients post.
 const LOAD: Duration = Duration::from_secs(10);
+/// The same while RabbitMQ is away.
+const SPOOL_LOAD: Duration = Duration::from_secs(5);
 /// Events posted one at a time, to see how long a single one takes.
 const SINGLE_EVENTS: usize = 300;
 /// Contacts that the events are about.
@@ -26,27 +28,33 @@ static NEXT: AtomicU64 = AtomicU64::new(0);
 #[tokio::main]
 async fn main() {
     let place = Place::new().await;
-    let ingest = Ingest::start(&place, &[("RUST_LOG", "warn,ingest=info")]).await;
+    with_everything(&place).await;
+    without_rabbitmq(&place).await;
+    place.remove().await;
+}
+
+async fn with_everything(place: &Place) {
+    let ingest = Ingest::start(place, &[("RUST_LOG", "warn,ingest=info")]).await;
     let url = Arc::new(ingest.path("/webhook/faster/incoming"));
-    let database = Database::of(&place, "faster").await;
+    let database = Database::of(place, "faster").await;
 
     println!("accepting alone, {CLIENTS} clients, {LOAD:?} ...");
-    let (accepted, replies) = load(&url).await;
+    let (accepted, replies) = load(&url, CLIENTS, LOAD).await;
     report("accepted", accepted, LOAD);
     percentiles("reply", replies);
 
     println!("storing the backlog, one worker ...");
-    let worker = Worker::start(&place, &[("RUST_LOG", "warn,worker=info")]).await;
+    let worker = Worker::start(place, &[("RUST_LOG", "warn,worker=info")]).await;
     let started = Instant::now();
     until_stored(&database, accepted).await;
     report("stored", accepted, started.elapsed());
 
     println!("one event at a time ...");
-    let (mut replies, mut stored) = (Vec::new(), Vec::new());
+    let (mut replies, mut stored, http) = (Vec::new(), Vec::new(), client());
     for _ in 0..SINGLE_EVENTS {
         let (id, body) = event();
         let sent = Instant::now();
-        assert!(post(&client(), &url, body).await);
+        post(&http, &url, body).await;
         replies.push(sent.elapsed());
         let replied = Instant::now();
         while database.find("webhook_events", &id).await.is_none() {}
@@ -58,20 +66,42 @@ async fn main() {
     println!("everything at once, {CLIENTS} clients, {LOAD:?} ...");
     let before = database.count("webhook_events").await;
     let started = Instant::now();
-    let (accepted, replies) = load(&url).await;
+    let (accepted, replies) = load(&url, CLIENTS, LOAD).await;
     report("accepted", accepted, LOAD);
     percentiles("reply", replies);
     until_stored(&database, before + accepted).await;
     report("stored", accepted, started.elapsed());
-    let mib = |bytes: u64| bytes >> 20;
-    println!(
-        "peak memory: ingest {} MiB, worker {} MiB",
-        mib(ingest.process.peak_memory()),
-        mib(worker.process.peak_memory())
-    );
+    println!("  peak memory: ingest {}, worker {}", memory(&ingest.process), memory(&worker.process));
     worker.process.stop().await;
     ingest.process.stop().await;
-    place.remove().await;
+}
+
+async fn without_rabbitmq(place: &Place) {
+    for clients in [1, 16, 64] {
+        println!("RabbitMQ away, {clients} clients, {SPOOL_LOAD:?} ...");
+        let ingest = Ingest::start_unconnected(place, &[("AMQP_URL", "amqp://127.0.0.1:1/%2f")]).await;
+        let url = Arc::new(ingest.path("/webhook/faster/incoming"));
+        let (accepted, replies) = load(&url, clients, SPOOL_LOAD).await;
+        report("spooled", accepted, SPOOL_LOAD);
+        percentiles("reply", replies);
+        let of_commits = async |what: &str| {
+            let name = format!("ingest_spool_commit_duration_seconds_{what}");
+            metric(&ingest.admin, &name, &[]).await.unwrap_or_default()
+        };
+        let (sum, count) = (of_commits("sum").await, of_commits("count").await);
+        #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
+        let group = accepted as f64 / count;
+        println!(
+            "  commits: {:.2} ms each, of {group:.1} records; peak memory {}",
+            sum / count * 1e3,
+            memory(&ingest.process)
+        );
+        ingest.process.crash().await;
+    }
+}
+
+fn memory(process: &Process) -> String {
+    format!("{} MiB", process.peak_memory() >> 20)
 }
 
 fn event() -> (String, String) {
@@ -91,21 +121,23 @@ fn event() -> (String, String) {
     (id, body.to_string())
 }
 
-async fn post(client: &Client, url: &str, body: String) -> bool {
-    client.post(url).body(body).send().await.is_ok_and(|answer| answer.status() == 200)
+async fn post(client: &Client, url: &str, body: String) {
+    let answer = client.post(url).body(body).send().await.expect("an answer");
+    let (status, text) = (answer.status(), answer.text().await.unwrap_or_default());
+    assert!(status == 200 && text.contains("received"), "{status} {text}");
 }
 
 /// Number of events answered 200, and how long each reply took.
-async fn load(url: &Arc<String>) -> (u64, Vec<Duration>) {
-    let (mut clients, until, http) = (JoinSet::new(), Instant::now() + LOAD, client());
-    for _ in 0..CLIENTS {
+async fn load(url: &Arc<String>, number: usize, time: Duration) -> (u64, Vec<Duration>) {
+    let (mut clients, until, http) = (JoinSet::new(), Instant::now() + time, client());
+    for _ in 0..number {
         let (url, http) = (url.clone(), http.clone());
         clients.spawn(async move {
             let mut replies = Vec::new();
             while Instant::now() < until {
                 let (_, body) = event();
                 let sent = Instant::now();
-                assert!(post(&http, &url, body).await, "an event was not received");
+                post(&http, &url, body).await;
                 replies.push(sent.elapsed());
             }
             replies
