@@ -10,23 +10,41 @@ use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{BasicProperties, Channel, Consumer};
 use shared::amqp::{self, Link, Session};
-use shared::event::{Stream, UNKNOWN};
+use shared::event::Stream;
 use shared::telemetry::chain;
 use shared::topology;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tokio::time::error::Elapsed;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::decode::{Envelope, Event};
-use crate::lane::{self, Context, Job};
-use crate::settle::{self, Dead, DeadLetter};
+use crate::lane::{self, Content, Context, Job, Receipt};
 
-/// Most deliveries in hand per tenant: enough to fill the next batch of every lane while one is written.
-const MAX_PREFETCH: usize = 2000;
-/// Pause before a channel that failed is opened again.
+/// Most deliveries in hand per tenant: enough to fill the next batches while others are written, few enough to
+/// hold if each has a body of 1 MiB, since RabbitMQ bounds their number only.
+const MAX_PREFETCH: usize = 1000;
+/// The parsed form of a larger body is dropped while the event waits for its batch. In bytes.
+const SMALL_BODY: usize = 16 << 10;
+/// Longest time for RabbitMQ to start a consumer: a queue whose leader is being elected may not answer at all.
+const START_TIMEOUT: Duration = Duration::from_secs(10);
+/// Pause before consuming is tried again.
 const REOPEN_PAUSE: Duration = Duration::from_secs(1);
+
+/// Why consuming ended.
+#[derive(Debug, thiserror::Error)]
+enum ConsumeError {
+    #[error("the channel failed")]
+    Channel(#[from] lapin::Error),
+    #[error("RabbitMQ started no consumer within {START_TIMEOUT:?}")]
+    NotStarted(#[from] Elapsed),
+    #[error("RabbitMQ has cancelled the consumer")]
+    Cancelled,
+    #[error("a lane has failed")]
+    Lane,
+}
 
 /// Serves a tenant until told to stop, then finishes what is in hand.
 pub async fn serve(context: Arc<Context>, link: Arc<Link>, stop: CancellationToken) {
@@ -37,12 +55,10 @@ pub async fn serve(context: Arc<Context>, link: Arc<Link>, stop: CancellationTok
             () = stop.cancelled() => return,
         };
         let Some(session) = session else { return };
-        match consume(&context, &session, &stop).await {
-            Ok(()) => {}
-            Err(error) => {
-                let error = chain(&error);
-                warn!(tenant = context.tenant, error, "consuming ended, will start again");
-            }
+        if let Err(error) = consume(&context, &session, &stop).await {
+            warn!(tenant = context.tenant, error = chain(&error), "consuming ended, will start again");
+            // With a new connection everything is declared again, in case somebody has deleted the queue.
+            session.report_broken("consuming ended");
         }
         tokio::select! {
             () = sleep(REOPEN_PAUSE) => {}
@@ -52,10 +68,18 @@ pub async fn serve(context: Arc<Context>, link: Arc<Link>, stop: CancellationTok
 }
 
 /// Consumes until told to stop, or until the channel is gone.
-async fn consume(context: &Arc<Context>, session: &Session, stop: &CancellationToken) -> lapin::Result<()> {
+async fn consume(
+    context: &Arc<Context>,
+    session: &Session,
+    stop: &CancellationToken,
+) -> Result<(), ConsumeError> {
     let settings = &context.settings;
     let prefetch = (2 * settings.lanes * settings.batch_size).min(MAX_PREFETCH);
-    let (channel, mut consumer) = start(context, session, prefetch).await?;
+    let started = tokio::select! {
+        started = timeout(START_TIMEOUT, start(context, session, prefetch)) => started,
+        () = stop.cancelled() => return Ok(()),
+    };
+    let (channel, mut consumer) = started??;
     // Cancelled when acknowledging has become impossible: RabbitMQ delivers again what is in hand.
     let lost = session.lost().child_token();
     let mut lanes = Lanes::start(context, prefetch, &lost);
@@ -63,15 +87,16 @@ async fn consume(context: &Arc<Context>, session: &Session, stop: &CancellationT
         let delivery = tokio::select! {
             delivery = consumer.next() => delivery,
             () = stop.cancelled() => break Ok(()),
-            () = lost.cancelled() => break Ok(()),
+            () = session.lost().cancelled() => break Ok(()),
+            () = lost.cancelled() => break Err(ConsumeError::Lane),
         };
         match delivery {
-            Some(Ok(delivery)) => lanes.take(context, delivery, &lost).await,
-            Some(Err(error)) => break Err(error),
-            None => break Ok(()),
+            Some(Ok(delivery)) => lanes.take(context, delivery),
+            Some(Err(error)) => break Err(error.into()),
+            None => break Err(ConsumeError::Cancelled),
         }
     };
-    if stop.is_cancelled() && !lost.is_cancelled() {
+    if stop.is_cancelled() && ended.is_ok() && !lost.is_cancelled() {
         finish(context, &channel, &mut consumer, lanes, &lost).await;
     } else {
         lost.cancel();
@@ -82,8 +107,8 @@ async fn consume(context: &Arc<Context>, session: &Session, stop: &CancellationT
 
 async fn start(context: &Context, session: &Session, prefetch: usize) -> lapin::Result<(Channel, Consumer)> {
     let channel = session.channel().await?;
-    let prefetch = u16::try_from(prefetch).unwrap_or(u16::MAX);
-    channel.basic_qos(prefetch, BasicQosOptions::default()).await?;
+    let count = u16::try_from(prefetch).unwrap_or(u16::MAX);
+    channel.basic_qos(count, BasicQosOptions::default()).await?;
     let queue = topology::work_queue(&context.tenant).into();
     let (options, arguments) = (BasicConsumeOptions::default(), FieldTable::default());
     let consumer = channel.basic_consume(queue, ShortString::default(), options, arguments).await?;
@@ -104,7 +129,7 @@ async fn finish(
             lost.cancel();
         }
         while let Some(Some(Ok(delivery))) = consumer.next().now_or_never() {
-            lanes.take(context, delivery, lost).await;
+            lanes.take(context, delivery);
         }
         lanes.join().await;
     };
@@ -119,6 +144,7 @@ async fn finish(
 struct Lanes {
     senders: Vec<mpsc::Sender<Job>>,
     running: JoinSet<()>,
+    lost: CancellationToken,
 }
 
 impl Lanes {
@@ -128,46 +154,46 @@ impl Lanes {
         let senders = (0..context.settings.lanes)
             .map(|_| {
                 let (sender, jobs) = mpsc::channel(capacity);
-                running.spawn(lane::run(context.clone(), jobs, lost.clone()));
+                let (context, lost) = (context.clone(), lost.clone());
+                running.spawn(async move {
+                    // If the lane panics, what it has in hand must not wait for an acknowledgement for ever.
+                    let guard = lost.clone().drop_guard();
+                    lane::run(context, jobs, lost).await;
+                    guard.disarm();
+                });
                 sender
             })
             .collect();
-        Self { senders, running }
+        Self { senders, running, lost: lost.clone() }
     }
 
-    async fn take(&mut self, context: &Arc<Context>, delivery: Delivery, lost: &CancellationToken) {
+    fn take(&mut self, context: &Arc<Context>, delivery: Delivery) {
         let Delivery { data, properties, acker, .. } = delivery;
-        context.state.received(1);
-        let envelope = envelope(&context.tenant, &properties);
-        match Event::decode(&data, envelope) {
-            Ok(event) => {
+        let decoded = Event::decode(&data, envelope(&context.tenant, &properties));
+        let receipt = Receipt { acker, properties, in_hand: context.state.in_hand() };
+        let (lane, content) = match decoded {
+            Ok(mut event) => {
+                if event.body.len() > SMALL_BODY {
+                    event.shed_members();
+                }
                 let lane = lane_of(event.chat_id.as_ref().unwrap_or(&event.key), self.senders.len());
-                let job = Job { event, acker, properties };
-                if self.senders[lane].send(job).await.is_err() {
-                    context.state.settled(1);
-                }
+                (lane, Content::Event(Box::new(event)))
             }
-            Err(unusable) => {
-                let letter = DeadLetter {
-                    tenant: &context.tenant,
-                    reason: Dead::NoEvent,
-                    error: unusable.to_string(),
-                    attempts: 1,
-                    properties: &properties,
-                    body: &data,
-                };
-                if settle::bury(&context.publisher, &letter, lost).await {
-                    settle::acknowledge(std::iter::once(&acker)).await;
-                    context.metrics.dead_lettered(&context.tenant, UNKNOWN, Dead::NoEvent);
-                }
-                context.state.settled(1);
-            }
+            Err(unusable) => (0, Content::Rubbish(data, unusable)),
+        };
+        // There is room for everything that is prefetched, so this fails only if the lane is gone.
+        if self.senders[lane].try_send(Job { content, receipt }).is_err() {
+            self.lost.cancel();
         }
     }
 
     async fn join(mut self) {
         drop(self.senders);
-        while self.running.join_next().await.is_some() {}
+        while let Some(ended) = self.running.join_next().await {
+            if let Err(panic) = ended {
+                error!(error = chain(&panic), "a lane failed, its events will be delivered again");
+            }
+        }
     }
 }
 

@@ -108,6 +108,19 @@ impl Event {
         })
     }
 
+    /// Gives up the parsed body, which may take forty times the memory of the body itself.
+    pub fn shed_members(&mut self) {
+        self.members = Object::new();
+    }
+
+    /// Parses the body again, if that was given up.
+    pub fn recall_members(&mut self) {
+        if self.members.is_empty() {
+            // It could be parsed before.
+            self.members = json::parse(self.body.as_bytes()).unwrap_or_default();
+        }
+    }
+
     /// A member of the body, if it is [`given`].
     #[must_use]
     pub fn member(&self, name: &str) -> Option<&Json> {

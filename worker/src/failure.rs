@@ -31,8 +31,8 @@ const CONFIGURATION: [i32; 5] = [11, 13, 18, 20, 8000];
 const DATA: [i32; 13] = [2, 9, 14, 15, 52, 53, 56, 57, 66, 121, 10334, 17280, 17419];
 /// `DuplicateKey`: a unique index that somebody has added makes it a matter of data, see [`Failure::class`].
 const DUPLICATE_KEY: i32 = 11000;
-/// So many attempts may fail by a duplicate key before it counts as a matter of data.
-const DUPLICATE_KEY_ATTEMPTS: u32 = 5;
+/// After so many conflicts in a row a duplicate key counts as a matter of data.
+const DUPLICATE_KEY_CONFLICTS: u32 = 5;
 
 /// A failed attempt to write a batch.
 #[derive(Debug, thiserror::Error)]
@@ -66,19 +66,21 @@ impl From<Error> for Failure {
 }
 
 impl Failure {
-    /// The kind of failure, on the `attempt`th try of the same batch (from 1).
+    /// The kind of failure. `conflicts` is the number of conflicts that the same batch has met in a row before.
     #[must_use]
-    pub fn class(&self, attempt: u32) -> Class {
+    pub fn class(&self, conflicts: u32) -> Class {
         match self {
             Self::TimedOut(_) | Self::Cancelled => Class::Infrastructure,
             Self::NoReplicaSet => Class::Configuration,
-            Self::Refused { code } => by_code(*code, attempt),
+            Self::Refused { code } => by_code(*code, conflicts),
             Self::Mongo(error) => match &*error.kind {
                 ErrorKind::Authentication { .. } | ErrorKind::InvalidTlsConfig { .. } => Class::Configuration,
-                ErrorKind::BsonSerialization(_) | ErrorKind::BsonDeserialization(_) | ErrorKind::Bson(_) => {
-                    Class::Data
-                }
-                _ => code(error).map_or(Class::Infrastructure, |code| by_code(code, attempt)),
+                // The driver itself refuses a document over 16 MiB as an invalid argument.
+                ErrorKind::BsonSerialization(_)
+                | ErrorKind::BsonDeserialization(_)
+                | ErrorKind::Bson(_)
+                | ErrorKind::InvalidArgument { .. } => Class::Data,
+                _ => code(error).map_or(Class::Infrastructure, |code| by_code(code, conflicts)),
             },
         }
     }
@@ -91,9 +93,9 @@ impl Failure {
     }
 }
 
-fn by_code(code: i32, attempt: u32) -> Class {
+fn by_code(code: i32, conflicts: u32) -> Class {
     match code {
-        DUPLICATE_KEY if attempt >= DUPLICATE_KEY_ATTEMPTS => Class::Data,
+        DUPLICATE_KEY if conflicts >= DUPLICATE_KEY_CONFLICTS => Class::Data,
         code if CONFLICT.contains(&code) => Class::Conflict,
         code if CONFIGURATION.contains(&code) => Class::Configuration,
         code if DATA.contains(&code) => Class::Data,
@@ -140,7 +142,7 @@ mod tests {
     use super::*;
 
     fn refused(code: i32) -> Class {
-        Failure::Refused { code }.class(1)
+        Failure::Refused { code }.class(0)
     }
 
     #[test]
@@ -157,8 +159,8 @@ mod tests {
     #[test]
     fn a_duplicate_key_is_a_conflict_until_it_stays() {
         let failure = Failure::Refused { code: DUPLICATE_KEY };
-        assert_eq!(failure.class(1), Class::Conflict);
-        assert_eq!(failure.class(DUPLICATE_KEY_ATTEMPTS), Class::Data);
+        assert_eq!(failure.class(0), Class::Conflict);
+        assert_eq!(failure.class(DUPLICATE_KEY_CONFLICTS), Class::Data);
     }
 
     #[test]
@@ -171,9 +173,9 @@ mod tests {
 
     #[test]
     fn deadlines_and_io_are_infrastructure() {
-        assert_eq!(Failure::TimedOut(Duration::from_secs(5)).class(1), Class::Infrastructure);
+        assert_eq!(Failure::TimedOut(Duration::from_secs(5)).class(0), Class::Infrastructure);
         let broken = Error::from(std::io::Error::other("broken pipe"));
-        assert_eq!(Failure::from(broken).class(1), Class::Infrastructure);
-        assert_eq!(Failure::NoReplicaSet.class(1), Class::Configuration);
+        assert_eq!(Failure::from(broken).class(0), Class::Infrastructure);
+        assert_eq!(Failure::NoReplicaSet.class(0), Class::Configuration);
     }
 }

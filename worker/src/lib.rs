@@ -12,10 +12,11 @@ use serde_json::json;
 use shared::admin::{self, Admin};
 use shared::amqp::{Link, Purpose};
 use shared::publisher::Publisher;
+use shared::telemetry::chain;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{error, info};
 
 pub mod announce;
 pub mod consume;
@@ -40,7 +41,7 @@ use state::TenantState;
 use store::Store;
 
 /// Dead letters and announcements under way at the same time.
-const MAX_PUBLISHES_IN_FLIGHT: usize = 64;
+const MAX_PUBLISHES_IN_FLIGHT: u32 = 64;
 /// Pause before MongoDB is tried again at start.
 const PREPARE_PAUSE: Duration = Duration::from_secs(2);
 /// Confirms under way get this long when stopping.
@@ -216,7 +217,15 @@ impl Worker {
             };
             tenants.spawn(serving.run(stop.clone()));
         }
-        while tenants.join_next().await.is_some() {}
+        let mut failed = None;
+        while let Some(ended) = tenants.join_next().await {
+            if !stop.is_cancelled() {
+                let panic = ended.err().map_or_else(String::new, |panic| chain(&panic));
+                error!(error = panic, "a tenant's task has ended by itself, stopping");
+                failed = Some(io::Error::other("a tenant's task has ended by itself"));
+                stop.cancel();
+            }
+        }
         let _ = announcing.await;
         for link in links.values() {
             link.close().await;
@@ -224,7 +233,8 @@ impl Worker {
         publisher.close(CONFIRM_PATIENCE).await;
         admin_handle.stop(true).await;
         info!("stopped");
-        admin.await?
+        admin.await??;
+        failed.map_or(Ok(()), Err)
     }
 }
 
@@ -261,7 +271,7 @@ impl Serving {
                     return Some(store);
                 }
                 Err(failure) => {
-                    let class = match failure.class(1) {
+                    let class = match failure.class(0) {
                         Class::Infrastructure => Class::Infrastructure,
                         // Neither documents nor other writers are concerned yet.
                         _ => Class::Configuration,

@@ -25,7 +25,7 @@ const STACK_SIZE: usize = 16 << 20;
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let mut env = Env::of_process();
-    let (filter, host) = (env.text("RUST_LOG"), env.text_or("HOSTNAME", "worker"));
+    let (filter, host) = (telemetry::filter(&mut env), env.text_or("HOSTNAME", "worker"));
     let settings = match Settings::read(env) {
         Ok(settings) => settings,
         Err(problems) => {

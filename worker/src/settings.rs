@@ -63,10 +63,8 @@ const DAY: Duration = Duration::from_hours(24);
 impl Settings {
     /// Reads the settings, or reports all that is wrong with them.
     pub fn read(mut env: Env) -> Result<Self, Problems> {
-        let pool = (
-            env.number("MONGO_MIN_POOL_SIZE", 10, 0..=10_000),
-            env.number("MONGO_MAX_POOL_SIZE", 50, 1..=10_000),
-        );
+        let most = env.number("MONGO_MAX_POOL_SIZE", 50, 1..=10_000);
+        let pool = (env.number("MONGO_MIN_POOL_SIZE", most.min(10), 0..=10_000), most);
         if pool.0 > pool.1 {
             env.problem("MONGO_MIN_POOL_SIZE: is above MONGO_MAX_POOL_SIZE");
         }
@@ -99,6 +97,17 @@ fn tenants(env: &mut Env) -> Vec<Tenant> {
             Some(uri) => tenants.push(tenant(env, name, uri)),
             None if listed.is_some() => env.problem(format!("{}: is not set", spelled(&name, "MONGO_URI"))),
             None => {}
+        }
+    }
+    for (position, tenant) in tenants.iter().enumerate() {
+        let same =
+            |other: &&Tenant| (&other.mongo_uri, &other.database) == (&tenant.mongo_uri, &tenant.database);
+        if let Some(other) = tenants[..position].iter().find(same) {
+            env.problem(format!(
+                "{} and {}: are the same database",
+                spelled(&other.name, "DB_NAME"),
+                spelled(&tenant.name, "DB_NAME")
+            ));
         }
     }
     if tenants.is_empty() && listed.is_none() {
@@ -157,7 +166,7 @@ mod tests {
             ("ACME_MONGO_URI", "mongodb://h"),
             ("BATCH_SIZE", "0"),
             ("MONGO_TIMEOUT", "5"),
-            ("MONGO_MAX_POOL_SIZE", "5"),
+            ("MONGO_MIN_POOL_SIZE", "51"),
         ]));
         let problems = problems.unwrap_err();
         // The URI, the name of the database, acme's database, vip's URI, the batch, the timeout, the pool.

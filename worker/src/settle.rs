@@ -63,8 +63,6 @@ pub struct DeadLetter<'a> {
     pub reason: Dead,
     /// What went wrong, in words.
     pub error: String,
-    /// How often it was tried.
-    pub attempts: u32,
     /// As it was received.
     pub properties: &'a BasicProperties,
     /// As it was received.
@@ -106,6 +104,17 @@ enum BuryError {
     Publish(#[from] PublishError),
 }
 
+/// How often it was delivered: RabbitMQ counts the deliveries of a quorum queue's messages before this one.
+fn attempts(properties: &BasicProperties) -> i64 {
+    let headers = properties.headers().as_ref();
+    let before = match headers.and_then(|headers| headers.inner().get("x-delivery-count")) {
+        Some(AMQPValue::LongLongInt(count)) => *count,
+        Some(AMQPValue::LongInt(count)) => i64::from(*count),
+        _ => 0,
+    };
+    before.saturating_add(1)
+}
+
 async fn publish(publisher: &Publisher, letter: &DeadLetter<'_>) -> Result<(), BuryError> {
     let text = |text: &str| AMQPValue::LongString(text.into());
     let error: String = letter.error.chars().take(MAX_ERROR_LENGTH).collect();
@@ -114,7 +123,7 @@ async fn publish(publisher: &Publisher, letter: &DeadLetter<'_>) -> Result<(), B
         (topology::REASON_HEADER, text(letter.reason.name())),
         ("error", text(&error)),
         ("failed_at_ms", AMQPValue::LongLongInt(i64::try_from(failed_at_ms).unwrap_or(i64::MAX))),
-        ("attempts", AMQPValue::LongLongInt(letter.attempts.into())),
+        ("attempts", AMQPValue::LongLongInt(attempts(letter.properties))),
     ])?;
     let mut headers = letter.properties.headers().clone().unwrap_or_default();
     for (name, value) in added.inner() {
@@ -122,7 +131,12 @@ async fn publish(publisher: &Publisher, letter: &DeadLetter<'_>) -> Result<(), B
     }
     let properties =
         letter.properties.clone().with_headers(headers).with_delivery_mode(DELIVERY_MODE_PERSISTENT);
-    let message = Message::new("", topology::dead_queue(letter.tenant), properties, letter.body.to_vec())?;
+    let message = Message::new(
+        topology::ASIDE_EXCHANGE,
+        topology::dead_queue(letter.tenant),
+        properties,
+        letter.body.to_vec(),
+    )?;
     publisher.publish(message, CONFIRM_TIMEOUT).await?;
     Ok(())
 }

@@ -8,8 +8,10 @@ use futures_util::TryStreamExt;
 use mongodb::bson::{DateTime, Document, doc};
 use mongodb::options::{ClientOptions, ReadConcern, ReadPreference, SelectionCriteria, WriteConcern};
 use mongodb::{Client, ClientSession, Database};
-use tokio::time::timeout;
+use shared::telemetry::chain;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
+use tracing::warn;
 
 use crate::decode::Event;
 use crate::failure::Failure;
@@ -20,6 +22,8 @@ use crate::settings::{Settings, Tenant};
 /// How long an attempt that missed its deadline may take to end. The next attempt would only wait for its
 /// locks; but one whose connection hangs may never end.
 const ABANDONED_PATIENCE: Duration = Duration::from_secs(30);
+/// Longest pause before a commit whose outcome is unknown is sent again.
+const COMMIT_PAUSE: Duration = Duration::from_millis(100);
 /// Building an index on a large collection takes its time.
 const INDEX_TIMEOUT: Duration = Duration::from_mins(10);
 /// `IndexOptionsConflict` and `IndexKeySpecsConflict`: there is such an index already, called or made otherwise.
@@ -110,7 +114,14 @@ impl Store {
             (Err(Failure::Mongo(error)), retention) if exists(error) => {
                 if let Some(retention) = retention {
                     let changed = doc! {"keyPattern": index.get("key"), "expireAfterSeconds": retention};
-                    self.administer(doc! {"collMod": collection, "index": changed}).await?;
+                    let changed = self.administer(doc! {"collMod": collection, "index": changed}).await;
+                    if let Err(failure) = changed {
+                        let error = chain(&failure);
+                        warn!(
+                            collection,
+                            error, "EVENT_RETENTION can't be changed: change the index on stored_at by hand"
+                        );
+                    }
                 }
                 Ok(())
             }
@@ -276,7 +287,9 @@ impl Attempt {
         loop {
             self.check_deadline()?;
             match session.commit_transaction().await {
-                Err(error) if Failure::is_unknown_commit(&error) => {}
+                Err(error) if Failure::is_unknown_commit(&error) => {
+                    sleep(COMMIT_PAUSE.mul_f64(fastrand::f64())).await;
+                }
                 outcome => return Ok(outcome?),
             }
         }
