@@ -28,8 +28,8 @@ pub enum Json {
     Text(String),
     /// An array.
     List(Vec<Json>),
-    /// An object.
-    Object(Object),
+    /// An object. In a box, since elements of a list take the room of the largest variant.
+    Object(Box<Object>),
 }
 
 /// Why a body can't be used. The text of each is the quarantine reason that callers see.
@@ -68,7 +68,7 @@ pub fn parse(body: &[u8]) -> Result<Object, Unusable> {
     let value = Json::deserialize(&mut reader).map_err(|_| Unusable::Invalid)?;
     reader.end().map_err(|_| Unusable::Invalid)?;
     match value {
-        Json::Object(object) => Ok(object),
+        Json::Object(object) => Ok(*object),
         // An object whose only key is serde_json's private marker for numbers comes out as a number.
         _ if text.trim_ascii_start().starts_with('{') => Ok(Object::new()),
         _ => Err(Unusable::NotAnObject),
@@ -328,7 +328,7 @@ impl<'de> Visitor<'de> for JsonVisitor {
             {
                 Ok(Json::Number(number.clone()))
             }
-            _ => Ok(Json::Object(object)),
+            _ => Ok(Json::Object(Box::new(object))),
         }
     }
 }

@@ -178,3 +178,81 @@ async fn what_is_no_event_or_refused_by_mongodb_goes_to_the_dead_letters_and_the
     assert_eq!(broker.depth("webhooks.faster").await, Some(0));
     place.remove().await;
 }
+
+fn attachment(n: usize, zeros: usize) -> String {
+    let list = vec!["0"; zeros].join(",");
+    format!(
+        r#"{{"event_id":"a{n}","event_type":"message.sent","contact":{{"id":{n}}},"message":{{"messageId":"a{n}","message":{{"type":"attachment","attachment":{{"n":[{list}]}}}}}}}}"#
+    )
+}
+
+#[tokio::test]
+async fn a_document_beyond_what_mongodb_takes_is_a_dead_letter_and_the_rest_is_stored() {
+    let place = Place::new().await;
+    let worker = Worker::start(&place, &[]).await;
+    let (broker, database) = (Broker::connect(&place.amqp_url).await, Database::of(&place, "faster").await);
+    broker.publish_event("faster", "any", 1_700_000_000_000, attachment(0, 950_000).as_bytes()).await;
+    for n in 1..=20 {
+        broker.publish_event("faster", "any", 1_700_000_000_000, attachment(n, 3).as_bytes()).await;
+    }
+    database.until_stored(20).await;
+    poll::until("the dead letter", Some(1), async || broker.depth("dead.faster").await).await;
+    let letter = broker.take("dead.faster").await.unwrap();
+    assert_eq!(header(&letter.properties, "reason").as_deref(), Some("refused_by_mongodb"));
+    assert_eq!(letter.data, attachment(0, 950_000).as_bytes());
+    worker.process.stop().await;
+    place.remove().await;
+}
+
+#[tokio::test]
+async fn a_body_that_forges_a_number_is_stored_like_any_other() {
+    let place = Place::new().await;
+    let (ingest, worker) = (Ingest::start(&place, &[]).await, Worker::start(&place, &[]).await);
+    for forged in ["é", "1e", "-", "99999999999999999999e99999999999", "0.0000000000000000000000000000001"] {
+        let body = format!(
+            r#"{{"event_type":"message.received","contact":{{"id":{{"$serde_json::private::Number":"{forged}-1"}}}},"message":{{"messageId":{{"$serde_json::private::Number":"{forged}"}}}}}}"#
+        );
+        post_received(&ingest.path("/webhook/faster"), body).await;
+    }
+    post_received(&ingest.path("/webhook/faster"), r#"{"$serde_json::private::Number":"1"}"#).await;
+    Database::of(&place, "faster").await.until_stored(6).await;
+    worker.process.stop().await;
+    place.remove().await;
+}
+
+#[tokio::test]
+async fn large_bodies_do_not_fill_the_workers_memory() {
+    let place = Place::new().await;
+    let ingest = Ingest::start(&place, &[]).await;
+    for n in 0..40 {
+        post_received(&ingest.path("/webhook/faster"), attachment(n, 150_000)).await;
+    }
+    let worker = Worker::start(&place, &[]).await;
+    Database::of(&place, "faster").await.until_stored(40).await;
+    let peak = worker.process.peak_memory() >> 20;
+    println!("peak: {peak} MiB");
+    assert!(peak < 512, "{peak} MiB");
+    worker.process.stop().await;
+    place.remove().await;
+}
+
+#[tokio::test]
+async fn a_queue_that_was_deleted_is_declared_again() {
+    let place = Place::new().await;
+    let (ingest, worker) = (Ingest::start(&place, &[]).await, Worker::start(&place, &[]).await);
+    let database = Database::of(&place, "faster").await;
+    post_received(&ingest.path("/webhook/faster"), r#"{"n":1}"#).await;
+    database.until_stored(1).await;
+    place.manage(reqwest::Method::DELETE, &format!("queues/{}/webhooks.faster", place.name), None).await;
+    // What comes meanwhile is unroutable, and not lost.
+    let broker = Broker::connect(&place.amqp_url).await;
+    poll::until("the queue is back", true, async || broker.depth("webhooks.faster").await.is_some()).await;
+    poll::until("it is bound, and events flow", true, async || {
+        let n = fastrand::u64(..);
+        post_received(&ingest.path("/webhook/faster"), format!(r#"{{"n":{n}}}"#)).await;
+        database.count("webhook_events").await > 1
+    })
+    .await;
+    worker.process.stop().await;
+    place.remove().await;
+}

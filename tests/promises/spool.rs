@@ -6,7 +6,7 @@ use std::time::Duration;
 use penstock_tests::broker::{Broker, header};
 use penstock_tests::database::Database;
 use penstock_tests::http::{get, metric, post, post_received};
-use penstock_tests::load::Load;
+use penstock_tests::load::{Load, Report};
 use penstock_tests::poll;
 use penstock_tests::process::{Ingest, Process, Worker, run};
 use penstock_tests::relay::Fault;
@@ -30,24 +30,17 @@ async fn an_ingest_killed_with_webhooks_in_its_spool_loses_none() {
     let place = Place::new().await;
     let spool = place.folder.join("the-spool");
     let spool = ("SPOOL_DIR", spool.to_str().unwrap());
-    let mut received = std::collections::BTreeSet::new();
+    let mut report = Report::default();
     for _ in 0..3 {
         let ingest = Ingest::start_unconnected(&place, &[NOWHERE, spool]).await;
         let load = Load::start(&ingest.url, 8, Duration::from_millis(5));
         load.until_more(200).await;
         ingest.process.crash().await;
-        received.extend(load.stop().await.received);
+        report.extend(load.stop().await);
     }
     let (ingest, worker) = (Ingest::start(&place, &[spool]).await, Worker::start(&place, &[]).await);
     poll::until("the spool is empty", Some(0.0), async || records(&ingest).await).await;
-    let database = Database::of(&place, "faster").await;
-    database.until_stored(received.len() as u64).await;
-    let stored = database.all("webhook_events").await;
-    assert!(received.iter().all(|n| stored.contains_key(&n.to_string())));
-    assert_eq!(
-        database.sum("conversations", "message_count").await.unsigned_abs(),
-        database.count("messages").await
-    );
+    report.assert_stored_once(&Database::of(&place, "faster").await).await;
     worker.process.stop().await;
     place.remove().await;
 }

@@ -42,7 +42,10 @@ impl Load {
     pub fn start(url: &str, clients: u64, pace: Duration) -> Self {
         let (target, stop) = (Arc::new(Mutex::new(url.to_owned())), Arc::new(AtomicBool::new(false)));
         let (mut set, http, received) = (JoinSet::new(), client(), Arc::new(AtomicU64::new(0)));
-        for client in 0..clients {
+        // No two loads of a test send the same events.
+        static NEXT_MILLION: AtomicU64 = AtomicU64::new(0);
+        let first = NEXT_MILLION.fetch_add(1, Ordering::Relaxed) * 1_000_000;
+        for client in first..first + clients {
             let (http, target, stop, counter) =
                 (http.clone(), target.clone(), stop.clone(), received.clone());
             set.spawn(async move {
@@ -99,11 +102,8 @@ impl Load {
         self.stop.store(true, Ordering::Relaxed);
         let mut all = Report::default();
         for report in self.clients.join_all().await {
-            all.received.extend(report.received);
-            all.otherwise.extend(report.otherwise);
-            all.took.extend(report.took);
+            all.extend(report);
         }
-        all.took.sort();
         all
     }
 }
@@ -112,6 +112,14 @@ impl Report {
     /// The time within which so many of a thousand answers came.
     pub fn within(&self, per_mille: usize) -> Duration {
         self.took[(self.took.len() - 1) * per_mille / 1000]
+    }
+
+    /// Adds what other clients have seen.
+    pub fn extend(&mut self, other: Self) {
+        self.received.extend(other.received);
+        self.otherwise.extend(other.otherwise);
+        self.took.extend(other.took);
+        self.took.sort();
     }
 
     /// A line for people.

@@ -9,7 +9,7 @@ use shared::event::UNKNOWN;
 use shared::json::Unusable;
 use shared::publisher::Publisher;
 use shared::telemetry::chain;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
@@ -23,9 +23,11 @@ use crate::settle::{self, Dead, DeadLetter};
 use crate::state::{InHand, TenantState};
 use crate::store::Store;
 
-/// Most bytes of bodies in a batch, so that what they unfold to fits MongoDB's commands. A batch has at
-/// least one event, whatever its size.
-const MAX_BATCH_BYTES: usize = 1 << 20;
+/// Most bytes of bodies in a batch: two hundred usual ones. A batch has at least one event, whatever its size.
+const MAX_BATCH_BYTES: usize = 256 << 10;
+/// Most bytes of bodies, in KiB, that the lanes of a tenant work on at the same time. A body like `[0,0,0]` takes two
+/// hundred times its size when it is parsed and made into documents.
+pub const UNFOLDED_KIB: u32 = 1 << 10;
 /// First and longest pause between attempts while MongoDB fails.
 const HOLD: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
 /// Longest pause after a conflict with another writer.
@@ -77,6 +79,8 @@ pub struct Context {
     pub metrics: Arc<Metrics>,
     /// What others see of the tenant.
     pub state: Arc<TenantState>,
+    /// Shared by the lanes: [`UNFOLDED_KIB`].
+    pub memory: Semaphore,
 }
 
 /// Events that are written together, and the receipts of their deliveries in the same order.
@@ -94,7 +98,7 @@ pub async fn run(context: Arc<Context>, mut jobs: mpsc::Receiver<Job>, lost: Can
         }
         let (batch, rubbish) = gather(first, &mut jobs, &context.settings).await;
         if !batch.events.is_empty() {
-            write(&context, batch, &lost).await;
+            write_within_memory(&context, batch, &lost).await;
         }
         for (body, unusable, receipt) in rubbish {
             bury(&context, Dead::NoEvent, unusable.to_string(), (&body, &receipt), &lost).await;
@@ -112,9 +116,8 @@ async fn gather(
     let (mut batch, mut rubbish, mut bytes, mut next) = (Batch::default(), Vec::new(), 0, Some(first));
     while let Some(Job { content, receipt }) = next.take() {
         match content {
-            Content::Event(mut event) => {
+            Content::Event(event) => {
                 bytes += event.body.len();
-                event.recall_members();
                 batch.events.push(*event);
                 batch.receipts.push(receipt);
             }
@@ -131,6 +134,19 @@ async fn gather(
         }
     }
     (batch, rubbish)
+}
+
+/// Unfolds a batch when there is memory for it, and writes it.
+async fn write_within_memory(context: &Context, mut batch: Batch, lost: &CancellationToken) {
+    let bytes: usize = batch.events.iter().map(|event| event.body.len()).sum();
+    let kib = u32::try_from(bytes >> 10).unwrap_or(u32::MAX).saturating_add(1).min(UNFOLDED_KIB);
+    let memory = tokio::select! {
+        memory = context.memory.acquire_many(kib) => memory,
+        () = lost.cancelled() => return,
+    };
+    batch.events.iter_mut().for_each(Event::recall_members);
+    write(context, batch, lost).await;
+    drop(memory);
 }
 
 /// Writes a batch, holding it as long as MongoDB fails. If MongoDB refuses it, the halves are written by

@@ -13,6 +13,7 @@ use shared::admin::{self, Admin};
 use shared::amqp::{Link, Purpose};
 use shared::publisher::Publisher;
 use shared::telemetry::chain;
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -34,7 +35,7 @@ pub mod store;
 
 use announce::Announcer;
 use failure::{Class, Failure};
-use lane::Context;
+use lane::{Context, UNFOLDED_KIB};
 use metrics::Metrics;
 use settings::{Settings, Tenant};
 use state::TenantState;
@@ -258,6 +259,7 @@ impl Serving {
             publisher: self.publisher,
             metrics: self.metrics,
             state: self.state,
+            memory: Semaphore::new(UNFOLDED_KIB as usize),
         };
         consume::serve(Arc::new(context), self.link, stop).await;
     }

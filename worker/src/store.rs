@@ -203,12 +203,12 @@ impl Attempt {
         let outcomes = self.events.iter().map(|event| documents.apply(event, now)).collect();
         let names = &self.store.names;
         for (name, writes) in [
-            (&names.ledger, documents.ledger.writes(None)),
-            (&names.messages, documents.messages.writes(None)),
-            (&names.conversations, documents.conversations.writes(Some(now))),
-            (&names.contacts, documents.contacts.writes(Some(now))),
-            (&names.notes, documents.notes.writes(None)),
-            (&names.calls, documents.calls.writes(None)),
+            (&names.ledger, documents.ledger.into_writes(None)),
+            (&names.messages, documents.messages.into_writes(None)),
+            (&names.conversations, documents.conversations.into_writes(Some(now))),
+            (&names.contacts, documents.contacts.into_writes(Some(now))),
+            (&names.notes, documents.notes.into_writes(None)),
+            (&names.calls, documents.calls.into_writes(None)),
         ] {
             self.save(session, name, writes).await?;
         }

@@ -148,7 +148,7 @@ fn content(message: Option<&Json>, inner: Option<&Json>) -> Document {
                 .into_iter()
                 .filter_map(|name| Some((name.to_owned(), of_inner(name)?.clone())))
                 .collect();
-            take("location", Some(&Json::Object(place)));
+            take("location", Some(&Json::Object(Box::new(place))));
         }
         _ => {}
     }

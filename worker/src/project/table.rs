@@ -61,12 +61,12 @@ impl Table {
 
     /// What has to be written. Changed documents get `updated_at`, if that is given.
     #[must_use]
-    pub fn writes(&self, updated_at: Option<DateTime>) -> Writes {
+    pub fn into_writes(self, updated_at: Option<DateTime>) -> Writes {
         let mut writes = Writes::default();
-        for (id, row) in &self.0 {
-            match &row.stored {
-                None => writes.inserts.push(row.now.clone()),
-                Some(stored) => writes.updates.extend(update(id, stored, &row.now, updated_at)),
+        for (id, row) in self.0 {
+            match row.stored {
+                None => writes.inserts.push(row.now),
+                Some(stored) => writes.updates.extend(update(id, &stored, row.now, updated_at)),
             }
         }
         writes
@@ -74,14 +74,10 @@ impl Table {
 }
 
 /// Fields that others have put into a document stay as they are.
-fn update(id: &str, stored: &Document, now: &Document, updated_at: Option<DateTime>) -> Option<Document> {
-    let changed = now.iter().filter(|(name, value)| stored.get(name) != Some(*value));
-    let mut set: Document = changed.map(|(name, value)| (name.clone(), value.clone())).collect();
-    let unset: Document = stored
-        .keys()
-        .filter(|name| !now.contains_key(name))
-        .map(|name| (name.clone(), Bson::Boolean(true)))
-        .collect();
+fn update(id: String, stored: &Document, now: Document, updated_at: Option<DateTime>) -> Option<Document> {
+    let gone = stored.keys().filter(|name| !now.contains_key(name));
+    let unset: Document = gone.map(|name| (name.clone(), Bson::Boolean(true))).collect();
+    let mut set: Document = now.into_iter().filter(|(name, value)| stored.get(name) != Some(value)).collect();
     if set.is_empty() && unset.is_empty() {
         return None;
     }
@@ -112,7 +108,7 @@ mod tests {
         document.insert("x", "$y");
         document.remove("old");
         table.get_or_insert("c", || doc! {"z": 1});
-        let writes = table.writes(None);
+        let writes = table.into_writes(None);
         assert_eq!(writes.inserts, [doc! {"_id": "c", "z": 1}]);
         let change = doc! {"$set": {"x": "$y"}, "$unset": {"old": true}};
         assert_eq!(writes.updates, [doc! {"q": {"_id": "a"}, "u": change}]);

@@ -126,12 +126,12 @@ impl Database {
 
 fn writes(documents: &Documents, now: DateTime) -> [Writes; 6] {
     [
-        documents.ledger.writes(None),
-        documents.messages.writes(None),
-        documents.conversations.writes(Some(now)),
-        documents.contacts.writes(Some(now)),
-        documents.notes.writes(None),
-        documents.calls.writes(None),
+        documents.ledger.clone().into_writes(None),
+        documents.messages.clone().into_writes(None),
+        documents.conversations.clone().into_writes(Some(now)),
+        documents.contacts.clone().into_writes(Some(now)),
+        documents.notes.clone().into_writes(None),
+        documents.calls.clone().into_writes(None),
     ]
 }
 
