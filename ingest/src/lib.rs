@@ -1,6 +1,6 @@
 //! ingest: takes webhooks in and answers 200 once they are durable.
 //!
-//! The way of a webhook: [`routes`] → [`receive`] (with [`verify`]) → [`durable`] (RabbitMQ, else [`spool`]) →
+//! The way of a webhook: [`routes`] → [`receive`] (with [`verify`]) → [`mod@durable`] (RabbitMQ, else [`spool`]) →
 //! [`reply`].
 
 use std::io;

@@ -88,7 +88,7 @@ pub struct Body {
     pub memory: Vec<OwnedSemaphorePermit>,
 }
 
-/// Memory for bodies that are larger than most: those share [`LARGE_BODIES_KIB`] between them.
+/// Memory for bodies that are larger than most: those share so much between them.
 #[derive(Clone, Debug)]
 pub struct Memory(Arc<Semaphore>);
 
