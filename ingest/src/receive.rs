@@ -111,7 +111,7 @@ impl Memory {
 }
 
 /// Reads a body, keeping at most `limit` bytes of it. None if the sender doesn't finish it.
-pub async fn read_body(mut payload: web::Payload, limit: usize, memory: &Memory) -> Option<Body> {
+pub async fn read_body(payload: &mut web::Payload, limit: usize, memory: &Memory) -> Option<Body> {
     let read = async {
         let mut body = Body { bytes: Vec::new(), sent: 0, memory: Vec::new() };
         while let Some(chunk) = payload.next().await {

@@ -44,7 +44,10 @@ pub fn lost() -> HttpResponse {
 /// The sender didn't finish its body.
 #[must_use]
 pub fn incomplete() -> HttpResponse {
-    HttpResponse::RequestTimeout().json(json!({"status": "error", "error": "the body is incomplete"}))
+    // What still comes of the body would otherwise be waited for.
+    HttpResponse::RequestTimeout()
+        .force_close()
+        .json(json!({"status": "error", "error": "the body is incomplete"}))
 }
 
 /// No such tenant, stream or path.

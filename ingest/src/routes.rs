@@ -1,7 +1,7 @@
 //! The public port: which path leads where.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use actix_web::body::MessageBody;
 use actix_web::dev::{ServiceRequest, ServiceResponse};
@@ -23,6 +23,9 @@ use crate::refusals::Refusals;
 use crate::reply;
 use crate::settings::Settings;
 use crate::webhook::{self, Evidence, Facts, Webhook};
+
+/// Longer than a connection takes to be closed after a reply.
+const CLOSING_TIME: Duration = Duration::from_secs(5);
 
 /// What the handlers share.
 #[derive(Debug)]
@@ -138,7 +141,11 @@ fn read_only(path: &str) -> actix_web::Resource {
     web::resource(path).default_service(web::to(async || reply::wrong_method("GET, HEAD")))
 }
 
-async fn webhook(gateway: web::Data<Gateway>, request: HttpRequest, payload: web::Payload) -> HttpResponse {
+async fn webhook(
+    gateway: web::Data<Gateway>,
+    request: HttpRequest,
+    mut payload: web::Payload,
+) -> HttpResponse {
     let received_at_ms = now_ms();
     let tenant = request.match_info().query("tenant");
     let Some(signing) = gateway.settings.tenants.get(tenant) else { return reply::not_found("tenant") };
@@ -146,7 +153,9 @@ async fn webhook(gateway: web::Data<Gateway>, request: HttpRequest, payload: web
         return reply::not_found("stream");
     };
     let limit = gateway.settings.max_body_bytes;
-    let Some(body) = receive::read_body(payload, limit, &gateway.memory).await else {
+    let Some(body) = receive::read_body(&mut payload, limit, &gateway.memory).await else {
+        warn!(tenant, "a sender did not finish its body");
+        keep_until_closed(payload);
         return reply::incomplete();
     };
 
@@ -184,6 +193,15 @@ async fn webhook(gateway: web::Data<Gateway>, request: HttpRequest, payload: web
         }
         (Err(why), _) => gateway.refuse_or_lose(&webhook.facts, &why),
     }
+}
+
+/// When the unread rest of a chunked body is dropped, actix-web waits for it without end; as long as somebody
+/// has it, it closes the connection instead.
+fn keep_until_closed(payload: web::Payload) {
+    actix_web::rt::spawn(async move {
+        tokio::time::sleep(CLOSING_TIME).await;
+        drop(payload);
+    });
 }
 
 fn traceparent(request: &HttpRequest) -> String {

@@ -8,6 +8,7 @@ mod evidence;
 mod exactly_once;
 mod order;
 mod outages;
+mod pressure;
 mod settings;
 mod shutdown;
 mod spool;
