@@ -79,6 +79,7 @@ pub fn report(seen: &Seen<'_>) -> Value {
 /// A tenant's state over all its workers: the worst of each figure, since any of them may need help.
 fn worst(tenant: &str, workers: &[Announcement]) -> Option<TenantStatus> {
     workers.iter().filter_map(|worker| worker.tenants.get(tenant)).cloned().reduce(|a, b| TenantStatus {
+        seconds_in_state: if a.breaker >= b.breaker { a.seconds_in_state } else { b.seconds_in_state },
         breaker: a.breaker.max(b.breaker),
         failures: a.failures.max(b.failures),
         threshold: a.threshold.min(b.threshold),
@@ -106,7 +107,8 @@ fn circuit_breaker(threshold: u32, tenants: &[(&String, Option<TenantStatus>)]) 
     let breaker = |status: Option<&TenantStatus>| {
         let state = status.map_or(BreakerState::Closed, |s| s.breaker);
         let (failures, threshold) = status.map_or((0, threshold), |s| (s.failures, s.threshold));
-        json!({"status": state, "failures": failures, "threshold": threshold})
+        let seconds = status.map_or(0, |s| s.seconds_in_state);
+        json!({"status": state, "failures": failures, "threshold": threshold, "seconds_in_state": seconds})
     };
     let known = tenants.iter().filter_map(|(_, status)| status.as_ref());
     let mut report = breaker(known.max_by_key(|status| (status.breaker, status.failures)));
@@ -134,7 +136,14 @@ mod tests {
 
     fn tenant(breaker: BreakerState, failures: u32) -> TenantStatus {
         let mongodb_connected = breaker == BreakerState::Closed;
-        TenantStatus { breaker, failures, threshold: 10, mongodb_connected, in_flight: 3 }
+        TenantStatus {
+            breaker,
+            failures,
+            threshold: 10,
+            seconds_in_state: 7,
+            mongodb_connected,
+            in_flight: 3,
+        }
     }
 
     fn worker(name: &str, tenants: &[(&str, TenantStatus)]) -> Announcement {
@@ -176,6 +185,7 @@ mod tests {
         );
         assert_eq!(report["circuit_breaker"]["status"], "OPEN");
         assert_eq!(report["circuit_breaker"]["failures"], 12);
+        assert_eq!(report["circuit_breaker"]["seconds_in_state"], 7);
         assert_eq!(report["circuit_breaker"]["tenants"]["faster"]["status"], "CLOSED");
         assert_eq!(report["mongodb"], json!({"faster": "connected", "vip": "disconnected"}));
         let healthy = super::report(&seen(&names, &workers[..1]));

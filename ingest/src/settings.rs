@@ -76,7 +76,7 @@ impl Settings {
             // With the time for the body and the spool, more would put respond.io's deadline at stake.
             publish_timeout: env.duration("PUBLISH_TIMEOUT", 250 * MS, MS..=SECOND),
             spool_dir: env.text_or("SPOOL_DIR", "spool").into(),
-            spool_max_bytes: env.number("SPOOL_MAX_BYTES", 1 << 30, 1 << 20..=1 << 50),
+            spool_max_bytes: env.number("SPOOL_MAX_BYTES", 1 << 30, 0..=1 << 50),
             refusal_budget: env.number("REFUSAL_BUDGET", 10, 0..=1000),
             refusal_window: env.duration("REFUSAL_WINDOW", 1800 * SECOND, SECOND..=DAY),
             breaker_threshold: env.number("CIRCUIT_BREAKER_THRESHOLD", 10, 1..=1_000_000),

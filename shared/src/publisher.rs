@@ -60,6 +60,9 @@ pub enum PublishError {
     /// RabbitMQ refused the message, for instance because a queue is full.
     #[error("RabbitMQ refused the message")]
     Nacked,
+    /// The connection was lost before the confirm.
+    #[error("the connection was lost before the confirm")]
+    Lost,
     /// The channel or connection failed.
     #[error("publishing failed")]
     Failed(#[from] lapin::Error),
@@ -67,8 +70,8 @@ pub enum PublishError {
 
 impl PublishError {
     /// The outcomes that the metric counts.
-    pub const OUTCOMES: [&str; 7] =
-        ["confirmed", "not_connected", "blocked", "busy", "timed_out", "nacked", "failed"];
+    pub const OUTCOMES: [&str; 8] =
+        ["confirmed", "not_connected", "blocked", "busy", "timed_out", "nacked", "lost", "failed"];
 
     /// The outcome that the metric counts this as.
     #[must_use]
@@ -79,6 +82,7 @@ impl PublishError {
             Self::Busy => "busy",
             Self::TimedOut => "timed_out",
             Self::Nacked => "nacked",
+            Self::Lost => "lost",
             Self::Failed(_) => "failed",
         }
     }
@@ -152,7 +156,7 @@ impl Publisher {
         };
         let sending = Sending {
             _places: taken,
-            in_flight: InFlight::one_more(&self.in_flight),
+            _in_flight: InFlight::one_more(&self.in_flight),
             nacks: self.nacks.clone(),
             channel: self.next_channel.fetch_add(1, Ordering::Relaxed),
             session,
@@ -194,7 +198,7 @@ impl Drop for InFlight {
 
 struct Sending {
     _places: OwnedSemaphorePermit,
-    in_flight: InFlight,
+    _in_flight: InFlight,
     nacks: Arc<AtomicUsize>,
     channel: usize,
     session: Arc<Session>,
@@ -202,7 +206,13 @@ struct Sending {
 
 impl Sending {
     async fn send(self, message: Message) -> Result<(), PublishError> {
-        let outcome = match self.confirmation(message).await {
+        let lost = self.session.lost().clone();
+        let confirmation = tokio::select! {
+            confirmation = self.confirmation(message) => confirmation,
+            // lapin doesn't resolve every confirm of a connection that is gone.
+            () = lost.cancelled() => return Err(PublishError::Lost),
+        };
+        match confirmation {
             Ok(Confirmation::Ack(None)) => {
                 self.nacks.store(0, Ordering::Relaxed);
                 Ok(())
@@ -219,9 +229,7 @@ impl Sending {
                 self.session.report_broken("a channel for publishing failed");
                 Err(PublishError::Failed(error))
             }
-        };
-        drop(self.in_flight);
-        outcome
+        }
     }
 
     async fn confirmation(&self, message: Message) -> lapin::Result<Confirmation> {

@@ -32,6 +32,8 @@ pub struct TenantStatus {
     pub failures: u32,
     /// So many consecutive failures open the breaker.
     pub threshold: u32,
+    /// How long the breaker has been in its state, in seconds.
+    pub seconds_in_state: u64,
     /// Whether the last operation on MongoDB reached it.
     pub mongodb_connected: bool,
     /// Events received and not settled yet.

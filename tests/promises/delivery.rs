@@ -174,6 +174,7 @@ async fn what_is_no_event_or_refused_by_mongodb_goes_to_the_dead_letters_and_the
     assert_eq!(database.sum("conversations", "message_count").await, 57);
     let dead = [("tenant", "faster"), ("reason", "refused_by_mongodb")];
     assert_eq!(metric(&worker.admin, "worker_dead_lettered_total", &dead).await, Some(3.0));
+    penstock_tests::process::until_idle(&broker, &[&worker]).await;
     worker.process.stop().await;
     assert_eq!(broker.depth("webhooks.faster").await, Some(0));
     place.remove().await;
@@ -208,14 +209,16 @@ async fn a_document_beyond_what_mongodb_takes_is_a_dead_letter_and_the_rest_is_s
 async fn a_body_that_forges_a_number_is_stored_like_any_other() {
     let place = Place::new().await;
     let (ingest, worker) = (Ingest::start(&place, &[]).await, Worker::start(&place, &[]).await);
-    for forged in ["é", "1e", "-", "99999999999999999999e99999999999", "0.0000000000000000000000000000001"] {
+    for forged in
+        ["ée", "é", "1e", "-", "99999999999999999999e99999999999", "0.0000000000000000000000000000001"]
+    {
         let body = format!(
             r#"{{"event_type":"message.received","contact":{{"id":{{"$serde_json::private::Number":"{forged}-1"}}}},"message":{{"messageId":{{"$serde_json::private::Number":"{forged}"}}}}}}"#
         );
         post_received(&ingest.path("/webhook/faster"), body).await;
     }
     post_received(&ingest.path("/webhook/faster"), r#"{"$serde_json::private::Number":"1"}"#).await;
-    Database::of(&place, "faster").await.until_stored(6).await;
+    Database::of(&place, "faster").await.until_stored(7).await;
     worker.process.stop().await;
     place.remove().await;
 }
@@ -231,7 +234,7 @@ async fn large_bodies_do_not_fill_the_workers_memory() {
     Database::of(&place, "faster").await.until_stored(40).await;
     let peak = worker.process.peak_memory() >> 20;
     println!("peak: {peak} MiB");
-    assert!(peak < 512, "{peak} MiB");
+    assert!(peak < 400, "{peak} MiB");
     worker.process.stop().await;
     place.remove().await;
 }
@@ -254,5 +257,56 @@ async fn a_queue_that_was_deleted_is_declared_again() {
     })
     .await;
     worker.process.stop().await;
+    place.remove().await;
+}
+
+#[tokio::test]
+async fn a_document_that_grows_beyond_what_mongodb_takes_is_a_dead_letter_too() {
+    let place = Place::new().await;
+    let worker = Worker::start(&place, &[]).await;
+    let (broker, database) = (Broker::connect(&place.amqp_url).await, Database::of(&place, "faster").await);
+    broker.publish_event("faster", "any", 1_700_000_000_000, attachment(0, 3).as_bytes()).await;
+    database.until_stored(1).await;
+    let later = attachment(0, 950_000).replace(r#""event_id":"a0""#, r#""event_id":"later""#);
+    broker.publish_event("faster", "any", 1_700_000_001_000, later.as_bytes()).await;
+    poll::until("the dead letter", Some(1), async || broker.depth("dead.faster").await).await;
+    broker.publish_event("faster", "any", 1_700_000_002_000, attachment(1, 3).as_bytes()).await;
+    database.until_stored(2).await;
+    worker.process.stop().await;
+    place.remove().await;
+}
+
+#[tokio::test]
+async fn an_index_that_is_in_the_way_does_not_keep_events_from_being_stored() {
+    let place = Place::new().await;
+    let database = Database::of(&place, "faster").await;
+    let index = mongodb::bson::doc! {"name": "stored_at_ttl", "key": {"other": 1}};
+    let create = mongodb::bson::doc! {"createIndexes": "webhook_events", "indexes": [index]};
+    database.0.run_command(create).await.unwrap();
+    let (ingest, worker) = (Ingest::start(&place, &[]).await, Worker::start(&place, &[]).await);
+    post_received(&ingest.path("/webhook/faster"), r#"{"n":1}"#).await;
+    database.until_stored(1).await;
+    assert!(worker.process.log_text().contains("change the index stored_at_ttl by hand"));
+    worker.process.stop().await;
+    place.remove().await;
+}
+
+#[tokio::test]
+async fn an_event_that_always_takes_too_long_holds_up_only_its_own_lane() {
+    let place = Place::new().await;
+    let worker = Worker::start(&place, &[("MONGO_TIMEOUT", "250ms"), ("WEBHOOK_WORKERS", "8")]).await;
+    let (broker, database) = (Broker::connect(&place.amqp_url).await, Database::of(&place, "faster").await);
+    broker.publish_event("faster", "any", 1_700_000_000_000, attachment(0, 520_000).as_bytes()).await;
+    let retries = async || metric(&worker.admin, "worker_retries_total", &[]).await > Some(2.0);
+    poll::until("it is tried again and again", true, retries).await;
+    for n in 1..=64 {
+        // Every other one is large as well.
+        broker.publish_event("faster", "any", 1, attachment(n, n % 2 * 9000 + 3).as_bytes()).await;
+    }
+    // Those of an eighth of the contacts wait behind it.
+    let most_stored = async || database.count("webhook_events").await >= 40;
+    poll::until("the others are stored", true, most_stored).await;
+    assert_eq!(database.find("messages", "a0").await, None);
+    assert_eq!(broker.depth("dead.faster").await, Some(0));
     place.remove().await;
 }

@@ -3,7 +3,7 @@
 use penstock_tests::broker::Broker;
 use penstock_tests::database::Database;
 use penstock_tests::poll;
-use penstock_tests::process::Worker;
+use penstock_tests::process::{Worker, until_idle};
 use penstock_tests::stack::Place;
 use serde_json::json;
 
@@ -75,7 +75,7 @@ async fn a_worker_killed_in_mid_batch_again_and_again_leaves_exact_counts() {
         worker = Worker::start(&place, &settings).await;
     }
     database.until_stored(EVENTS).await;
-    poll::until("nothing waits", Some(0), async || broker.depth("webhooks.faster").await).await;
+    until_idle(&broker, &[&worker]).await;
     worker.process.stop().await;
     assert_counted_once(&broker, &database).await;
     place.remove().await;
@@ -91,6 +91,7 @@ async fn three_workers_on_the_same_conversations_count_exactly() {
     let (broker, database) = (Broker::connect(&place.amqp_url).await, Database::of(&place, "faster").await);
     publish_each_twice(&broker).await;
     database.until_stored(EVENTS).await;
+    until_idle(&broker, &workers.iter().collect::<Vec<_>>()).await;
     for worker in workers {
         worker.process.stop().await;
     }

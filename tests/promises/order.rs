@@ -2,7 +2,7 @@
 
 use penstock_tests::broker::Broker;
 use penstock_tests::database::Database;
-use penstock_tests::process::Worker;
+use penstock_tests::process::{Worker, until_idle};
 use penstock_tests::stack::Place;
 use serde_json::json;
 
@@ -68,6 +68,7 @@ async fn order_batching_and_duplication_leave_no_trace() {
             broker.publish_event("faster", "any", *received_at_ms, body).await;
         }
         database.until_stored(distinct).await;
+        until_idle(&broker, &[&workers[0], &workers[1]]).await;
         for worker in workers {
             worker.process.stop().await;
         }

@@ -90,6 +90,28 @@ async fn two_processes_never_share_a_spool() {
 }
 
 #[tokio::test]
+async fn without_a_usable_spool_webhooks_go_through_rabbitmq_all_the_same() {
+    let place = Place::new().await;
+    // Nobody, not even root, can make a folder within a file.
+    let (file, spool) = (place.folder.join("file"), place.folder.join("file/spool"));
+    std::fs::write(&file, "").unwrap();
+    let ingest = Ingest::start(&place, &[("SPOOL_DIR", spool.to_str().unwrap())]).await;
+    assert_eq!(get(&format!("{}/readyz", ingest.admin)).await.status, 503);
+    assert!(ingest.process.log_text().contains("the spool can't be written"));
+    post_received(&ingest.path("/webhook/faster"), "{}").await;
+
+    std::fs::remove_file(&file).unwrap();
+    poll::until("it is usable", 200, async || get(&format!("{}/readyz", ingest.admin)).await.status).await;
+    assert!(spool.join("spool.db").exists());
+
+    // With no room at all, there is nothing but RabbitMQ either.
+    let none = Ingest::start(&place, &[("SPOOL_MAX_BYTES", "0")]).await;
+    assert_eq!(get(&format!("{}/readyz", none.admin)).await.status, 503);
+    post_received(&none.path("/webhook/faster"), "{}").await;
+    place.remove().await;
+}
+
+#[tokio::test]
 async fn a_damaged_spool_is_set_aside_and_ingest_starts() {
     let place = Place::new().await;
     let spool = place.folder.join("damaged");

@@ -24,7 +24,12 @@ pub struct Database(pub mongodb::Database);
 impl Database {
     /// The tenant's database of this test.
     pub async fn of(place: &Place, tenant: &str) -> Self {
-        let client = Client::with_uri_str(&place.mongo_uri).await.expect("a URI");
+        Self::on(&place.mongo_uri, place, tenant).await
+    }
+
+    /// The tenant's database of this test on another server.
+    pub async fn on(uri: &str, place: &Place, tenant: &str) -> Self {
+        let client = Client::with_uri_str(uri).await.expect("a URI");
         Self(client.database(&place.database(tenant)))
     }
 
@@ -56,6 +61,14 @@ impl Database {
             .into_iter()
             .map(|document| (document.get_str("_id").expect("a text").to_owned(), document))
             .collect()
+    }
+
+    /// The ids of a collection's documents.
+    pub async fn ids(&self, collection: &str) -> Vec<String> {
+        let collection = self.0.collection::<Document>(collection);
+        let found = collection.find(doc! {}).projection(doc! {"_id": 1}).await.expect("MongoDB answers");
+        let documents: Vec<Document> = found.try_collect().await.expect("MongoDB answers");
+        documents.into_iter().map(|document| document.get_str("_id").expect("a text").to_owned()).collect()
     }
 
     /// Everything, without what differs from run to run.

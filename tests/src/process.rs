@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use crate::broker::Broker;
 use crate::poll;
 use crate::stack::{Place, variable};
 
@@ -230,6 +231,21 @@ impl Worker {
         let admin = format!("http://{}", process.address("admin").await);
         Self { process, admin }
     }
+}
+
+/// Waits until nothing is in the queue of `faster` nor in any worker's hands, also not on its way between them: a
+/// worker that is stopped before gives such deliveries back.
+pub async fn until_idle(broker: &Broker, workers: &[&Worker]) {
+    let mut idle_in_a_row = 0;
+    poll::until("idle for a while", true, async || {
+        let mut idle = broker.depth("webhooks.faster").await == Some(0);
+        for worker in workers {
+            idle &= crate::http::metric(&worker.admin, "worker_in_flight", &[]).await == Some(0.0);
+        }
+        idle_in_a_row = if idle { idle_in_a_row + 1 } else { 0 };
+        idle_in_a_row == 5
+    })
+    .await;
 }
 
 async fn until_connected(admin: &str) {

@@ -162,6 +162,39 @@ impl Drop for OwnRabbit {
     }
 }
 
+/// A mongod for one test, to be harmed at will.
+#[derive(Debug)]
+pub struct OwnMongo {
+    folder: PathBuf,
+    /// Its URI.
+    pub uri: String,
+}
+
+impl OwnMongo {
+    /// Starts one.
+    pub fn start() -> Self {
+        let folder = stack().join(format!("mongod-{:08x}", fastrand::u32(..)));
+        run_servers(&["start", "mongod", folder.to_str().expect("a name")]);
+        Self { uri: server_env(&folder)["MONGO_URI"].clone(), folder }
+    }
+
+    /// Sends its server process a signal.
+    pub fn signal(&self, signal: &str) {
+        signal_pid(server_env(&self.folder)["MONGO_PID"].parse().expect("a number"), signal);
+    }
+
+    /// Starts it again on the same port.
+    pub fn restart(&self) {
+        run_servers(&["start", "mongod", self.folder.to_str().expect("a name")]);
+    }
+}
+
+impl Drop for OwnMongo {
+    fn drop(&mut self) {
+        run_servers(&["stop", self.folder.to_str().expect("a name"), "--delete"]);
+    }
+}
+
 fn run_servers(arguments: &[&str]) {
     let done = Command::new(variable("PENSTOCK_SERVERS")).args(arguments).output().expect("the script runs");
     assert!(done.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&done.stderr));

@@ -1,6 +1,7 @@
 //! Takes a tenant's deliveries from RabbitMQ and hands each to its lane.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::panic::catch_unwind;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -22,12 +23,11 @@ use tracing::{error, info, warn};
 
 use crate::decode::{Envelope, Event};
 use crate::lane::{self, Content, Context, Job, Receipt};
+use crate::settle::Dead;
 
 /// Most deliveries in hand per tenant: enough to fill the next batches while others are written, few enough to
 /// hold if each has a body of 1 MiB, since RabbitMQ bounds their number only.
 const MAX_PREFETCH: usize = 1000;
-/// The parsed form of a larger body is dropped while the event waits for its batch. In bytes.
-const SMALL_BODY: usize = 16 << 10;
 /// Longest time for RabbitMQ to start a consumer: a queue whose leader is being elected may not answer at all.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause before consuming is tried again.
@@ -87,8 +87,7 @@ async fn consume(
         let delivery = tokio::select! {
             delivery = consumer.next() => delivery,
             () = stop.cancelled() => break Ok(()),
-            () = session.lost().cancelled() => break Ok(()),
-            () = lost.cancelled() => break Err(ConsumeError::Lane),
+            () = lost.cancelled() => break if session.lost().is_cancelled() { Ok(()) } else { Err(ConsumeError::Lane) },
         };
         match delivery {
             Some(Ok(delivery)) => lanes.take(context, delivery),
@@ -97,10 +96,10 @@ async fn consume(
         }
     };
     if stop.is_cancelled() && ended.is_ok() && !lost.is_cancelled() {
-        finish(context, &channel, &mut consumer, lanes, &lost).await;
+        finish(context, &channel, &mut consumer, &mut lanes, &lost).await;
     } else {
         lost.cancel();
-        lanes.join().await;
+        lanes.join(&context.tenant).await;
     }
     ended
 }
@@ -121,7 +120,7 @@ async fn finish(
     context: &Arc<Context>,
     channel: &Channel,
     consumer: &mut Consumer,
-    mut lanes: Lanes,
+    lanes: &mut Lanes,
     lost: &CancellationToken,
 ) {
     let in_hand = async {
@@ -131,7 +130,7 @@ async fn finish(
         while let Some(Some(Ok(delivery))) = consumer.next().now_or_never() {
             lanes.take(context, delivery);
         }
-        lanes.join().await;
+        lanes.join(&context.tenant).await;
     };
     if timeout(context.settings.shutdown_grace, in_hand).await.is_err() {
         let (tenant, in_flight) = (&context.tenant, context.state.in_flight());
@@ -169,17 +168,20 @@ impl Lanes {
 
     fn take(&mut self, context: &Arc<Context>, delivery: Delivery) {
         let Delivery { data, properties, acker, .. } = delivery;
-        let decoded = Event::decode(&data, envelope(&context.tenant, &properties));
+        let envelope = envelope(&context.tenant, &properties);
+        // A defect that one body brings to light must not take with it all that is in hand.
+        let decoded = catch_unwind(|| Event::decode(&data, envelope));
         let receipt = Receipt { acker, properties, in_hand: context.state.in_hand() };
         let (lane, content) = match decoded {
-            Ok(mut event) => {
-                if event.body.len() > SMALL_BODY {
+            Ok(Ok(mut event)) => {
+                if event.is_large() {
                     event.shed_members();
                 }
                 let lane = lane_of(event.chat_id.as_ref().unwrap_or(&event.key), self.senders.len());
                 (lane, Content::Event(Box::new(event)))
             }
-            Err(unusable) => (0, Content::Rubbish(data, unusable)),
+            Ok(Err(unusable)) => (0, Content::Rubbish(data, Dead::NoEvent, unusable.to_string())),
+            Err(_) => (0, Content::Rubbish(data, Dead::Defect, "reading it panicked".to_owned())),
         };
         // There is room for everything that is prefetched, so this fails only if the lane is gone.
         if self.senders[lane].try_send(Job { content, receipt }).is_err() {
@@ -187,11 +189,11 @@ impl Lanes {
         }
     }
 
-    async fn join(mut self) {
-        drop(self.senders);
+    async fn join(&mut self, tenant: &str) {
+        self.senders.clear();
         while let Some(ended) = self.running.join_next().await {
             if let Err(panic) = ended {
-                error!(error = chain(&panic), "a lane failed, its events will be delivered again");
+                error!(tenant, error = chain(&panic), "a lane failed, its events will be delivered again");
             }
         }
     }

@@ -5,6 +5,9 @@ use shared::json::{self, Json, Object, Unusable};
 
 use crate::moment;
 
+/// Larger bodies are parsed again rather than held parsed. In bytes.
+const LARGE_BODY: usize = 16 << 10;
+
 /// What came with the body.
 #[derive(Clone, Copy, Debug)]
 pub struct Envelope<'a> {
@@ -108,7 +111,13 @@ impl Event {
         })
     }
 
-    /// Gives up the parsed body, which may take forty times the memory of the body itself.
+    /// Whether its parsed body is worth giving up while the event waits, see [`Event::shed_members`].
+    #[must_use]
+    pub fn is_large(&self) -> bool {
+        self.body.len() > LARGE_BODY
+    }
+
+    /// Gives up the parsed body, which may take fifty times the memory of the body itself.
     pub fn shed_members(&mut self) {
         self.members = Object::new();
     }

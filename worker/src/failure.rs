@@ -7,6 +7,7 @@ use std::time::Duration;
 use mongodb::error::{
     Error, ErrorKind, TRANSIENT_TRANSACTION_ERROR, UNKNOWN_TRANSACTION_COMMIT_RESULT, WriteFailure,
 };
+use tokio::task::JoinError;
 
 /// The kinds of failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,8 +32,8 @@ const CONFIGURATION: [i32; 5] = [11, 13, 18, 20, 8000];
 const DATA: [i32; 13] = [2, 9, 14, 15, 52, 53, 56, 57, 66, 121, 10334, 17280, 17419];
 /// `DuplicateKey`: a unique index that somebody has added makes it a matter of data, see [`Failure::class`].
 const DUPLICATE_KEY: i32 = 11000;
-/// After so many conflicts in a row a duplicate key counts as a matter of data.
-const DUPLICATE_KEY_CONFLICTS: u32 = 5;
+/// So many attempts in a row may fail by a duplicate key before it counts as a matter of data.
+const DUPLICATE_KEY_ATTEMPTS: u32 = 5;
 
 /// A failed attempt to write a batch.
 #[derive(Debug, thiserror::Error)]
@@ -54,9 +55,12 @@ pub enum Failure {
         "MongoDB is no replica set, but transactions need one: start mongod with --replSet and call rs.initiate()"
     )]
     NoReplicaSet,
-    /// The task that wrote the batch died.
+    /// The task that wrote the batch was cancelled, since the worker ends.
     #[error("the attempt was cut short")]
     Cancelled,
+    /// The task that wrote the batch panicked: a defect of ours, that an event has brought to light.
+    #[error("the attempt panicked, which is a defect of the worker")]
+    Panicked,
 }
 
 impl From<Error> for Failure {
@@ -65,14 +69,23 @@ impl From<Error> for Failure {
     }
 }
 
+impl From<JoinError> for Failure {
+    fn from(error: JoinError) -> Self {
+        if error.is_panic() { Self::Panicked } else { Self::Cancelled }
+    }
+}
+
 impl Failure {
-    /// The kind of failure. `conflicts` is the number of conflicts that the same batch has met in a row before.
+    /// The kind of failure. `duplicate_keys` says how often in a row the same batch has failed by a duplicate key,
+    /// this time included.
     #[must_use]
-    pub fn class(&self, conflicts: u32) -> Class {
+    pub fn class(&self, duplicate_keys: u32) -> Class {
         match self {
             Self::TimedOut(_) | Self::Cancelled => Class::Infrastructure,
+            // It would do so again: the event must be found and set aside, or it would hold up all others.
+            Self::Panicked => Class::Data,
             Self::NoReplicaSet => Class::Configuration,
-            Self::Refused { code } => by_code(*code, conflicts),
+            Self::Refused { code } => by_code(*code, duplicate_keys),
             Self::Mongo(error) => match &*error.kind {
                 ErrorKind::Authentication { .. } | ErrorKind::InvalidTlsConfig { .. } => Class::Configuration,
                 // The driver itself refuses a document over 16 MiB as an invalid argument.
@@ -80,8 +93,18 @@ impl Failure {
                 | ErrorKind::BsonDeserialization(_)
                 | ErrorKind::Bson(_)
                 | ErrorKind::InvalidArgument { .. } => Class::Data,
-                _ => code(error).map_or(Class::Infrastructure, |code| by_code(code, conflicts)),
+                _ => code(error).map_or(Class::Infrastructure, |code| by_code(code, duplicate_keys)),
             },
+        }
+    }
+
+    /// Whether another document has the same value where a unique index allows but one.
+    #[must_use]
+    pub fn is_duplicate_key(&self) -> bool {
+        match self {
+            Self::Refused { code } => *code == DUPLICATE_KEY,
+            Self::Mongo(error) => code(error) == Some(DUPLICATE_KEY),
+            _ => false,
         }
     }
 
@@ -93,9 +116,9 @@ impl Failure {
     }
 }
 
-fn by_code(code: i32, conflicts: u32) -> Class {
+fn by_code(code: i32, duplicate_keys: u32) -> Class {
     match code {
-        DUPLICATE_KEY if conflicts >= DUPLICATE_KEY_CONFLICTS => Class::Data,
+        DUPLICATE_KEY if duplicate_keys >= DUPLICATE_KEY_ATTEMPTS => Class::Data,
         code if CONFLICT.contains(&code) => Class::Conflict,
         code if CONFIGURATION.contains(&code) => Class::Configuration,
         code if DATA.contains(&code) => Class::Data,
@@ -159,8 +182,25 @@ mod tests {
     #[test]
     fn a_duplicate_key_is_a_conflict_until_it_stays() {
         let failure = Failure::Refused { code: DUPLICATE_KEY };
-        assert_eq!(failure.class(0), Class::Conflict);
-        assert_eq!(failure.class(DUPLICATE_KEY_CONFLICTS), Class::Data);
+        assert!(failure.is_duplicate_key());
+        assert_eq!(failure.class(1), Class::Conflict);
+        assert_eq!(failure.class(DUPLICATE_KEY_ATTEMPTS), Class::Data);
+    }
+
+    #[test]
+    fn what_the_driver_refuses_to_send_is_a_matter_of_data() {
+        // Of all that the driver finds invalid this can be had without a server.
+        let failure = Failure::from(mongodb::options::ConnectionString::parse("").unwrap_err());
+        assert_eq!(failure.class(0), Class::Data);
+    }
+
+    #[tokio::test]
+    async fn an_attempt_that_panics_is_a_matter_of_data_and_a_cancelled_one_is_not() {
+        let panicked = tokio::spawn(async { panic!("a defect") }).await.unwrap_err();
+        assert_eq!(Failure::from(panicked).class(0), Class::Data);
+        let pending = tokio::spawn(std::future::pending::<()>());
+        pending.abort();
+        assert_eq!(Failure::from(pending.await.unwrap_err()).class(0), Class::Infrastructure);
     }
 
     #[test]

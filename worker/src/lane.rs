@@ -6,14 +6,14 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use lapin::{Acker, BasicProperties};
 use shared::event::UNKNOWN;
-use shared::json::Unusable;
 use shared::publisher::Publisher;
 use shared::telemetry::chain;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
+use crate::attempts::{Attempts, Next};
 use crate::decode::Event;
 use crate::failure::{Class, Failure};
 use crate::metrics::{self, Metrics};
@@ -25,15 +25,6 @@ use crate::store::Store;
 
 /// Most bytes of bodies in a batch: two hundred usual ones. A batch has at least one event, whatever its size.
 const MAX_BATCH_BYTES: usize = 256 << 10;
-/// Most bytes of bodies, in KiB, that the lanes of a tenant work on at the same time. A body like `[0,0,0]` takes two
-/// hundred times its size when it is parsed and made into documents.
-pub const UNFOLDED_KIB: u32 = 1 << 10;
-/// First and longest pause between attempts while MongoDB fails.
-const HOLD: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
-/// Longest pause after a conflict with another writer.
-const CONFLICT_PAUSE: Duration = Duration::from_millis(50);
-/// A batch that missed the deadline so often, while others were written, is cut in half.
-const MISSED_DEADLINES: u32 = 3;
 
 /// A delivery on its way through a lane.
 #[derive(Debug)]
@@ -49,8 +40,8 @@ pub struct Job {
 pub enum Content {
     /// An event.
     Event(Box<Event>),
-    /// Something that is none, and why.
-    Rubbish(Vec<u8>, Unusable),
+    /// Something that can't be read as one, and why.
+    Rubbish(Vec<u8>, Dead, String),
 }
 
 /// What is left of a delivery without its body.
@@ -79,8 +70,6 @@ pub struct Context {
     pub metrics: Arc<Metrics>,
     /// What others see of the tenant.
     pub state: Arc<TenantState>,
-    /// Shared by the lanes: [`UNFOLDED_KIB`].
-    pub memory: Semaphore,
 }
 
 /// Events that are written together, and the receipts of their deliveries in the same order.
@@ -90,6 +79,9 @@ struct Batch {
     receipts: Vec<Receipt>,
 }
 
+/// The body of something that can't be read as an event, why, and the receipt.
+type Rubbish = (Vec<u8>, Dead, String, Receipt);
+
 /// Works until the channel is closed and empty, or `lost` is cancelled.
 pub async fn run(context: Arc<Context>, mut jobs: mpsc::Receiver<Job>, lost: CancellationToken) {
     while let Some(first) = jobs.recv().await {
@@ -98,20 +90,16 @@ pub async fn run(context: Arc<Context>, mut jobs: mpsc::Receiver<Job>, lost: Can
         }
         let (batch, rubbish) = gather(first, &mut jobs, &context.settings).await;
         if !batch.events.is_empty() {
-            write_within_memory(&context, batch, &lost).await;
+            write(&context, batch, &lost).await;
         }
-        for (body, unusable, receipt) in rubbish {
-            bury(&context, Dead::NoEvent, unusable.to_string(), (&body, &receipt), &lost).await;
+        for (body, reason, error, receipt) in rubbish {
+            bury(&context, reason, error, (&body, &receipt), &lost).await;
         }
     }
 }
 
 /// A batch: what is there, and what comes while it lingers. Beside it what is no event.
-async fn gather(
-    first: Job,
-    jobs: &mut mpsc::Receiver<Job>,
-    settings: &Settings,
-) -> (Batch, Vec<(Vec<u8>, Unusable, Receipt)>) {
+async fn gather(first: Job, jobs: &mut mpsc::Receiver<Job>, settings: &Settings) -> (Batch, Vec<Rubbish>) {
     let deadline = tokio::time::Instant::now() + settings.batch_linger;
     let (mut batch, mut rubbish, mut bytes, mut next) = (Batch::default(), Vec::new(), 0, Some(first));
     while let Some(Job { content, receipt }) = next.take() {
@@ -121,9 +109,9 @@ async fn gather(
                 batch.events.push(*event);
                 batch.receipts.push(receipt);
             }
-            Content::Rubbish(body, unusable) => {
+            Content::Rubbish(body, reason, error) => {
                 bytes += body.len();
-                rubbish.push((body, unusable, receipt));
+                rubbish.push((body, reason, error, receipt));
             }
         }
         if batch.events.len() < settings.batch_size && bytes < MAX_BATCH_BYTES {
@@ -136,19 +124,6 @@ async fn gather(
     (batch, rubbish)
 }
 
-/// Unfolds a batch when there is memory for it, and writes it.
-async fn write_within_memory(context: &Context, mut batch: Batch, lost: &CancellationToken) {
-    let bytes: usize = batch.events.iter().map(|event| event.body.len()).sum();
-    let kib = u32::try_from(bytes >> 10).unwrap_or(u32::MAX).saturating_add(1).min(UNFOLDED_KIB);
-    let memory = tokio::select! {
-        memory = context.memory.acquire_many(kib) => memory,
-        () = lost.cancelled() => return,
-    };
-    batch.events.iter_mut().for_each(Event::recall_members);
-    write(context, batch, lost).await;
-    drop(memory);
-}
-
 /// Writes a batch, holding it as long as MongoDB fails. If MongoDB refuses it, the halves are written by
 /// themselves, until what is refused stands alone and goes to the dead letters.
 async fn write(context: &Context, batch: Batch, lost: &CancellationToken) {
@@ -157,12 +132,16 @@ async fn write(context: &Context, batch: Batch, lost: &CancellationToken) {
         let events: Arc<[Event]> = events.into();
         match hold_until_written(context, &events, lost).await {
             Written::Done(outcomes) => {
-                settle::acknowledge(receipts.iter().map(|receipt| &receipt.acker)).await;
+                settle::acknowledge(receipts.iter().map(|receipt| &receipt.acker), lost).await;
                 count(context, &events, &outcomes);
             }
             Written::Refused(failure) if events.len() == 1 => {
                 let letter = (events[0].body.as_bytes(), &receipts[0]);
-                bury(context, Dead::RefusedByMongodb, failure.to_string(), letter, lost).await;
+                let reason = match failure {
+                    Failure::Panicked => Dead::Defect,
+                    _ => Dead::RefusedByMongodb,
+                };
+                bury(context, reason, failure.to_string(), letter, lost).await;
             }
             Written::Refused(_) | Written::TooSlow => batches.extend(halves(&events, receipts)),
             Written::GivenUp => return,
@@ -185,9 +164,13 @@ enum Written {
 }
 
 async fn hold_until_written(context: &Context, events: &Arc<[Event]>, lost: &CancellationToken) -> Written {
-    let (mut pause, mut conflicts, mut missed) = (HOLD.0, 0, 0);
-    let others_before = context.state.successes();
-    while !lost.is_cancelled() {
+    let (mut attempts, successes) = (Attempts::default(), context.state.successes());
+    loop {
+        // While MongoDB is left alone, the batch is held, and the queue keeps what would come after it.
+        tokio::select! {
+            () = context.state.breaker().closed() => {}
+            () = lost.cancelled() => return Written::GivenUp,
+        }
         let started = Instant::now();
         let failure = match context.store.write(events.clone()).await {
             Ok(outcomes) => {
@@ -197,36 +180,25 @@ async fn hold_until_written(context: &Context, events: &Arc<[Event]>, lost: &Can
             }
             Err(failure) => failure,
         };
-        let class = failure.class(conflicts);
-        conflicts = if class == Class::Conflict { conflicts + 1 } else { 0 };
-        let before_next = match class {
-            Class::Data => {
-                context.state.mongodb_works(&context.tenant);
-                return Written::Refused(failure);
-            }
-            Class::Conflict => {
-                debug!(tenant = context.tenant, conflicts, error = chain(&failure), "conflict");
-                CONFLICT_PAUSE.mul_f64(fastrand::f64())
-            }
-            Class::Infrastructure | Class::Configuration => {
-                missed += u32::from(matches!(failure, Failure::TimedOut(_)));
-                let others_pass = context.state.successes() > others_before;
-                if missed >= MISSED_DEADLINES && others_pass && events.len() > 1 {
-                    return Written::TooSlow;
-                }
-                context.state.mongodb_fails(&context.tenant, class, &failure);
-                let jittered = pause.mul_f64(0.5 + fastrand::f64() / 2.0);
-                pause = (pause * 2).min(HOLD.1);
-                jittered
-            }
+        // A single event can't be halved.
+        let others_pass = events.len() > 1 && context.state.successes() > successes;
+        let (class, next) = attempts.failed(&failure, others_pass);
+        match class {
+            Class::Data => context.state.mongodb_works(&context.tenant),
+            Class::Conflict => debug!(tenant = context.tenant, error = chain(&failure), "conflict"),
+            _ => context.state.mongodb_fails(&context.tenant, class, &failure),
+        }
+        let pause = match next {
+            Next::Again(pause) => pause,
+            Next::Halve => return Written::TooSlow,
+            Next::Refuse => return Written::Refused(failure),
         };
         context.metrics.retries.inc();
         tokio::select! {
-            () = sleep(before_next) => {}
-            () = lost.cancelled() => {}
+            () = sleep(pause) => {}
+            () = lost.cancelled() => return Written::GivenUp,
         }
     }
-    Written::GivenUp
 }
 
 async fn bury(
@@ -238,7 +210,7 @@ async fn bury(
 ) {
     let letter = DeadLetter { tenant: &context.tenant, reason, error, properties: &receipt.properties, body };
     if settle::bury(&context.publisher, &letter, lost).await {
-        settle::acknowledge(std::iter::once(&receipt.acker)).await;
+        settle::acknowledge(std::iter::once(&receipt.acker), lost).await;
         let event_type = receipt.properties.kind().as_ref().map(ToString::to_string);
         let label =
             if reason == Dead::NoEvent { UNKNOWN } else { shared::event::type_label(event_type.as_deref()) };

@@ -13,13 +13,14 @@ use shared::admin::{self, Admin};
 use shared::amqp::{Link, Purpose};
 use shared::publisher::Publisher;
 use shared::telemetry::chain;
-use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
 pub mod announce;
+pub mod attempts;
+pub mod breaker;
 pub mod consume;
 pub mod convert;
 pub mod decode;
@@ -35,7 +36,7 @@ pub mod store;
 
 use announce::Announcer;
 use failure::{Class, Failure};
-use lane::{Context, UNFOLDED_KIB};
+use lane::Context;
 use metrics::Metrics;
 use settings::{Settings, Tenant};
 use state::TenantState;
@@ -99,8 +100,8 @@ pub async fn build(
     let consuming = |name: &String| Arc::new(link(&format!("worker consume {name}"), Purpose::Consume));
     let links: BTreeMap<_, _> = names.iter().map(|name| (name.clone(), consuming(name))).collect();
     let metrics = Arc::new(Metrics::new(names.iter().map(String::as_str))?);
-    let state = || Arc::new(TenantState::new(settings.breaker_threshold));
-    let tenants = names.iter().map(|name| (name.clone(), state())).collect();
+    let state = |name: &String| Arc::new(TenantState::new(name, settings.breaker));
+    let tenants = names.iter().map(|name| (name.clone(), state(name))).collect();
     let announcer = Arc::new(Announcer { worker, lanes: settings.lanes, tenants });
     let health = Health { publisher: publisher.clone(), links: links.clone(), announcer: announcer.clone() };
     let admin = bind_admin(&settings, Arc::new(health), metrics.clone(), stop.clone())?;
@@ -174,6 +175,9 @@ fn bind_admin(
             metrics.in_flight.set(i64::try_from(in_flight).unwrap_or(i64::MAX));
             metrics.amqp_up.set(i64::from(measured.is_up()));
             metrics.amqp_blocked.set(i64::from(measured.is_blocked()));
+            for (tenant, state) in &measured.announcer.tenants {
+                metrics.breaker(tenant, state.breaker().seen().state);
+            }
         }),
         unready: Arc::new(move || {
             let reason = if stop.is_cancelled() {
@@ -216,17 +220,10 @@ impl Worker {
                 state: announcer.tenants[&tenant.name].clone(),
                 link: links[&tenant.name].clone(),
             };
-            tenants.spawn(serving.run(stop.clone()));
+            let (name, serving) = (tenant.name.clone(), tokio::spawn(serving.run(stop.clone())));
+            tenants.spawn(async move { (name, serving.await) });
         }
-        let mut failed = None;
-        while let Some(ended) = tenants.join_next().await {
-            if !stop.is_cancelled() {
-                let panic = ended.err().map_or_else(String::new, |panic| chain(&panic));
-                error!(error = panic, "a tenant's task has ended by itself, stopping");
-                failed = Some(io::Error::other("a tenant's task has ended by itself"));
-                stop.cancel();
-            }
-        }
+        let served = until_all_end(tenants, &stop).await;
         let _ = announcing.await;
         for link in links.values() {
             link.close().await;
@@ -235,8 +232,26 @@ impl Worker {
         admin_handle.stop(true).await;
         info!("stopped");
         admin.await??;
-        failed.map_or(Ok(()), Err)
+        served
     }
+}
+
+/// Waits for the tenants' tasks. If one ends before it was told to, all are told, and it is an error: without its
+/// tenant this process is of little use, and whoever runs it will start it again.
+async fn until_all_end(
+    mut tenants: JoinSet<(String, Result<(), JoinError>)>,
+    stop: &CancellationToken,
+) -> io::Result<()> {
+    let mut failed = Ok(());
+    while let Some(Ok((tenant, ended))) = tenants.join_next().await {
+        if ended.is_err() || !stop.is_cancelled() {
+            let panicked = ended.is_err();
+            error!(tenant, panicked, "the tenant's task has ended by itself, stopping");
+            failed = Err(io::Error::other(format!("the task of tenant {tenant} has ended by itself")));
+            stop.cancel();
+        }
+    }
+    failed
 }
 
 /// One tenant's share of the worker.
@@ -259,9 +274,13 @@ impl Serving {
             publisher: self.publisher,
             metrics: self.metrics,
             state: self.state,
-            memory: Semaphore::new(UNFOLDED_KIB as usize),
         };
-        consume::serve(Arc::new(context), self.link, stop).await;
+        let context = Arc::new(context);
+        let tending = context.state.breaker().tend(|| probe(context.clone()));
+        tokio::select! {
+            () = consume::serve(context.clone(), self.link, stop) => {}
+            () = tending => {}
+        }
     }
 
     /// The tenant's MongoDB once it answers; none if told to stop before.
@@ -269,6 +288,7 @@ impl Serving {
         loop {
             match self.prepare().await {
                 Ok(store) => {
+                    self.state.breaker().close();
                     self.state.mongodb_works(&self.tenant.name);
                     return Some(store);
                 }
@@ -292,5 +312,44 @@ impl Serving {
         let store = Store::open(&self.tenant, &self.settings).await?;
         store.prepare(self.settings.event_retention).await?;
         Ok(store)
+    }
+}
+
+async fn probe(context: Arc<Context>) -> bool {
+    let probed = context.store.probe().await;
+    if let Err(failure) = &probed {
+        info!(tenant = context.tenant, error = chain(failure), "MongoDB doesn't work yet");
+    }
+    probed.is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What comes of a tenant whose task ends like this, beside one that works until told to stop.
+    async fn beside_another(
+        task: impl Future<Output = ()> + Send + 'static,
+        stop: &CancellationToken,
+    ) -> io::Result<()> {
+        let mut tenants = JoinSet::new();
+        let (told, failing) = (stop.clone(), tokio::spawn(task));
+        tenants.spawn(async move { ("vip".to_owned(), failing.await) });
+        let works = tokio::spawn(async move { told.cancelled().await });
+        tenants.spawn(async move { ("faster".to_owned(), works.await) });
+        until_all_end(tenants, stop).await
+    }
+
+    #[tokio::test]
+    async fn a_tenant_that_ends_by_itself_ends_all_and_is_an_error() {
+        for panics in [true, false] {
+            let stop = CancellationToken::new();
+            let error = beside_another(async move { assert!(!panics, "a defect") }, &stop).await.unwrap_err();
+            assert!(stop.is_cancelled() && error.to_string().contains("vip"), "{error}");
+        }
+        let stop = CancellationToken::new();
+        stop.cancel();
+        assert!(beside_another(async {}, &stop).await.is_ok());
+        assert!(beside_another(async { panic!("a defect") }, &stop).await.is_err());
     }
 }

@@ -7,6 +7,8 @@ use mongodb::options::ConnectionString;
 use shared::env::{Env, Problems};
 use shared::{amqp, tenant};
 
+use crate::breaker::Limits;
+
 /// Everything that can be set from outside, checked.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -30,8 +32,8 @@ pub struct Settings {
     pub pool: (u32, u32),
     /// How long the ledger keeps events.
     pub event_retention: Duration,
-    /// So many consecutive failures of MongoDB open the circuit breaker.
-    pub breaker_threshold: u32,
+    /// When the circuit breaker in front of MongoDB opens and closes.
+    pub breaker: Limits,
     /// How long a stopping worker may take to finish what it has in hand.
     pub shutdown_grace: Duration,
 }
@@ -79,7 +81,11 @@ impl Settings {
             mongo_timeout: env.duration("MONGO_TIMEOUT", 5 * SECOND, 100 * MS..=60 * SECOND),
             pool,
             event_retention: env.duration("EVENT_RETENTION", 30 * DAY, 60 * SECOND..=3650 * DAY),
-            breaker_threshold: env.number("CIRCUIT_BREAKER_THRESHOLD", 10, 1..=1_000_000),
+            breaker: Limits {
+                failures: env.number("CIRCUIT_BREAKER_THRESHOLD", 10, 1..=1_000_000),
+                open: env.seconds("CIRCUIT_BREAKER_TIMEOUT", 60 * SECOND, 100 * MS..=DAY),
+                successes: env.number("CIRCUIT_BREAKER_HALF_OPEN_THRESHOLD", 3, 1..=1000),
+            },
             shutdown_grace: env.duration("SHUTDOWN_GRACE", 20 * SECOND, SECOND..=600 * SECOND),
         };
         env.finish(settings)
@@ -104,7 +110,7 @@ fn tenants(env: &mut Env) -> Vec<Tenant> {
             |other: &&Tenant| (&other.mongo_uri, &other.database) == (&tenant.mongo_uri, &tenant.database);
         if let Some(other) = tenants[..position].iter().find(same) {
             env.problem(format!(
-                "{} and {}: are the same database",
+                "{} and {}: name the same database, where documents of both would mix",
                 spelled(&other.name, "DB_NAME"),
                 spelled(&tenant.name, "DB_NAME")
             ));
@@ -158,6 +164,15 @@ mod tests {
     }
 
     #[test]
+    fn a_small_pool_needs_no_second_setting() {
+        let pool = |most| {
+            let env = [("MONGO_URI", "mongodb://h/d"), ("MONGO_MAX_POOL_SIZE", most)];
+            Settings::read(Env::of(&env)).unwrap().pool
+        };
+        assert_eq!((pool(""), pool("5")), ((10, 50), (5, 5)));
+    }
+
+    #[test]
     fn every_problem_is_reported_and_no_secret() {
         let problems = Settings::read(Env::of(&[
             ("TENANTS", "faster,acme,vip"),
@@ -172,6 +187,10 @@ mod tests {
         // The URI, the name of the database, acme's database, vip's URI, the batch, the timeout, the pool.
         assert_eq!(problems.0.len(), 7, "{problems}");
         assert!(!problems.to_string().contains("secret"));
+        let mixed =
+            [("MONGO_URI", "mongodb://h/d"), ("VIP_MONGO_URI", "mongodb://h/d"), ("VIP_DB_NAME", "d")];
+        let problems = Settings::read(Env::of(&mixed)).unwrap_err().to_string();
+        assert!(problems.contains("VIP_DB_NAME") && problems.lines().count() == 1, "{problems}");
         assert_eq!(Settings::read(Env::of(&[])).unwrap_err().0.len(), 1);
     }
 }

@@ -10,12 +10,14 @@ use lapin::types::AMQPValue;
 use shared::publisher::{DELIVERY_MODE_PERSISTENT, Message, PublishError, Publisher};
 use shared::telemetry::chain;
 use shared::topology;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
 /// Longest wait for the confirm of a dead letter.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest time for acknowledgements to be written to the connection.
+const ACK_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause before a dead letter is published again.
 const PUBLISH_PAUSE: Duration = Duration::from_secs(1);
 /// Longest text in the header `error`, in characters.
@@ -28,11 +30,13 @@ pub enum Dead {
     NoEvent,
     /// MongoDB refuses the documents that come of it.
     RefusedByMongodb,
+    /// The worker panicked over it, which is a defect of ours.
+    Defect,
 }
 
 impl Dead {
     /// Every reason.
-    pub const ALL: [Self; 2] = [Self::NoEvent, Self::RefusedByMongodb];
+    pub const ALL: [Self; 3] = [Self::NoEvent, Self::RefusedByMongodb, Self::Defect];
 
     /// The value of the header `reason` and of the metrics label.
     #[must_use]
@@ -40,13 +44,22 @@ impl Dead {
         match self {
             Self::NoEvent => "no_event",
             Self::RefusedByMongodb => "refused_by_mongodb",
+            Self::Defect => "worker_defect",
         }
     }
 }
 
-/// Acknowledges deliveries.
-pub async fn acknowledge<'a>(ackers: impl Iterator<Item = &'a Acker>) {
-    let acknowledged = join_all(ackers.map(|acker| acker.ack(BasicAckOptions::default()))).await;
+/// Acknowledges deliveries. Gives up when `lost` is cancelled: the answer may never come on a connection that is gone.
+pub async fn acknowledge<'a>(ackers: impl Iterator<Item = &'a Acker>, lost: &CancellationToken) {
+    let acknowledging = join_all(ackers.map(|acker| acker.ack(BasicAckOptions::default())));
+    let acknowledged = tokio::select! {
+        acknowledged = timeout(ACK_TIMEOUT, acknowledging) => acknowledged,
+        () = lost.cancelled() => return,
+    };
+    let Ok(acknowledged) = acknowledged else {
+        warn!("deliveries can't be acknowledged in time, starting to consume anew");
+        return lost.cancel();
+    };
     // The broker will deliver these again, and the ledger knows them.
     let void = acknowledged.iter().filter(|outcome| !matches!(outcome, Ok(true))).count();
     if void > 0 {
@@ -73,7 +86,7 @@ pub struct DeadLetter<'a> {
 pub async fn bury(publisher: &Publisher, letter: &DeadLetter<'_>, lost: &CancellationToken) -> bool {
     let key = letter.properties.message_id().as_ref().map(ToString::to_string);
     let (tenant, reason) = (letter.tenant, letter.reason.name());
-    loop {
+    while !lost.is_cancelled() {
         match publish(publisher, letter).await {
             Ok(()) => {
                 warn!(
@@ -91,9 +104,10 @@ pub async fn bury(publisher: &Publisher, letter: &DeadLetter<'_>, lost: &Cancell
         }
         tokio::select! {
             () = sleep(PUBLISH_PAUSE) => {}
-            () = lost.cancelled() => return false,
+            () = lost.cancelled() => {}
         }
     }
+    false
 }
 
 #[derive(Debug, thiserror::Error)]

@@ -1,13 +1,14 @@
 //! What others see of a tenant's worker: its MongoDB, its breaker, what it has in hand.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use shared::status::{BreakerState, TenantStatus};
+use shared::status::TenantStatus;
 use shared::telemetry::chain;
 use tracing::{error, info, warn};
 
+use crate::breaker::{Breaker, Limits};
 use crate::failure::{Class, Failure};
 
 /// A failure that lasts is logged again after this time.
@@ -16,8 +17,7 @@ const REMINDER: Duration = Duration::from_mins(1);
 /// The state of one tenant.
 #[derive(Debug)]
 pub struct TenantState {
-    threshold: u32,
-    failures: AtomicU32,
+    breaker: Breaker,
     successes: AtomicU64,
     connected: AtomicBool,
     in_flight: AtomicUsize,
@@ -25,12 +25,11 @@ pub struct TenantState {
 }
 
 impl TenantState {
-    /// Nothing is known yet. `threshold` is that of the circuit breaker.
+    /// Nothing is known yet.
     #[must_use]
-    pub fn new(threshold: u32) -> Self {
+    pub fn new(tenant: &str, limits: Limits) -> Self {
         Self {
-            threshold,
-            failures: AtomicU32::new(0),
+            breaker: Breaker::new(tenant, limits),
             successes: AtomicU64::new(0),
             connected: AtomicBool::new(false),
             in_flight: AtomicUsize::new(0),
@@ -38,10 +37,17 @@ impl TenantState {
         }
     }
 
+    /// The circuit breaker in front of MongoDB.
+    #[must_use]
+    pub fn breaker(&self) -> &Breaker {
+        &self.breaker
+    }
+
     /// An operation on MongoDB reached it.
     pub fn mongodb_works(&self, tenant: &str) {
         self.successes.fetch_add(1, Ordering::Relaxed);
-        let failures = self.failures.swap(0, Ordering::Relaxed);
+        let failures = self.breaker.seen().failures;
+        self.breaker.worked();
         if !self.connected.swap(true, Ordering::Relaxed) {
             info!(tenant, failures, "MongoDB works");
             *self.logged() = None;
@@ -50,13 +56,14 @@ impl TenantState {
 
     /// An operation on MongoDB failed. Logged when that is news, and now and then while it lasts.
     pub fn mongodb_fails(&self, tenant: &str, class: Class, failure: &Failure) {
-        let failures = self.failures.fetch_add(1, Ordering::Relaxed) + 1;
+        if class == Class::Infrastructure {
+            self.breaker.failed();
+        }
+        let failures = self.breaker.seen().failures;
         self.connected.store(false, Ordering::Relaxed);
-        let mut logged = self.logged();
-        if logged.is_some_and(|(known, at)| known == class && at.elapsed() < REMINDER) {
+        if !self.is_news(class, Instant::now()) {
             return;
         }
-        *logged = Some((class, Instant::now()));
         let error = chain(failure);
         if class == Class::Configuration {
             error!(tenant, error, failures, "MongoDB refuses us, holding events until that is mended");
@@ -69,6 +76,16 @@ impl TenantState {
     #[must_use]
     pub fn successes(&self) -> u64 {
         self.successes.load(Ordering::Relaxed)
+    }
+
+    /// Whether a failure deserves a line in the log; then it counts as logged.
+    fn is_news(&self, class: Class, now: Instant) -> bool {
+        let mut logged = self.logged();
+        let known = logged.is_some_and(|(known, at)| known == class && now.duration_since(at) < REMINDER);
+        if !known {
+            *logged = Some((class, now));
+        }
+        !known
     }
 
     fn logged(&self) -> MutexGuard<'_, Option<(Class, Instant)>> {
@@ -92,10 +109,12 @@ impl TenantState {
     /// What ingest is told.
     #[must_use]
     pub fn status(&self) -> TenantStatus {
+        let seen = self.breaker.seen();
         TenantStatus {
-            breaker: BreakerState::Closed,
-            failures: self.failures.load(Ordering::Relaxed),
-            threshold: self.threshold,
+            breaker: seen.state,
+            failures: seen.failures,
+            threshold: self.breaker.limits().failures,
+            seconds_in_state: seen.since.elapsed().as_secs(),
             mongodb_connected: self.connected.load(Ordering::Relaxed),
             in_flight: self.in_flight(),
         }
@@ -109,5 +128,37 @@ pub struct InHand(Arc<TenantState>);
 impl Drop for InHand {
     fn drop(&mut self) {
         self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: Limits = Limits { failures: 10, open: Duration::from_mins(1), successes: 3 };
+
+    #[test]
+    fn a_failure_is_logged_when_its_class_changes_and_once_a_minute() {
+        let (state, start) = (TenantState::new("faster", LIMITS), Instant::now());
+        let is_news = |class, seconds| state.is_news(class, start + Duration::from_secs(seconds));
+        assert!(is_news(Class::Infrastructure, 0));
+        assert!(!is_news(Class::Infrastructure, 59));
+        assert!(is_news(Class::Configuration, 59));
+        assert!(!is_news(Class::Configuration, 118));
+        assert!(is_news(Class::Configuration, 119));
+        state.mongodb_fails("t", Class::Configuration, &Failure::NoReplicaSet);
+        state.mongodb_works("t");
+        assert!(is_news(Class::Configuration, 120), "after it has worked");
+    }
+
+    #[test]
+    fn what_is_in_hand_is_counted_until_it_is_dropped() {
+        let state = Arc::new(TenantState::new("faster", LIMITS));
+        let (first, second) = (state.in_hand(), state.in_hand());
+        assert_eq!(state.in_flight(), 2);
+        drop(first);
+        assert_eq!(state.status().in_flight, 1);
+        drop(second);
+        assert_eq!(state.in_flight(), 0);
     }
 }

@@ -1,5 +1,6 @@
 //! A tenant's MongoDB: one transaction per batch, each attempt with a deadline that holds whatever the server does.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,6 +10,7 @@ use mongodb::bson::{DateTime, Document, doc};
 use mongodb::options::{ClientOptions, ReadConcern, ReadPreference, SelectionCriteria, WriteConcern};
 use mongodb::{Client, ClientSession, Database};
 use shared::telemetry::chain;
+use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -22,6 +24,9 @@ use crate::settings::{Settings, Tenant};
 /// How long an attempt that missed its deadline may take to end. The next attempt would only wait for its
 /// locks; but one whose connection hangs may never end.
 const ABANDONED_PATIENCE: Duration = Duration::from_secs(30);
+/// Most bytes of large bodies that a tenant's lanes unfold at the same time: a body like `[0,0,0]` takes two hundred
+/// times its size when it is parsed and made into documents.
+const UNFOLDED_BYTES: usize = 1 << 20;
 /// Longest pause before a commit whose outcome is unknown is sent again.
 const COMMIT_PAUSE: Duration = Duration::from_millis(100);
 /// Building an index on a large collection takes its time.
@@ -38,6 +43,7 @@ struct Names {
     contacts: String,
     notes: String,
     calls: String,
+    probe: String,
 }
 
 /// A tenant's database.
@@ -47,6 +53,7 @@ pub struct Store {
     database: Database,
     names: Names,
     deadline: Duration,
+    memory: Arc<Semaphore>,
 }
 
 impl Store {
@@ -70,8 +77,10 @@ impl Store {
             contacts: prefixed("contacts"),
             notes: prefixed("internal_notes"),
             calls: prefixed("calls"),
+            probe: prefixed("penstock_probe"),
         };
-        Ok(Self { database: client.database(&tenant.database), client, names, deadline })
+        let memory = Arc::new(Semaphore::new(UNFOLDED_BYTES));
+        Ok(Self { database: client.database(&tenant.database), client, names, deadline, memory })
     }
 
     /// Checks that the server can do transactions, and makes the indexes that are missing.
@@ -119,7 +128,7 @@ impl Store {
                         let error = chain(&failure);
                         warn!(
                             collection,
-                            error, "EVENT_RETENTION can't be changed: change the index on stored_at by hand"
+                            error, "can't apply EVENT_RETENTION: change the index stored_at_ttl by hand"
                         );
                     }
                 }
@@ -136,23 +145,51 @@ impl Store {
         Ok(())
     }
 
+    /// Tries MongoDB with a small write of our own, as durable as those of events.
+    pub async fn probe(&self) -> Result<(), Failure> {
+        let (database, collection) = (self.database.clone(), self.names.probe.clone());
+        let update = doc! {
+            "update": collection,
+            "updates": [{"q": {"_id": "probe"}, "u": {"$set": {"at": DateTime::now()}}, "upsert": true}],
+            "writeConcern": {"w": "majority"},
+        };
+        let run = tokio::spawn(async move { database.run_command(update).await });
+        let reply = within(self.deadline, run).await??;
+        refused(&reply)
+    }
+
     /// Writes the effects of these events in one transaction, and tells what became of each.
     pub async fn write(&self, events: Arc<[Event]>) -> Result<Vec<Outcome>, Failure> {
+        let large: usize = events.iter().filter(|event| event.is_large()).map(|event| event.body.len()).sum();
+        // Before the deadline begins, and for no longer than the attempt: an event that always misses the deadline
+        // must not keep the others out. What needs more than there is gets all of it.
+        let places = u32::try_from(large.min(UNFOLDED_BYTES)).unwrap_or(u32::MAX);
+        let _memory = self.memory.acquire_many(places).await;
         let abandoned = CancellationToken::new();
         let attempt = Attempt { store: self.clone(), events, abandoned: abandoned.clone() };
         // A task of its own, since dropping the driver's futures half way would leave the session and its
         // locks behind, and since nothing in the driver has a deadline of its own.
         let mut running = tokio::spawn(attempt.run());
         match timeout(self.deadline, &mut running).await {
-            Ok(ended) => ended.unwrap_or(Err(Failure::Cancelled)),
+            Ok(ended) => ended?,
             Err(_) => {
                 abandoned.cancel();
                 match timeout(ABANDONED_PATIENCE, running).await {
                     Ok(Ok(Ok(outcomes))) => Ok(outcomes),
+                    Ok(Err(ended)) => Err(ended.into()),
                     _ => Err(Failure::TimedOut(self.deadline)),
                 }
             }
         }
+    }
+}
+
+/// The command `update` succeeds even where single updates don't.
+fn refused(reply: &Document) -> Result<(), Failure> {
+    let refused = reply.get_array("writeErrors").ok().and_then(|errors| errors.first()?.as_document());
+    match refused.and_then(|error| error.get_i32("code").ok()) {
+        Some(code) => Err(Failure::Refused { code }),
+        None => Ok(()),
     }
 }
 
@@ -162,8 +199,7 @@ fn exists(error: &mongodb::error::Error) -> bool {
 
 async fn within<T>(limit: Duration, task: tokio::task::JoinHandle<T>) -> Result<T, Failure> {
     match timeout(limit, task).await {
-        Ok(Ok(value)) => Ok(value),
-        Ok(Err(_)) => Err(Failure::Cancelled),
+        Ok(ended) => Ok(ended?),
         Err(_) => Err(Failure::TimedOut(limit)),
     }
 }
@@ -198,9 +234,11 @@ impl Attempt {
     }
 
     async fn write(&self, session: &mut ClientSession) -> Result<Vec<Outcome>, Failure> {
-        let mut documents = self.load(session).await?;
+        let events = self.unfolded();
+        let mut documents = self.load(session, &events).await?;
         let now = DateTime::now();
-        let outcomes = self.events.iter().map(|event| documents.apply(event, now)).collect();
+        let outcomes = events.iter().map(|event| documents.apply(event, now)).collect();
+        drop(events);
         let names = &self.store.names;
         for (name, writes) in [
             (&names.ledger, documents.ledger.into_writes(None)),
@@ -215,12 +253,21 @@ impl Attempt {
         Ok(outcomes)
     }
 
-    async fn load(&self, session: &mut ClientSession) -> Result<Documents, Failure> {
-        let (names, wanted) = (&self.store.names, Wanted::by(&self.events));
+    /// The events with their bodies parsed. Those of large ones don't outlive this.
+    fn unfolded(&self) -> Cow<'_, [Event]> {
+        let mut events = Cow::Borrowed(&*self.events);
+        if events.iter().any(Event::is_large) {
+            events.to_mut().iter_mut().for_each(Event::recall_members);
+        }
+        events
+    }
+
+    async fn load(&self, session: &mut ClientSession, events: &[Event]) -> Result<Documents, Failure> {
+        let (names, wanted) = (&self.store.names, Wanted::by(events));
         let mut documents = Documents::default();
         let known_by = ledger::KNOWN_BY.iter().map(|name| ((*name).to_owned(), 1.into())).collect();
         self.find(session, &names.ledger, &wanted.ledger, Some(known_by), &mut documents.ledger).await?;
-        let variants = ledger::variants(&documents.ledger, &self.events);
+        let variants = ledger::variants(&documents.ledger, events);
         self.find(session, &names.ledger, &variants, None, &mut documents.ledger).await?;
         self.find(session, &names.messages, &wanted.messages, None, &mut documents.messages).await?;
         self.find(session, &names.notes, &wanted.notes, None, &mut documents.notes).await?;
@@ -273,12 +320,7 @@ impl Attempt {
             self.check_deadline()?;
             let update = doc! {"update": collection, "updates": writes.updates, "ordered": false};
             let reply = self.store.database.run_command(update).session(session).await?;
-            // The command succeeds even where single updates don't.
-            let refused =
-                reply.get_array("writeErrors").ok().and_then(|errors| errors.first()?.as_document());
-            if let Some(code) = refused.and_then(|error| error.get_i32("code").ok()) {
-                return Err(Failure::Refused { code });
-            }
+            refused(&reply)?;
         }
         Ok(())
     }

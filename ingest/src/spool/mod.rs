@@ -3,7 +3,7 @@
 //! One thread owns the file and commits whatever has come in meanwhile at once, so that many callers share
 //! an fsync. [`drain`] gives the records to RabbitMQ when that takes them again.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -84,20 +84,26 @@ pub struct Spool {
 }
 
 impl Spool {
-    /// Opens the spool in a folder and starts its thread. Fails if another process uses the folder.
+    /// Opens the spool in a folder and starts its thread. Fails if another process uses the folder; a spool that
+    /// can't be opened for another reason is reported, and tried again and again.
     pub fn open(folder: &Path, max_bytes: u64, commits: Histogram) -> Result<Self, OpenError> {
-        let file = File::open(folder, max_bytes)?;
-        let spool_shown = Arc::new(Shown::default());
+        let file = match File::open(folder, max_bytes) {
+            Err(error @ OpenError::InUse(_)) => return Err(error),
+            opened => opened,
+        };
+        let shown = Arc::new(Shown::default());
         // Bounded by `places`, except for the few jobs of the drain.
         let (jobs, received) = mpsc::unbounded_channel();
-        let owner = Owner { file, shown: spool_shown.clone(), commits, noted_failure: false };
-        owner.show();
+        let (folder, path) = (folder.to_owned(), folder.to_owned());
+        let mut owner =
+            Owner { folder, max_bytes, file: None, shown: shown.clone(), commits, noted_failure: false };
+        owner.opened(file);
         std::thread::Builder::new()
             .name("spool".to_owned())
             .spawn(move || owner.run(received))
-            .map_err(|source| OpenError::Io { path: folder.to_owned(), source })?;
+            .map_err(|source| OpenError::Io { path, source })?;
         let places = Arc::new(Semaphore::new(MAX_WAITING_KIB as usize));
-        Ok(Self { jobs, places, shown: spool_shown, appended: Arc::default() })
+        Ok(Self { jobs, places, shown, appended: Arc::default() })
     }
 
     /// Appends a webhook and waits until it is fsynced.
@@ -179,7 +185,10 @@ fn gone() -> SpoolError {
 
 /// The thread that owns the file.
 struct Owner {
-    file: File,
+    folder: PathBuf,
+    max_bytes: u64,
+    // None while it can't be opened.
+    file: Option<File>,
     shown: Arc<Shown>,
     commits: Histogram,
     noted_failure: bool,
@@ -192,13 +201,34 @@ impl Owner {
             match clock.block_on(async { timeout(CHECK_INTERVAL, jobs.recv()).await }) {
                 Ok(Some(first)) => self.work(first, &mut jobs),
                 Ok(None) => return,
-                Err(_) => {
-                    let checked = self.file.check();
-                    self.note(&checked);
-                }
+                Err(_) => self.check(),
             }
             self.show();
         }
+    }
+
+    fn check(&mut self) {
+        match &mut self.file {
+            Some(file) => {
+                let checked = file.check();
+                self.note(&checked);
+            }
+            None => {
+                let opened = File::open(&self.folder, self.max_bytes);
+                self.opened(opened);
+            }
+        }
+    }
+
+    fn opened(&mut self, opened: Result<File, OpenError>) {
+        match opened {
+            Ok(file) => {
+                self.file = Some(file);
+                self.check();
+            }
+            Err(error) => self.note(&Err(SpoolError::Failed(chain(&error)))),
+        }
+        self.show();
     }
 
     /// Does a job, and with it whatever else waits to be written.
@@ -227,7 +257,10 @@ impl Owner {
             return;
         }
         let started = Instant::now();
-        let written = self.file.append(appends.iter().map(|append| &append.webhook));
+        let written = match &mut self.file {
+            Some(file) => file.append(appends.iter().map(|append| &append.webhook)),
+            None => Err(SpoolError::Failed("it can't be opened".to_owned())),
+        };
         self.commits.observe(started.elapsed().as_secs_f64());
         self.note(&written);
         // Before the callers are told, so that whoever was told finds it there.
@@ -241,9 +274,12 @@ impl Owner {
 
     fn read_or_delete(&mut self, job: Job) {
         match job {
-            Job::After { id, limit, done } => drop(done.send(self.file.after(id, limit))),
+            Job::After { id, limit, done } => {
+                let records = self.file.as_mut().map(|file| file.after(id, limit));
+                let _ = done.send(records.unwrap_or_default());
+            }
             Job::Delete { ids, done } => {
-                if let Err(error) = self.file.delete(&ids) {
+                if let Some(Err(error)) = self.file.as_mut().map(|file| file.delete(&ids)) {
                     warn!(
                         error = chain(&error),
                         "published records stay in the spool and will be published again"
@@ -257,11 +293,12 @@ impl Owner {
     }
 
     fn show(&self) {
-        let (size, shown) = (self.file.size(), &self.shown);
+        let (Some(file), shown) = (&self.file, &self.shown) else { return };
+        let size = file.size();
         shown.records.store(size.records, Ordering::Relaxed);
         shown.bytes.store(size.bytes, Ordering::Relaxed);
-        shown.oldest_ms.store(self.file.oldest_ms(), Ordering::Relaxed);
-        shown.corruptions.store(self.file.corruptions(), Ordering::Relaxed);
+        shown.oldest_ms.store(file.oldest_ms(), Ordering::Relaxed);
+        shown.corruptions.store(file.corruptions(), Ordering::Relaxed);
     }
 
     fn note(&mut self, outcome: &Result<(), SpoolError>) {
