@@ -92,6 +92,13 @@ async fn two_processes_never_share_a_spool() {
 #[tokio::test]
 async fn without_a_usable_spool_webhooks_go_through_rabbitmq_all_the_same() {
     let place = Place::new().await;
+    // An earlier ingest has left something.
+    let left = place.folder.join("left");
+    let left_spool = left.join("spool");
+    let earlier = [NOWHERE, ("SPOOL_DIR", left_spool.to_str().unwrap())];
+    let earlier = Ingest::start_unconnected(&place, &earlier).await;
+    post_received(&earlier.path("/webhook/vip"), "{}").await;
+    earlier.process.crash().await;
     // Nobody, not even root, can make a folder within a file.
     let (file, spool) = (place.folder.join("file"), place.folder.join("file/spool"));
     std::fs::write(&file, "").unwrap();
@@ -101,8 +108,10 @@ async fn without_a_usable_spool_webhooks_go_through_rabbitmq_all_the_same() {
     post_received(&ingest.path("/webhook/faster"), "{}").await;
 
     std::fs::remove_file(&file).unwrap();
+    std::fs::rename(&left, &file).unwrap();
     poll::until("it is usable", 200, async || get(&format!("{}/readyz", ingest.admin)).await.status).await;
-    assert!(spool.join("spool.db").exists());
+    let broker = Broker::connect(&place.amqp_url).await;
+    poll::until("what was left is published", Some(1), async || broker.depth("webhooks.vip").await).await;
 
     // With no room at all, there is nothing but RabbitMQ either.
     let none = Ingest::start(&place, &[("SPOOL_MAX_BYTES", "0")]).await;

@@ -1,5 +1,6 @@
 //! Operators see what is going on, and nothing that is nobody's business.
 
+use penstock_tests::broker::Broker;
 use penstock_tests::database::Database;
 use penstock_tests::http::{get, metric, metrics, post_received};
 use penstock_tests::poll;
@@ -164,5 +165,24 @@ async fn logs_are_json_and_hold_no_body_phone_or_password() {
     assert!(ingest.process.log_text().contains("logged-1"), "the event's key is logged");
     is_quiet(&ingest.process);
     is_quiet(&worker.process);
+    place.remove().await;
+}
+
+#[tokio::test]
+async fn a_queue_of_the_same_name_with_other_arguments_is_named_and_can_be_replaced() {
+    let place = Place::new().await;
+    Broker::connect(&place.amqp_url).await.declare_classic("webhooks.vip").await;
+    let ingest = Ingest::start_unconnected(&place, &[]).await;
+    let log = async || ingest.process.log_text();
+    let named = async || {
+        log().await.contains("can't declare webhooks.vip") && log().await.contains("PRECONDITION_FAILED")
+    };
+    poll::until("the log says so", true, named).await;
+    post_received(&ingest.path("/webhook/vip"), "{}").await;
+    place.manage(reqwest::Method::DELETE, &format!("queues/{}/webhooks.vip", place.name), None).await;
+    poll::until("RabbitMQ is used", Some(1.0), async || {
+        metric(&ingest.admin, "amqp_connection_up", &[]).await
+    })
+    .await;
     place.remove().await;
 }

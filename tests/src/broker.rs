@@ -28,6 +28,12 @@ impl Broker {
         self.channel.basic_get(queue.into(), options).await.expect("the queue exists")
     }
 
+    /// Declares a queue as somebody else might have.
+    pub async fn declare_classic(&self, queue: &str) {
+        let options = QueueDeclareOptions::durable();
+        self.channel.queue_declare(queue.into(), options, FieldTable::default()).await.expect("declared");
+    }
+
     /// Messages that wait in a queue; none if there is no such queue.
     pub async fn depth(&self, queue: &str) -> Option<u32> {
         let channel = self.connection.create_channel().await.expect("a channel");

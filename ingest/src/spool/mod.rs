@@ -95,15 +95,23 @@ impl Spool {
         // Bounded by `places`, except for the few jobs of the drain.
         let (jobs, received) = mpsc::unbounded_channel();
         let (folder, path) = (folder.to_owned(), folder.to_owned());
-        let mut owner =
-            Owner { folder, max_bytes, file: None, shown: shown.clone(), commits, noted_failure: false };
+        let appended = Arc::new(Notify::new());
+        let mut owner = Owner {
+            folder,
+            max_bytes,
+            file: None,
+            shown: shown.clone(),
+            appended: appended.clone(),
+            commits,
+            noted_failure: false,
+        };
         owner.opened(file);
         std::thread::Builder::new()
             .name("spool".to_owned())
             .spawn(move || owner.run(received))
             .map_err(|source| OpenError::Io { path, source })?;
         let places = Arc::new(Semaphore::new(MAX_WAITING_KIB as usize));
-        Ok(Self { jobs, places, shown, appended: Arc::default() })
+        Ok(Self { jobs, places, shown, appended })
     }
 
     /// Appends a webhook and waits until it is fsynced.
@@ -119,9 +127,7 @@ impl Spool {
             answer.await.unwrap_or_else(|_| Err(gone()))
         };
         // After the deadline it may be written all the same; then the event key makes it harmless.
-        timeout(APPEND_TIMEOUT, append).await.unwrap_or(Err(SpoolError::TimedOut))?;
-        self.appended.notify_one();
-        Ok(())
+        timeout(APPEND_TIMEOUT, append).await.unwrap_or(Err(SpoolError::TimedOut))
     }
 
     /// The oldest records behind the one called `id`.
@@ -190,6 +196,8 @@ struct Owner {
     // None while it can't be opened.
     file: Option<File>,
     shown: Arc<Shown>,
+    // Told by the owner, not by the callers: those may have gone before their records are written.
+    appended: Arc<Notify>,
     commits: Histogram,
     noted_failure: bool,
 }
@@ -225,10 +233,11 @@ impl Owner {
             Ok(file) => {
                 self.file = Some(file);
                 self.check();
+                self.show();
+                self.appended.notify_one();
             }
             Err(error) => self.note(&Err(SpoolError::Failed(chain(&error)))),
         }
-        self.show();
     }
 
     /// Does a job, and with it whatever else waits to be written.
@@ -265,6 +274,9 @@ impl Owner {
         self.note(&written);
         // Before the callers are told, so that whoever was told finds it there.
         self.show();
+        if written.is_ok() {
+            self.appended.notify_one();
+        }
         self.shown.waiting.fetch_sub(appends.len(), Ordering::Relaxed);
         for Append { place, done, .. } in appends {
             drop(place);
