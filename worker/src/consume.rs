@@ -167,7 +167,10 @@ impl Lanes {
     }
 
     fn take(&mut self, context: &Arc<Context>, delivery: Delivery) {
-        let Delivery { data, properties, acker, .. } = delivery;
+        let Delivery { data, properties, acker, redelivered, .. } = delivery;
+        if redelivered {
+            context.metrics.redelivered(&context.tenant);
+        }
         let envelope = envelope(&context.tenant, &properties);
         // A defect that one body brings to light must not take with it all that is in hand.
         let decoded = catch_unwind(|| Event::decode(&data, envelope));

@@ -39,6 +39,7 @@ pub struct Metrics {
     event_age: HistogramVec,
     breaker: IntGaugeVec,
     dead_lettered: IntCounterVec,
+    redelivered: IntCounterVec,
     /// Attempts after the first.
     pub retries: IntCounter,
     /// Events received and not settled yet.
@@ -79,6 +80,11 @@ impl Metrics {
                 "Events published to the dead letters",
                 &["tenant", "reason"],
             )?,
+            redelivered: counters(
+                "worker_redelivered_total",
+                "Deliveries of events that RabbitMQ had delivered before",
+                &["tenant"],
+            )?,
             retries: IntCounter::new("worker_retries_total", "Attempts to write a batch after the first")?,
             in_flight: IntGauge::new("worker_in_flight", "Events received and not settled yet")?,
             amqp_up: IntGauge::new("amqp_connection_up", "1 while RabbitMQ can be reached")?,
@@ -100,6 +106,7 @@ impl Metrics {
         register(Box::new(self.event_age.clone()))?;
         register(Box::new(self.breaker.clone()))?;
         register(Box::new(self.dead_lettered.clone()))?;
+        register(Box::new(self.redelivered.clone()))?;
         register(Box::new(self.retries.clone()))?;
         register(Box::new(self.in_flight.clone()))?;
         register(Box::new(self.amqp_up.clone()))?;
@@ -117,6 +124,7 @@ impl Metrics {
             self.dead_lettered.with_label_values(&[tenant, reason.name()]);
         }
         self.event_age.with_label_values(&[tenant]);
+        self.redelivered.with_label_values(&[tenant]);
         self.breaker(tenant, BreakerState::Closed);
     }
 
@@ -147,6 +155,11 @@ impl Metrics {
     pub fn dead_lettered(&self, tenant: &str, event_type: &str, reason: Dead) {
         self.dead_lettered.with_label_values(&[tenant, reason.name()]).inc();
         self.settled(tenant, event_type, DEAD);
+    }
+
+    /// RabbitMQ has delivered an event once more.
+    pub fn redelivered(&self, tenant: &str) {
+        self.redelivered.with_label_values(&[tenant]).inc();
     }
 
     /// A circuit breaker is in this state.
