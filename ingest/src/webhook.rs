@@ -74,8 +74,9 @@ impl Facts {
             ("signature", text(&self.signature)),
             ("traceparent", text(&self.traceparent)),
         ];
+        let reason = self.evidence.as_ref().map(|evidence| evidence.reason.as_str());
+        headers.push((topology::REASON_HEADER, text(reason.unwrap_or(topology::DELIVERY_LIMIT_REASON))));
         if let Some(evidence) = &self.evidence {
-            headers.push((topology::REASON_HEADER, text(&evidence.reason)));
             headers.push(("body_bytes", AMQPValue::LongLongInt(evidence.body_bytes)));
         }
         Ok(BasicProperties::default()

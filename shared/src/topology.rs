@@ -18,6 +18,10 @@ pub const STATUS_EXCHANGE: &str = "penstock.status";
 /// Header with the reason, on each message in a dead letter or quarantine queue.
 pub const REASON_HEADER: &str = "reason";
 
+/// The reason of what RabbitMQ dead-letters itself, after too many deliveries. It can't add a header when it does so:
+/// every event carries this one from the start, and a worker that has another reason replaces it.
+pub const DELIVERY_LIMIT_REASON: &str = "delivery_limit";
+
 /// After so many returns to the queue a message is taken for one that kills workers, and dead-lettered.
 const DELIVERY_LIMIT: i64 = 20;
 /// Operators look at set-aside messages by taking and returning them, which RabbitMQ counts as well; its

@@ -7,6 +7,7 @@ mod delivery;
 mod documents;
 mod evidence;
 mod exactly_once;
+mod holding;
 mod order;
 mod outages;
 mod pressure;

@@ -1,7 +1,9 @@
 //! What is in RabbitMQ, and putting things there past ingest.
 
 use lapin::message::BasicGetMessage;
-use lapin::options::{BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions};
+use lapin::options::{
+    BasicGetOptions, BasicNackOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions,
+};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
 
@@ -26,6 +28,15 @@ impl Broker {
     pub async fn take(&self, queue: &str) -> Option<BasicGetMessage> {
         let options = BasicGetOptions { no_ack: true };
         self.channel.basic_get(queue.into(), options).await.expect("the queue exists")
+    }
+
+    /// Takes a message out of a queue, if there is one, and puts it back.
+    pub async fn take_and_return(&self, queue: &str) {
+        let taken = self.channel.basic_get(queue.into(), BasicGetOptions::default()).await;
+        if let Some(message) = taken.expect("the queue exists") {
+            let options = BasicNackOptions { requeue: true, ..Default::default() };
+            message.delivery.acker.nack(options).await.expect("RabbitMQ takes it back");
+        }
     }
 
     /// Declares a queue as somebody else might have.

@@ -30,6 +30,10 @@ use crate::settle::Dead;
 const MAX_PREFETCH: usize = 1000;
 /// Longest time for RabbitMQ to start a consumer: a queue whose leader is being elected may not answer at all.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest time for a channel to be closed.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Pause between tries of a MongoDB for which nothing is consumed.
+const PROBE_PAUSE: Duration = Duration::from_secs(2);
 /// Pause before consuming is tried again.
 const REOPEN_PAUSE: Duration = Duration::from_secs(1);
 
@@ -38,8 +42,8 @@ const REOPEN_PAUSE: Duration = Duration::from_secs(1);
 enum ConsumeError {
     #[error("the channel failed")]
     Channel(#[from] lapin::Error),
-    #[error("RabbitMQ started no consumer within {START_TIMEOUT:?}")]
-    NotStarted(#[from] Elapsed),
+    #[error("RabbitMQ didn't answer in time")]
+    NoAnswer(#[from] Elapsed),
     #[error("RabbitMQ has cancelled the consumer")]
     Cancelled,
     #[error("a lane has failed")]
@@ -55,10 +59,19 @@ pub async fn serve(context: Arc<Context>, link: Arc<Link>, stop: CancellationTok
             () = stop.cancelled() => return,
         };
         let Some(session) = session else { return };
-        if let Err(error) = consume(&context, &session, &stop).await {
-            warn!(tenant = context.tenant, error = chain(&error), "consuming ended, will start again");
-            // With a new connection everything is declared again, in case somebody has deleted the queue.
-            session.report_broken("consuming ended");
+        match consume(&context, &session, &stop).await {
+            Ok(Ended::Told) => {}
+            Ok(Ended::HeldTooLong) => {
+                tokio::select! {
+                    () = until_mongodb_works(&context) => continue,
+                    () = stop.cancelled() => return,
+                }
+            }
+            Err(error) => {
+                warn!(tenant = context.tenant, error = chain(&error), "consuming ended, will start again");
+                // With a new connection everything is declared again, in case somebody has deleted the queue.
+                session.report_broken("consuming ended");
+            }
         }
         tokio::select! {
             () = sleep(REOPEN_PAUSE) => {}
@@ -67,17 +80,26 @@ pub async fn serve(context: Arc<Context>, link: Arc<Link>, stop: CancellationTok
     }
 }
 
-/// Consumes until told to stop, or until the channel is gone.
+/// Why consuming ended in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ended {
+    /// The worker stops, or the connection is gone.
+    Told,
+    /// What was in hand has been given back, since MongoDB has failed for so long.
+    HeldTooLong,
+}
+
+/// Consumes until told to stop, or until the channel is gone, or until MongoDB has failed for too long.
 async fn consume(
     context: &Arc<Context>,
     session: &Session,
     stop: &CancellationToken,
-) -> Result<(), ConsumeError> {
+) -> Result<Ended, ConsumeError> {
     let settings = &context.settings;
     let prefetch = (2 * settings.lanes * settings.batch_size).min(MAX_PREFETCH);
     let started = tokio::select! {
         started = timeout(START_TIMEOUT, start(context, session, prefetch)) => started,
-        () = stop.cancelled() => return Ok(()),
+        () = stop.cancelled() => return Ok(Ended::Told),
     };
     let (channel, mut consumer) = started??;
     // Cancelled when acknowledging has become impossible: RabbitMQ delivers again what is in hand.
@@ -86,8 +108,9 @@ async fn consume(
     let ended = loop {
         let delivery = tokio::select! {
             delivery = consumer.next() => delivery,
-            () = stop.cancelled() => break Ok(()),
-            () = lost.cancelled() => break if session.lost().is_cancelled() { Ok(()) } else { Err(ConsumeError::Lane) },
+            () = stop.cancelled() => break Ok(Ended::Told),
+            () = lost.cancelled() => break if session.lost().is_cancelled() { Ok(Ended::Told) } else { Err(ConsumeError::Lane) },
+            () = context.state.failing_for(settings.hold_timeout) => break Ok(Ended::HeldTooLong),
         };
         match delivery {
             Some(Ok(delivery)) => lanes.take(context, delivery),
@@ -97,11 +120,36 @@ async fn consume(
     };
     if stop.is_cancelled() && ended.is_ok() && !lost.is_cancelled() {
         finish(context, &channel, &mut consumer, &mut lanes, &lost).await;
-    } else {
-        lost.cancel();
-        lanes.join(&context.tenant).await;
+        return ended;
+    }
+    let in_hand = context.state.in_flight();
+    lost.cancel();
+    lanes.join(&context.tenant).await;
+    if let Ok(Ended::HeldTooLong) = ended {
+        give_back(context, &channel, in_hand).await?;
     }
     ended
+}
+
+/// Closes the channel, so that RabbitMQ takes back what is in hand. It counts that as a delivery, so this is done
+/// once in an outage; but sooner than RabbitMQ would do it, since it closes the channel each time its patience ends.
+async fn give_back(context: &Context, channel: &Channel, in_hand: usize) -> Result<(), ConsumeError> {
+    let (tenant, after) = (&context.tenant, context.settings.hold_timeout);
+    warn!(tenant, in_hand, ?after, "MongoDB fails for too long, gave events back until it works");
+    timeout(CLOSE_TIMEOUT, channel.close(200, "held too long".into())).await??;
+    Ok(())
+}
+
+/// Tries MongoDB now and then, with small writes of our own, since nothing else does while nothing is consumed.
+async fn until_mongodb_works(context: &Context) {
+    loop {
+        context.state.breaker().closed().await;
+        match context.store.probe().await {
+            Ok(()) => return context.state.mongodb_works(&context.tenant),
+            Err(failure) => context.state.mongodb_fails(&context.tenant, failure.class(0), &failure),
+        }
+        sleep(PROBE_PAUSE).await;
+    }
 }
 
 async fn start(context: &Context, session: &Session, prefetch: usize) -> lapin::Result<(Channel, Consumer)> {

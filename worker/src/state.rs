@@ -2,10 +2,11 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use shared::status::TenantStatus;
 use shared::telemetry::chain;
+use tokio::time::{Instant, sleep_until};
 use tracing::{error, info, warn};
 
 use crate::breaker::{Breaker, Limits};
@@ -21,6 +22,7 @@ pub struct TenantState {
     successes: AtomicU64,
     connected: AtomicBool,
     in_flight: AtomicUsize,
+    failing_since: Mutex<Option<Instant>>,
     logged: Mutex<Option<(Class, Instant)>>,
 }
 
@@ -33,6 +35,7 @@ impl TenantState {
             successes: AtomicU64::new(0),
             connected: AtomicBool::new(false),
             in_flight: AtomicUsize::new(0),
+            failing_since: Mutex::new(None),
             logged: Mutex::new(None),
         }
     }
@@ -48,9 +51,10 @@ impl TenantState {
         self.successes.fetch_add(1, Ordering::Relaxed);
         let failures = self.breaker.seen().failures;
         self.breaker.worked();
+        *lock(&self.failing_since) = None;
         if !self.connected.swap(true, Ordering::Relaxed) {
             info!(tenant, failures, "MongoDB works");
-            *self.logged() = None;
+            *lock(&self.logged) = None;
         }
     }
 
@@ -60,6 +64,7 @@ impl TenantState {
             self.breaker.failed();
         }
         let failures = self.breaker.seen().failures;
+        lock(&self.failing_since).get_or_insert_with(Instant::now);
         self.connected.store(false, Ordering::Relaxed);
         if !self.is_news(class, Instant::now()) {
             return;
@@ -80,7 +85,7 @@ impl TenantState {
 
     /// Whether a failure deserves a line in the log; then it counts as logged.
     fn is_news(&self, class: Class, now: Instant) -> bool {
-        let mut logged = self.logged();
+        let mut logged = lock(&self.logged);
         let known = logged.is_some_and(|(known, at)| known == class && now.duration_since(at) < REMINDER);
         if !known {
             *logged = Some((class, now));
@@ -88,8 +93,16 @@ impl TenantState {
         !known
     }
 
-    fn logged(&self) -> MutexGuard<'_, Option<(Class, Instant)>> {
-        self.logged.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Done when MongoDB has failed for so long without a success.
+    pub async fn failing_for(&self, limit: Duration) {
+        loop {
+            let since = *lock(&self.failing_since);
+            let until = since.unwrap_or_else(Instant::now) + limit;
+            if until <= Instant::now() {
+                return;
+            }
+            sleep_until(until).await;
+        }
     }
 
     /// Counts an event as received until what is returned is dropped: settled, or given up because its channel is
@@ -121,6 +134,10 @@ impl TenantState {
     }
 }
 
+fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// An event in hand.
 #[derive(Debug)]
 pub struct InHand(Arc<TenantState>);
@@ -149,6 +166,25 @@ mod tests {
         state.mongodb_fails("t", Class::Configuration, &Failure::NoReplicaSet);
         state.mongodb_works("t");
         assert!(is_news(Class::Configuration, 120), "after it has worked");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_outage_lasts_from_the_first_failure_to_the_next_success() {
+        let (state, limit) = (TenantState::new("faster", LIMITS), Duration::from_mins(15));
+        let fails = || state.mongodb_fails("faster", Class::Configuration, &Failure::NoReplicaSet);
+        let (start, minutes) = (Instant::now(), |n| Duration::from_mins(n));
+        let news = async {
+            tokio::time::sleep(minutes(10)).await;
+            fails();
+            tokio::time::sleep(minutes(10)).await;
+            state.mongodb_works("faster");
+            tokio::time::sleep(minutes(10)).await;
+            fails();
+            tokio::time::sleep(minutes(1)).await;
+            fails();
+        };
+        tokio::join!(news, state.failing_for(limit));
+        assert_eq!(start.elapsed(), minutes(45));
     }
 
     #[test]

@@ -1,0 +1,74 @@
+//! What a worker holds while MongoDB fails is given back once, and taken again when it works.
+
+use penstock_tests::broker::{Broker, header};
+use penstock_tests::database::Database;
+use penstock_tests::http::metric;
+use penstock_tests::poll;
+use penstock_tests::process::{Ingest, Worker, until_idle};
+use penstock_tests::stack::{OwnMongo, Place};
+use serde_json::json;
+
+const EVENTS: u64 = 100;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_long_outage_of_mongodb_costs_one_delivery() {
+    let (place, mongo) = (Place::new().await, OwnMongo::start());
+    let settings = [
+        ("MONGO_URI", mongo.uri.as_str()),
+        ("MONGO_TIMEOUT", "500ms"),
+        ("HOLD_TIMEOUT", "2s"),
+        ("CIRCUIT_BREAKER_THRESHOLD", "2"),
+        ("CIRCUIT_BREAKER_TIMEOUT", "1"),
+    ];
+    let worker = Worker::start(&place, &settings).await;
+    let (broker, database) =
+        (Broker::connect(&place.amqp_url).await, Database::on(&mongo.uri, &place, "faster").await);
+    let publish = async |n: u64| {
+        let body = json!({"event_id": n.to_string(), "event_type": "message.sent", "message": {"messageId": n}, "contact": {"id": 1}});
+        broker.publish_event("faster", "any", 1_700_000_000_000, body.to_string().as_bytes()).await;
+    };
+    publish(0).await;
+    database.until_stored(1).await;
+
+    mongo.signal("STOP");
+    for n in 1..EVENTS {
+        publish(n).await;
+    }
+    let gave_back = || worker.process.log_text().matches("gave events back").count();
+    poll::until("it gives back", 1, async || gave_back()).await;
+    poll::until("all are in the queue", Some(99), async || broker.depth("webhooks.faster").await).await;
+    // The breaker opens and tries again, and nothing more is taken meanwhile.
+    let tries = || worker.process.log_text().matches("trying MongoDB").count();
+    let tried = tries();
+    poll::until("it tries again", true, async || tries() > tried + 1).await;
+    assert_eq!((broker.depth("webhooks.faster").await, gave_back()), (Some(99), 1));
+
+    mongo.signal("CONT");
+    database.until_stored(EVENTS).await;
+    until_idle(&broker, &[&worker]).await;
+    let redelivered = metric(&worker.admin, "worker_redelivered_total", &[("tenant", "faster")]).await;
+    assert_eq!(redelivered, Some(99.0), "each once");
+    worker.process.stop().await;
+    assert_eq!(database.sum("conversations", "message_count").await, 100);
+    assert_eq!(broker.depth("dead.faster").await, Some(0));
+    place.remove().await;
+}
+
+#[tokio::test]
+async fn what_rabbitmq_sets_aside_itself_has_a_reason_too() {
+    let place = Place::new().await;
+    let ingest = Ingest::start(&place, &[]).await;
+    penstock_tests::http::post_received(&ingest.path("/webhook/faster"), r#"{"event_id":"deadly"}"#).await;
+    let broker = Broker::connect(&place.amqp_url).await;
+    // As if a worker had died of it each time.
+    poll::until("the limit is reached", Some(1), async || {
+        broker.take_and_return("webhooks.faster").await;
+        broker.depth("dead.faster").await
+    })
+    .await;
+    let letter = broker.take("dead.faster").await.unwrap();
+    assert_eq!(header(&letter.properties, "reason").as_deref(), Some("delivery_limit"));
+    assert_eq!(letter.data, br#"{"event_id":"deadly"}"#);
+    assert_eq!(broker.depth("webhooks.faster").await, Some(0));
+    place.remove().await;
+}
