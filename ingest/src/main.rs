@@ -44,7 +44,11 @@ async fn main() -> ExitCode {
         println!("the configuration is fine");
         return ExitCode::SUCCESS;
     }
-    telemetry::start_logging(filter.as_deref(), settings.test_mode);
+    if arguments.command.is_some() {
+        telemetry::start_logging_of_command(filter.as_deref());
+    } else {
+        telemetry::start_logging(filter.as_deref(), settings.test_mode);
+    }
     match run(settings, arguments.command).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -7,11 +7,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
-use lapin::Consumer;
-use lapin::options::{BasicConsumeOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::options::QueueDeclareOptions;
 use lapin::types::FieldTable;
 use shared::amqp::{self, Link, Session};
-use shared::status::{ANNOUNCEMENT_TTL, Announcement};
+use shared::status::{self, ANNOUNCEMENT_TTL, Announcement};
 use shared::telemetry::chain;
 use shared::topology;
 use tokio::time::error::Elapsed;
@@ -93,7 +92,7 @@ enum FollowError {
 }
 
 async fn listen(pipeline: &Pipeline, session: &Session) -> Result<(), FollowError> {
-    let mut announcements = timeout(ANSWER_TIMEOUT, subscribe(session)).await??;
+    let mut announcements = timeout(ANSWER_TIMEOUT, status::subscribe(session)).await??;
     while let Some(delivery) = announcements.next().await {
         match serde_json::from_slice(&delivery?.data) {
             Ok(announcement) => pipeline.heard(announcement, Instant::now()),
@@ -101,18 +100,6 @@ async fn listen(pipeline: &Pipeline, session: &Session) -> Result<(), FollowErro
         }
     }
     Ok(())
-}
-
-async fn subscribe(session: &Session) -> lapin::Result<Consumer> {
-    let channel = session.channel().await?;
-    let name = || String::new().into();
-    let queue =
-        channel.queue_declare(name(), QueueDeclareOptions::exclusive(), FieldTable::default()).await?;
-    let (queue, exchange) = (queue.name().clone(), topology::STATUS_EXCHANGE.into());
-    let (bind, none) = (QueueBindOptions::default(), FieldTable::default());
-    channel.queue_bind(queue.clone(), exchange, name(), bind, none.clone()).await?;
-    let options = BasicConsumeOptions { no_ack: true, ..Default::default() };
-    channel.basic_consume(queue, name(), options, none).await
 }
 
 async fn measure(pipeline: &Pipeline, session: &Session, tenants: &[String]) -> Result<(), FollowError> {

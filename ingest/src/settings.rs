@@ -57,8 +57,7 @@ const DAY: Duration = Duration::from_hours(24);
 impl Settings {
     /// Reads the settings, or reports all that is wrong with them.
     pub fn read(mut env: Env) -> Result<Self, Problems> {
-        let names = tenant::listed(&mut env)
-            .unwrap_or_else(|| tenant::DEFAULT_TENANTS.iter().map(ToString::to_string).collect());
+        let names = tenant::served(&mut env);
         let policy = policy(&mut env);
         let tenants = names.into_iter().map(|name| {
             let signing = Signing::read(&mut env, &name, policy);

@@ -165,7 +165,9 @@ impl Env {
     }
 }
 
-fn parse_duration(text: &str) -> Option<Duration> {
+/// Reads a duration like `250ms`, `5s`, `30m`, `12h` or `30d`.
+#[must_use]
+pub fn parse_duration(text: &str) -> Option<Duration> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
     let number: u64 = number.parse().ok()?;

@@ -3,7 +3,13 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use lapin::Consumer;
+use lapin::options::{BasicConsumeOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::types::FieldTable;
 use serde::{Deserialize, Serialize};
+
+use crate::amqp::Session;
+use crate::topology;
 
 /// How often a worker announces its state.
 pub const ANNOUNCE_INTERVAL: Duration = Duration::from_secs(1);
@@ -65,4 +71,17 @@ impl BreakerState {
             Self::Open => "open",
         }
     }
+}
+
+/// Follows the announcements of all workers.
+pub async fn subscribe(session: &Session) -> lapin::Result<Consumer> {
+    let channel = session.channel().await?;
+    let name = || String::new().into();
+    let queue =
+        channel.queue_declare(name(), QueueDeclareOptions::exclusive(), FieldTable::default()).await?;
+    let (queue, exchange) = (queue.name().clone(), topology::STATUS_EXCHANGE.into());
+    let (bind, none) = (QueueBindOptions::default(), FieldTable::default());
+    channel.queue_bind(queue.clone(), exchange, name(), bind, none.clone()).await?;
+    let options = BasicConsumeOptions { no_ack: true, ..Default::default() };
+    channel.basic_consume(queue, name(), options, none).await
 }

@@ -1,9 +1,11 @@
-//! Logs: one JSON object a line, on standard output.
+//! Logs: one JSON object a line.
 
 use std::error::Error;
+use std::io;
 use std::iter::successors;
 
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::MakeWriter;
 
 use crate::env::Env;
 
@@ -12,6 +14,9 @@ const QUIET: &str = "info,lapin=off,actix_server=warn,actix_http=off,mongodb=war
 /// The same in `TEST_MODE`.
 const VERBOSE: &str =
     "info,lapin=off,actix_server=warn,actix_http=off,mongodb=warn,ingest=debug,worker=debug,shared=debug";
+
+/// For commands: their answer says what they did.
+const COMMAND: &str = "error,lapin=off,actix_server=off,mongodb=off";
 
 /// Reads `RUST_LOG`.
 pub fn filter(env: &mut Env) -> Option<String> {
@@ -22,9 +27,20 @@ pub fn filter(env: &mut Env) -> Option<String> {
     Some(filter)
 }
 
-/// Starts logging. Called once, first thing; `filter` is `RUST_LOG`.
+/// Starts logging on standard output. Called once, first thing; `filter` is `RUST_LOG`.
 pub fn start_logging(filter: Option<&str>, verbose: bool) {
-    let default = if verbose { VERBOSE } else { QUIET };
+    start(filter, if verbose { VERBOSE } else { QUIET }, io::stdout);
+}
+
+/// Starts logging on standard error, for a command whose answer goes to standard output.
+pub fn start_logging_of_command(filter: Option<&str>) {
+    start(filter, COMMAND, io::stderr);
+}
+
+fn start<W>(filter: Option<&str>, default: &str, writer: W)
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
     let filter =
         filter.and_then(|text| EnvFilter::try_new(text).ok()).unwrap_or_else(|| EnvFilter::new(default));
     tracing_subscriber::fmt()
@@ -33,6 +49,7 @@ pub fn start_logging(filter: Option<&str>, verbose: bool) {
         .with_current_span(false)
         .with_span_list(false)
         .with_env_filter(filter)
+        .with_writer(writer)
         .init();
 }
 
@@ -51,10 +68,10 @@ mod tests {
 
     #[derive(Debug, thiserror::Error)]
     #[error("outer")]
-    struct Outer(#[source] std::io::Error);
+    struct Outer(#[source] io::Error);
 
     #[test]
     fn the_chain_names_every_cause() {
-        assert_eq!(chain(&Outer(std::io::Error::other("inner"))), "outer: inner");
+        assert_eq!(chain(&Outer(io::Error::other("inner"))), "outer: inner");
     }
 }

@@ -29,6 +29,11 @@ pub fn listed(env: &mut Env) -> Option<Vec<String>> {
     Some(names)
 }
 
+/// The tenants of `TENANTS`, or those of the Flask bridge.
+pub fn served(env: &mut Env) -> Vec<String> {
+    listed(env).unwrap_or_else(|| DEFAULT_TENANTS.map(str::to_owned).to_vec())
+}
+
 /// Names become parts of queue names, routing keys (where a dot separates) and environment variables.
 fn is_valid(name: &str) -> bool {
     name.len() <= 32

@@ -217,20 +217,66 @@ impl Worker {
     /// Starts one for the tenants `faster` and `vip` and waits until it listens.
     pub async fn start_unconnected(place: &Place, settings: &[(&str, &str)]) -> Self {
         let (faster, vip) = (place.database("faster"), place.database("vip"));
-        let common = [
-            ("AMQP_URL", place.amqp_url.as_str()),
-            ("MONGO_URI", &place.mongo_uri),
-            ("DB_NAME", &faster),
-            ("VIP_MONGO_URI", &place.mongo_uri),
-            ("VIP_DB_NAME", &vip),
-            // The tests run on few cores, with many workers at once.
-            ("MONGO_MIN_POOL_SIZE", "0"),
-        ];
-        let settings: Vec<_> = common.into_iter().chain(settings.iter().copied()).collect();
+        let settings = worker_settings(place, (&faster, &vip), settings);
         let mut process = Process::start(place, "worker", &settings);
         let admin = format!("http://{}", process.address("admin").await);
         Self { process, admin }
     }
+}
+
+fn worker_settings<'a>(
+    place: &'a Place,
+    (faster, vip): (&'a str, &'a str),
+    settings: &[(&'a str, &'a str)],
+) -> Vec<(&'a str, &'a str)> {
+    let common = [
+        ("AMQP_URL", place.amqp_url.as_str()),
+        ("MONGO_URI", &place.mongo_uri),
+        ("DB_NAME", faster),
+        ("VIP_MONGO_URI", &place.mongo_uri),
+        ("VIP_DB_NAME", vip),
+        // The tests run on few cores, with many workers at once.
+        ("MONGO_MIN_POOL_SIZE", "0"),
+    ];
+    common.into_iter().chain(settings.iter().copied()).collect()
+}
+
+/// What a command of the worker answered.
+#[derive(Debug)]
+pub struct Answer {
+    /// Its exit status.
+    pub status: i32,
+    /// What it wrote to standard output.
+    pub out: String,
+    /// What it wrote to standard error.
+    pub errors: String,
+}
+
+impl Answer {
+    /// The JSON objects that it wrote, a line each.
+    pub fn json(&self) -> Vec<Value> {
+        self.out.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+    }
+}
+
+/// Runs a command of the worker, for the tenants `faster` and `vip`.
+pub fn operate(place: &Place, arguments: &[&str]) -> Answer {
+    let (faster, vip) = (place.database("faster"), place.database("vip"));
+    let settings = worker_settings(place, (&faster, &vip), &[]);
+    let output = tokio::task::block_in_place(|| run("worker", &place.folder, arguments, &settings));
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text");
+    Answer {
+        status: output.status.code().unwrap_or(-1),
+        out: text(output.stdout),
+        errors: text(output.stderr),
+    }
+}
+
+/// Runs a command of the worker that must succeed.
+pub fn operate_well(place: &Place, arguments: &[&str]) -> Answer {
+    let answer = operate(place, arguments);
+    assert_eq!(answer.status, 0, "{arguments:?}: {}", answer.errors);
+    answer
 }
 
 /// Waits until nothing is in the queue of `faster` nor in any worker's hands, also not on its way between them: a

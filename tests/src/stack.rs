@@ -30,7 +30,7 @@ pub fn is_long_run() -> bool {
 }
 
 /// A test's private folder and names on the servers: a virtual host of RabbitMQ's, and databases.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Place {
     /// Unique among all tests.
     pub name: String,

@@ -22,6 +22,7 @@ use crate::settings::Settings;
 use crate::settle::{self, Dead, DeadLetter};
 use crate::state::{InHand, TenantState};
 use crate::store::Store;
+use crate::transaction::Work;
 
 /// Most bytes of bodies in a batch: two hundred usual ones. A batch has at least one event, whatever its size.
 const MAX_BATCH_BYTES: usize = 256 << 10;
@@ -172,11 +173,11 @@ async fn hold_until_written(context: &Context, events: &Arc<[Event]>, lost: &Can
             () = lost.cancelled() => return Written::GivenUp,
         }
         let started = Instant::now();
-        let failure = match context.store.write(events.clone()).await {
-            Ok(outcomes) => {
+        let failure = match context.store.write(events.clone(), Work::Apply, false).await {
+            Ok(written) => {
                 context.metrics.committed(events.len(), started.elapsed());
                 context.state.mongodb_works(&context.tenant);
-                return Written::Done(outcomes);
+                return Written::Done(written.outcomes);
             }
             Err(failure) => failure,
         };

@@ -1,6 +1,6 @@
 //! worker: writes events into MongoDB, each event's effects exactly once.
 //!
-//! The way of a delivery: [`consume`] → [`decode`] → [`lane`] → [`project`] (pure) → [`store`] → [`settle`].
+//! The way of a delivery: [`consume`] → [`decode`] → [`lane`] → [`store`] → [`transaction`] → [`project`] (pure) → [`settle`].
 
 use std::collections::BTreeMap;
 use std::io;
@@ -21,6 +21,7 @@ use tracing::{error, info};
 pub mod announce;
 pub mod attempts;
 pub mod breaker;
+pub mod commands;
 pub mod consume;
 pub mod convert;
 pub mod decode;
@@ -33,6 +34,7 @@ pub mod settings;
 pub mod settle;
 pub mod state;
 pub mod store;
+pub mod transaction;
 
 use announce::Announcer;
 use failure::{Class, Failure};

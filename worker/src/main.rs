@@ -1,5 +1,6 @@
 //! The binary `worker`.
 
+use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -7,6 +8,7 @@ use shared::env::{EXIT_BAD_CONFIGURATION, Env};
 use shared::telemetry::chain;
 use shared::{shutdown, telemetry};
 use tracing::error;
+use worker::commands::{self, Command, CommandError};
 use worker::settings::Settings;
 
 /// Writes the events that wait in RabbitMQ into MongoDB. Configured by environment variables and .env.
@@ -16,6 +18,8 @@ struct Arguments {
     /// Validate the configuration, print every problem, and exit with 0 or 64.
     #[arg(long)]
     check: bool,
+    #[command(subcommand)]
+    command: Option<Command>,
 }
 
 /// The deepest body that ingest accepts, read back from MongoDB, takes the driver close to the usual 2 MiB in
@@ -25,7 +29,12 @@ const STACK_SIZE: usize = 16 << 20;
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let mut env = Env::of_process();
-    let (filter, host) = (telemetry::filter(&mut env), env.text_or("HOSTNAME", "worker"));
+    let filter = telemetry::filter(&mut env);
+    if let Some(command) = arguments.command {
+        telemetry::start_logging_of_command(filter.as_deref());
+        return operate(command, env);
+    }
+    let host = env.text_or("HOSTNAME", "worker");
     let settings = match Settings::read(env) {
         Ok(settings) => settings,
         Err(problems) => {
@@ -40,7 +49,12 @@ fn main() -> ExitCode {
     telemetry::start_logging(filter.as_deref(), settings.test_mode);
     // Two containers may share a host name, and each has a process of the same number.
     let name = format!("{host}-{}-{:04x}", std::process::id(), fastrand::u16(..));
-    match start(settings, name) {
+    let served = on_tasks(async move {
+        let stop = shutdown::on_signal()?;
+        worker::build(settings, name, stop).await?.run().await?;
+        Ok(())
+    });
+    match served {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             error!(error = chain(error.as_ref()), "the worker failed");
@@ -49,15 +63,30 @@ fn main() -> ExitCode {
     }
 }
 
-fn start(settings: Settings, name: String) -> anyhow::Result<()> {
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().enable_all().thread_stack_size(STACK_SIZE).build()?;
-    // As a task, so that nothing runs on the main thread's stack.
-    runtime.block_on(async { tokio::spawn(run(settings, name)).await? })
+fn operate(command: Command, env: Env) -> ExitCode {
+    let done = on_tasks(async move {
+        let mut out = std::io::stdout();
+        commands::run(command, env, &mut out).await?;
+        Ok(out.flush()?)
+    });
+    let Err(error) = done else { return ExitCode::SUCCESS };
+    match error.downcast_ref::<CommandError>() {
+        Some(CommandError::Settings(problems)) => {
+            eprintln!("{problems}");
+            ExitCode::from(EXIT_BAD_CONFIGURATION)
+        }
+        // Whoever reads the answer, such as `head`, has seen enough.
+        Some(CommandError::Io { source, .. }) if source.kind() == ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        _ => {
+            eprintln!("worker: {}", chain(error.as_ref()));
+            ExitCode::FAILURE
+        }
+    }
 }
 
-async fn run(settings: Settings, name: String) -> anyhow::Result<()> {
-    let stop = shutdown::on_signal()?;
-    worker::build(settings, name, stop).await?.run().await?;
-    Ok(())
+/// Runs this as a task, so that nothing runs on the main thread's stack.
+fn on_tasks(task: impl Future<Output = anyhow::Result<()>> + Send + 'static) -> anyhow::Result<()> {
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().thread_stack_size(STACK_SIZE).build()?;
+    runtime.block_on(async { tokio::spawn(task).await? })
 }

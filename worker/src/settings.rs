@@ -99,14 +99,12 @@ impl Settings {
 
 /// The tenants of `TENANTS`, or those of the Flask bridge whose MongoDB is named.
 fn tenants(env: &mut Env) -> Vec<Tenant> {
-    let listed = tenant::listed(env);
-    let names =
-        listed.clone().unwrap_or_else(|| tenant::DEFAULT_TENANTS.iter().map(ToString::to_string).collect());
+    let is_listed = env.text("TENANTS").is_some();
     let mut tenants = Vec::new();
-    for name in names {
+    for name in tenant::served(env) {
         match tenant::setting(env, &name, "MONGO_URI") {
             Some(uri) => tenants.push(tenant(env, name, uri)),
-            None if listed.is_some() => env.problem(format!("{}: is not set", spelled(&name, "MONGO_URI"))),
+            None if is_listed => env.problem(format!("{}: is not set", spelled(&name, "MONGO_URI"))),
             None => {}
         }
     }
@@ -121,7 +119,7 @@ fn tenants(env: &mut Env) -> Vec<Tenant> {
             ));
         }
     }
-    if tenants.is_empty() && listed.is_none() {
+    if tenants.is_empty() && !is_listed {
         env.problem("MONGO_URI: is not set, nor VIP_MONGO_URI nor TENANTS, so there is nothing to do");
     }
     tenants

@@ -1,25 +1,21 @@
 //! A tenant's MongoDB: one transaction per batch, each attempt with a deadline that holds whatever the server does.
 
-use std::borrow::Cow;
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::TryStreamExt;
 use mongodb::bson::{DateTime, Document, doc};
-use mongodb::options::{ClientOptions, ReadConcern, ReadPreference, SelectionCriteria, WriteConcern};
-use mongodb::{Client, ClientSession, Database};
+use mongodb::options::ClientOptions;
+use mongodb::{Client, Collection, Database};
 use shared::telemetry::chain;
 use tokio::sync::Semaphore;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::decode::Event;
 use crate::failure::Failure;
-use crate::project::table::{Table, Writes};
-use crate::project::{Documents, Outcome, Wanted, ledger};
 use crate::settings::{Settings, Tenant};
+use crate::transaction::{Attempt, Work, Written};
 
 /// How long an attempt that missed its deadline may take to end. The next attempt would only wait for its
 /// locks; but one whose connection hangs may never end.
@@ -27,8 +23,6 @@ const ABANDONED_PATIENCE: Duration = Duration::from_secs(30);
 /// Most bytes of large bodies that a tenant's lanes unfold at the same time: a body like `[0,0,0]` takes two hundred
 /// times its size when it is parsed and made into documents.
 const UNFOLDED_BYTES: usize = 1 << 20;
-/// Longest pause before a commit whose outcome is unknown is sent again.
-const COMMIT_PAUSE: Duration = Duration::from_millis(100);
 /// Building an index on a large collection takes its time.
 const INDEX_TIMEOUT: Duration = Duration::from_mins(10);
 /// `IndexOptionsConflict` and `IndexKeySpecsConflict`: there is such an index already, called or made otherwise.
@@ -36,23 +30,23 @@ const INDEX_EXISTS: [i32; 2] = [85, 86];
 
 /// The collections, by their names in the contract.
 #[derive(Clone, Debug)]
-struct Names {
-    ledger: String,
-    messages: String,
-    conversations: String,
-    contacts: String,
-    notes: String,
-    calls: String,
+pub(crate) struct Names {
+    pub ledger: String,
+    pub messages: String,
+    pub conversations: String,
+    pub contacts: String,
+    pub notes: String,
+    pub calls: String,
     probe: String,
 }
 
 /// A tenant's database.
 #[derive(Clone, Debug)]
 pub struct Store {
-    client: Client,
-    database: Database,
-    names: Names,
-    deadline: Duration,
+    pub(crate) client: Client,
+    pub(crate) database: Database,
+    pub(crate) names: Names,
+    pub(crate) deadline: Duration,
     memory: Arc<Semaphore>,
 }
 
@@ -158,15 +152,21 @@ impl Store {
         refused(&reply)
     }
 
-    /// Writes the effects of these events in one transaction, and tells what became of each.
-    pub async fn write(&self, events: Arc<[Event]>) -> Result<Vec<Outcome>, Failure> {
+    /// The collection `webhook_events`.
+    #[must_use]
+    pub fn ledger(&self) -> Collection<Document> {
+        self.database.collection(&self.names.ledger)
+    }
+
+    /// Does this work with these events in one transaction; or finds out what it would do.
+    pub async fn write(&self, events: Arc<[Event]>, work: Work, dry_run: bool) -> Result<Written, Failure> {
         let large: usize = events.iter().filter(|event| event.is_large()).map(|event| event.body.len()).sum();
         // Before the deadline begins, and for no longer than the attempt: an event that always misses the deadline
         // must not keep the others out. What needs more than there is gets all of it.
         let places = u32::try_from(large.min(UNFOLDED_BYTES)).unwrap_or(u32::MAX);
         let _memory = self.memory.acquire_many(places).await;
         let abandoned = CancellationToken::new();
-        let attempt = Attempt { store: self.clone(), events, abandoned: abandoned.clone() };
+        let attempt = Attempt { store: self.clone(), events, work, dry_run, abandoned: abandoned.clone() };
         // A task of its own, since dropping the driver's futures half way would leave the session and its
         // locks behind, and since nothing in the driver has a deadline of its own.
         let mut running = tokio::spawn(attempt.run());
@@ -175,7 +175,7 @@ impl Store {
             Err(_) => {
                 abandoned.cancel();
                 match timeout(ABANDONED_PATIENCE, running).await {
-                    Ok(Ok(Ok(outcomes))) => Ok(outcomes),
+                    Ok(Ok(Ok(written))) => Ok(written),
                     Ok(Err(ended)) => Err(ended.into()),
                     _ => Err(Failure::TimedOut(self.deadline)),
                 }
@@ -185,7 +185,7 @@ impl Store {
 }
 
 /// The command `update` succeeds even where single updates don't.
-fn refused(reply: &Document) -> Result<(), Failure> {
+pub(crate) fn refused(reply: &Document) -> Result<(), Failure> {
     let refused = reply.get_array("writeErrors").ok().and_then(|errors| errors.first()?.as_document());
     match refused.and_then(|error| error.get_i32("code").ok()) {
         Some(code) => Err(Failure::Refused { code }),
@@ -197,148 +197,10 @@ fn exists(error: &mongodb::error::Error) -> bool {
     matches!(&*error.kind, mongodb::error::ErrorKind::Command(command) if INDEX_EXISTS.contains(&command.code))
 }
 
-async fn within<T>(limit: Duration, task: tokio::task::JoinHandle<T>) -> Result<T, Failure> {
+/// The result of a task, if it comes in time.
+pub(crate) async fn within<T>(limit: Duration, task: tokio::task::JoinHandle<T>) -> Result<T, Failure> {
     match timeout(limit, task).await {
         Ok(ended) => Ok(ended?),
         Err(_) => Err(Failure::TimedOut(limit)),
-    }
-}
-
-/// One attempt to write a batch.
-struct Attempt {
-    store: Store,
-    events: Arc<[Event]>,
-    abandoned: CancellationToken,
-}
-
-impl Attempt {
-    async fn run(self) -> Result<Vec<Outcome>, Failure> {
-        let mut session = self.store.client.start_session().await?;
-        session
-            .start_transaction()
-            .read_concern(ReadConcern::snapshot())
-            .write_concern(WriteConcern::majority())
-            .selection_criteria(SelectionCriteria::ReadPreference(ReadPreference::Primary))
-            .await?;
-        match self.write(&mut session).await {
-            Ok(outcomes) => {
-                self.commit(&mut session).await?;
-                Ok(outcomes)
-            }
-            Err(failure) => {
-                // If it can't be aborted now, the server does so when the session or its time ends.
-                let _ = session.abort_transaction().await;
-                Err(failure)
-            }
-        }
-    }
-
-    async fn write(&self, session: &mut ClientSession) -> Result<Vec<Outcome>, Failure> {
-        let events = self.unfolded();
-        let mut documents = self.load(session, &events).await?;
-        let now = DateTime::now();
-        let outcomes = events.iter().map(|event| documents.apply(event, now)).collect();
-        drop(events);
-        let names = &self.store.names;
-        for (name, writes) in [
-            (&names.ledger, documents.ledger.into_writes(None)),
-            (&names.messages, documents.messages.into_writes(None)),
-            (&names.conversations, documents.conversations.into_writes(Some(now))),
-            (&names.contacts, documents.contacts.into_writes(Some(now))),
-            (&names.notes, documents.notes.into_writes(None)),
-            (&names.calls, documents.calls.into_writes(None)),
-        ] {
-            self.save(session, name, writes).await?;
-        }
-        Ok(outcomes)
-    }
-
-    /// The events with their bodies parsed. Those of large ones don't outlive this.
-    fn unfolded(&self) -> Cow<'_, [Event]> {
-        let mut events = Cow::Borrowed(&*self.events);
-        if events.iter().any(Event::is_large) {
-            events.to_mut().iter_mut().for_each(Event::recall_members);
-        }
-        events
-    }
-
-    async fn load(&self, session: &mut ClientSession, events: &[Event]) -> Result<Documents, Failure> {
-        let (names, wanted) = (&self.store.names, Wanted::by(events));
-        let mut documents = Documents::default();
-        let known_by = ledger::KNOWN_BY.iter().map(|name| ((*name).to_owned(), 1.into())).collect();
-        self.find(session, &names.ledger, &wanted.ledger, Some(known_by), &mut documents.ledger).await?;
-        let variants = ledger::variants(&documents.ledger, events);
-        self.find(session, &names.ledger, &variants, None, &mut documents.ledger).await?;
-        self.find(session, &names.messages, &wanted.messages, None, &mut documents.messages).await?;
-        self.find(session, &names.notes, &wanted.notes, None, &mut documents.notes).await?;
-        self.find(session, &names.calls, &wanted.calls, None, &mut documents.calls).await?;
-        self.find(session, &names.contacts, &wanted.contacts, None, &mut documents.contacts).await?;
-        let mut conversations = wanted.conversations;
-        conversations.extend(documents.conversations_left());
-        self.find(session, &names.conversations, &conversations, None, &mut documents.conversations).await?;
-        Ok(documents)
-    }
-
-    async fn find(
-        &self,
-        session: &mut ClientSession,
-        collection: &str,
-        ids: &BTreeSet<String>,
-        fields: Option<Document>,
-        into: &mut Table,
-    ) -> Result<(), Failure> {
-        if ids.is_empty() {
-            return Ok(());
-        }
-        self.check_deadline()?;
-        let ids: Vec<&String> = ids.iter().collect();
-        // One batch, so one round trip, unless the documents are larger than a reply may be.
-        let batch_size = u32::try_from(ids.len()).unwrap_or(u32::MAX).saturating_add(1);
-        let collection = self.store.database.collection::<Document>(collection);
-        let mut find = collection.find(doc! {"_id": {"$in": ids}}).batch_size(batch_size);
-        if let Some(fields) = fields {
-            find = find.projection(fields);
-        }
-        let mut cursor = find.session(&mut *session).await?;
-        let found: Vec<Document> = cursor.stream(session).try_collect().await?;
-        into.load(found);
-        Ok(())
-    }
-
-    async fn save(
-        &self,
-        session: &mut ClientSession,
-        collection: &str,
-        writes: Writes,
-    ) -> Result<(), Failure> {
-        if !writes.inserts.is_empty() {
-            self.check_deadline()?;
-            let collection = self.store.database.collection::<Document>(collection);
-            collection.insert_many(writes.inserts).ordered(false).session(&mut *session).await?;
-        }
-        if !writes.updates.is_empty() {
-            self.check_deadline()?;
-            let update = doc! {"update": collection, "updates": writes.updates, "ordered": false};
-            let reply = self.store.database.run_command(update).session(session).await?;
-            refused(&reply)?;
-        }
-        Ok(())
-    }
-
-    async fn commit(&self, session: &mut ClientSession) -> Result<(), Failure> {
-        loop {
-            self.check_deadline()?;
-            match session.commit_transaction().await {
-                Err(error) if Failure::is_unknown_commit(&error) => {
-                    sleep(COMMIT_PAUSE.mul_f64(fastrand::f64())).await;
-                }
-                outcome => return Ok(outcome?),
-            }
-        }
-    }
-
-    /// An abandoned attempt ends itself between two calls of the driver.
-    fn check_deadline(&self) -> Result<(), Failure> {
-        if self.abandoned.is_cancelled() { Err(Failure::TimedOut(self.store.deadline)) } else { Ok(()) }
     }
 }

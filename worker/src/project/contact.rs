@@ -3,8 +3,8 @@
 use mongodb::bson::{Bson, DateTime, Document, doc};
 use shared::json::{Json, Object};
 
-use super::Stamp;
 use super::table::Table;
+use super::{Stamp, rebuild};
 use crate::convert;
 use crate::decode::{self, Event, Kind};
 
@@ -37,6 +37,26 @@ pub fn lifecycle(event: &Event) -> Option<Bson> {
     let told = event.members.get("lifecycle").filter(|_| event.kind == Kind::Lifecycle);
     let in_snapshot = || event.contact()?.get("lifecycle").filter(|lifecycle| **lifecycle != Json::Null);
     told.or_else(in_snapshot).map(convert::value)
+}
+
+/// Parts of a contact, with their fields.
+const PARTS: [(&str, &[&str]); 5] = [
+    ("contact", &NINE),
+    ("custom_fields", &["custom_fields"]),
+    ("tags", &["tags"]),
+    ("assignee", &["assignee"]),
+    ("lifecycle", &["lifecycle"]),
+];
+
+/// Takes away what events have set and added, if all of them are at hand. Parts with a stamp stay.
+pub fn forget(contact: &mut Document) {
+    let new = empty(DateTime::MIN);
+    for (part, fields) in PARTS {
+        if !Stamp::is_on(contact, part) {
+            rebuild::reset(contact, fields, &new);
+        }
+    }
+    rebuild::reset(contact, &["lifecycle_history"], &new);
 }
 
 /// Applies a contact event.

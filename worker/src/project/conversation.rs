@@ -3,10 +3,9 @@
 use mongodb::bson::{Bson, DateTime, Document, doc};
 use shared::json::Json;
 
-use super::Stamp;
-use super::contact;
 use super::message::Counted;
 use super::table::Table;
+use super::{Documents, Stamp, contact, rebuild};
 use crate::convert;
 use crate::decode::{self, Event, Kind};
 use crate::moment;
@@ -70,6 +69,88 @@ fn no_contact() -> Document {
     let mut contact = contact::nine_fields(&Json::Null);
     contact.insert("lifecycle", Bson::Null);
     contact
+}
+
+/// Parts of a conversation, with their fields. The contact and its lifecycle share one.
+const PARTS: [(&str, &[&str]); 5] = [
+    ("assignee", &["assignee"]),
+    ("status", &["status"]),
+    ("channel_info", &["channel_info"]),
+    ("opened", &["opened_source", "first_incoming_message", "first_incoming_message_channel_id"]),
+    (
+        "closed",
+        &[
+            "closed_at",
+            "category",
+            "summary",
+            "opened_by_source",
+            "closed_by",
+            "closed_by_source",
+            "first_response_time",
+            "resolution_time",
+            "incoming_message_count",
+            "outgoing_message_count",
+            "assignee_team",
+            "last_assignment_at",
+        ],
+    ),
+];
+/// Fields that events move or add to.
+const GROWING: [&str; 5] =
+    ["first_message_ts", "last_message_ts", "channel", "last_internal_note_at", "opened_at"];
+
+/// Takes away what events have set and added, if all of them are at hand. Parts with a stamp stay.
+pub fn forget(conversation: &mut Document) {
+    let new = empty(DateTime::MIN);
+    for (part, fields) in PARTS {
+        if !Stamp::is_on(conversation, part) {
+            rebuild::reset(conversation, fields, &new);
+        }
+    }
+    let mut contact = no_contact();
+    if let Ok(stored) = conversation.get_document("contact") {
+        let stays =
+            |name: &str| Stamp::is_on(conversation, if name == "lifecycle" { name } else { "contact" });
+        contact.extend(stored.clone().into_iter().filter(|(name, _)| stays(name)));
+    }
+    conversation.insert("contact", contact);
+    rebuild::reset(conversation, &GROWING, &new);
+}
+
+/// Applies what a stored message says of its conversation, except the counts.
+pub fn note_stored_message(conversations: &mut Table, message: &Document) {
+    let conversation = message.get_str("chat_id").ok().and_then(|chat_id| conversations.get_mut(chat_id));
+    let Some(conversation) = conversation else { return };
+    if let Ok(ts) = message.get_datetime("ts") {
+        move_date(conversation, "first_message_ts", ts.timestamp_millis(), i64::min);
+        move_date(conversation, "last_message_ts", ts.timestamp_millis(), i64::max);
+    }
+    let text = |name: &str| message.get_str(name).ok().filter(|text| !text.is_empty());
+    if let Some(name) = text("channel_name").or_else(|| text("channel_source")) {
+        add_sorted(conversation, "channel", name.to_owned());
+    }
+}
+
+/// Applies what a stored note says of its conversation, except the count.
+pub fn note_stored_note(conversations: &mut Table, note: &Document) {
+    if let (Ok(chat_id), Ok(at)) = (note.get_str("chat_id"), note.get_datetime("created_at")) {
+        note_internal_note(conversations, chat_id, at.timestamp_millis());
+    }
+}
+
+/// Counts the messages and notes that are there.
+pub fn recount(documents: &mut Documents) {
+    let Documents { messages, notes, conversations, .. } = documents;
+    let new = empty(DateTime::MIN);
+    for conversation in conversations.iter_mut() {
+        rebuild::reset(conversation, &["message_count", "media_counts", "internal_note_count"], &new);
+    }
+    for message in messages.iter() {
+        count_message(conversations, &Counted::of(message), 1);
+    }
+    for note in notes.iter() {
+        count_note(conversations, note.get_str("chat_id").ok(), 1);
+    }
 }
 
 /// Applies what a delivery of a message says of its conversation, except the counts.

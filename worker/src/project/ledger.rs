@@ -7,7 +7,7 @@ use shared::event::Stream;
 
 use super::Outcome;
 use super::table::Table;
-use crate::decode::{Event, Kind};
+use crate::decode::{Envelope, Event, Kind};
 
 /// Hexadecimal digits of a body's SHA-256 that name it beside others of the same key.
 pub const VARIANT_DIGITS: usize = 16;
@@ -79,6 +79,24 @@ fn entry(event: &Event, now: DateTime) -> Document {
         "body_sha256": &event.digest,
         "body": &event.body,
     }
+}
+
+/// The fields of an entry that [`event`] reads.
+#[must_use]
+pub fn fields_of_events() -> Document {
+    doc! {"stream": 1, "received_at": 1, "signature": 1, "body": 1}
+}
+
+/// The event that an entry was made of; none if somebody has changed it beyond recognition.
+#[must_use]
+pub fn event(tenant: &str, entry: &Document) -> Option<Event> {
+    let envelope = Envelope {
+        tenant,
+        stream: Stream::from_name(entry.get_str("stream").ok()?),
+        received_at_ms: entry.get_datetime("received_at").ok()?.timestamp_millis(),
+        signature: entry.get_str("signature").unwrap_or_default(),
+    };
+    Event::decode(entry.get_str("body").ok()?.as_bytes(), envelope).ok()
 }
 
 /// The same body once more: the entry tells when it was received first, and which stream made something of it.

@@ -65,6 +65,11 @@ pub fn apply(documents: &mut Documents, event: &Event, direction: Direction, now
     }
 }
 
+/// Takes away what deliveries have added, if all of them are at hand.
+pub fn forget(message: &mut Document) {
+    message.insert("status", Bson::Array(Vec::new()));
+}
+
 /// What a message adds to its conversation's counts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Counted {
@@ -75,7 +80,9 @@ pub struct Counted {
 }
 
 impl Counted {
-    fn of(message: &Document) -> Self {
+    /// What a stored message adds.
+    #[must_use]
+    pub fn of(message: &Document) -> Self {
         Self {
             chat_id: message.get_str("chat_id").ok().map(str::to_owned),
             media: message.get_document("raw_message").ok().and_then(media_kind),

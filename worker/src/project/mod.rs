@@ -16,6 +16,7 @@ pub mod conversation;
 pub mod ledger;
 pub mod message;
 pub mod note;
+pub mod rebuild;
 pub mod stamp;
 pub mod table;
 
@@ -87,6 +88,15 @@ impl Wanted {
     }
 }
 
+impl Wanted {
+    /// Whether documents other than the ledger are concerned.
+    #[must_use]
+    pub fn concerns_documents(&self) -> bool {
+        let Self { ledger: _, messages, conversations, contacts, notes, calls } = self;
+        [messages, conversations, contacts, notes, calls].into_iter().any(|ids| !ids.is_empty())
+    }
+}
+
 impl Documents {
     /// Conversations from which a message or note may move away because a later delivery names another.
     #[must_use]
@@ -103,6 +113,12 @@ impl Documents {
         if ledger::enter(&mut self.ledger, event, now) == Outcome::Duplicate {
             return Outcome::Duplicate;
         }
+        self.effects(event, now);
+        Outcome::Stored
+    }
+
+    /// What an event does to documents other than the ledger. To do it again changes nothing.
+    pub fn effects(&mut self, event: &Event, now: DateTime) {
         if conversation::is_concerned(event.kind)
             && let Some(chat_id) = &event.chat_id
         {
@@ -115,7 +131,6 @@ impl Documents {
             Kind::Call => call::apply(&mut self.calls, event, now),
             Kind::Opened | Kind::Closed | Kind::Other => {}
         }
-        Outcome::Stored
     }
 }
 

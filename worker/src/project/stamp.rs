@@ -1,5 +1,7 @@
 //! Which event has the say over a part of a document.
 
+use std::collections::BTreeSet;
+
 use mongodb::bson::{DateTime, Document, doc};
 
 use crate::decode::Event;
@@ -39,6 +41,20 @@ impl Stamp {
     #[must_use]
     pub fn is_on(document: &Document, part: &str) -> bool {
         Self::on(document, part).is_some()
+    }
+
+    /// Takes the stamps of these events off a document, so that they can be applied to it once more.
+    pub fn forget(document: &mut Document, told_by: &BTreeSet<(&str, &str)>) {
+        let Ok(parts) = document.get_document_mut(MERGE_FIELD) else { return };
+        let ours = |stamp: &Self| told_by.contains(&(stamp.key.as_str(), stamp.body.as_str()));
+        let forgotten: Vec<_> = parts
+            .iter()
+            .filter(|(_, stamp)| stamp.as_document().and_then(Self::read).as_ref().is_some_and(ours))
+            .map(|(part, _)| part.clone())
+            .collect();
+        for part in forgotten {
+            parts.remove(part);
+        }
     }
 
     fn on(document: &Document, part: &str) -> Option<Self> {

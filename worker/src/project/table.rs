@@ -33,6 +33,13 @@ impl Table {
         }
     }
 
+    /// Takes in documents as they are stored, unless they are here already. Of these, fields may be missing.
+    pub fn load_missing(&mut self, documents: impl IntoIterator<Item = Document>) {
+        let missing = |document: &Document| document.get_str("_id").is_ok_and(|id| !self.0.contains_key(id));
+        let missing: Vec<_> = documents.into_iter().filter(missing).collect();
+        self.load(missing);
+    }
+
     /// The document of this id, if there is one.
     #[must_use]
     pub fn get(&self, id: &str) -> Option<&Document> {
@@ -57,6 +64,11 @@ impl Table {
     /// All documents.
     pub fn iter(&self) -> impl Iterator<Item = &Document> {
         self.0.values().map(|row| &row.now)
+    }
+
+    /// All documents, to be changed.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Document> {
+        self.0.values_mut().map(|row| &mut row.now)
     }
 
     /// What has to be written. Changed documents get `updated_at`, if that is given.

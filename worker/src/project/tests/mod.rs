@@ -14,6 +14,7 @@ mod conversations;
 mod entries;
 mod messages;
 mod order;
+mod rebuild;
 
 /// When ingest received the events of the examples, if they don't say otherwise.
 const RECEIVED: i64 = 1_800_000_000_000;
@@ -77,12 +78,16 @@ impl Database {
         let now = DateTime::from_millis(RECEIVED + self.clock);
         let mut documents = self.load(batch);
         let outcomes = batch.iter().map(|event| documents.apply(event, now)).collect();
+        self.save(&documents, now);
+        outcomes
+    }
+
+    fn save(&mut self, documents: &Documents, now: DateTime) {
         let Self { ledger, messages, conversations, contacts, notes, calls, .. } = self;
         let collections = [ledger, messages, conversations, contacts, notes, calls];
-        for (collection, writes) in collections.into_iter().zip(writes(&documents, now)) {
+        for (collection, writes) in collections.into_iter().zip(writes(documents, now)) {
             collection.save(writes);
         }
-        outcomes
     }
 
     fn load(&self, batch: &[Event]) -> Documents {

@@ -151,7 +151,7 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
 }
 
 /// Some events, and how they arrive: each at least once, in any order, in batches.
-fn arrivals() -> impl Strategy<Value = (Vec<Event>, Vec<Vec<Event>>)> {
+pub(super) fn arrivals() -> impl Strategy<Value = (Vec<Event>, Vec<Vec<Event>>)> {
     let ordered = events().prop_flat_map(|events| {
         let again = vec(0..events.len(), 0..events.len());
         let count = events.len();
@@ -362,7 +362,7 @@ proptest! {
     }
 }
 
-fn after(batches: &[Vec<Event>]) -> Database {
+pub(super) fn after(batches: &[Vec<Event>]) -> Database {
     after_batches(batches.iter().map(Vec::as_slice))
 }
 

@@ -1,0 +1,310 @@
+//! `worker dead …` and `worker quarantine …`: looking at what was set aside, putting it back, throwing it away.
+
+use std::io::Write;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use clap::{Args, Subcommand};
+use futures_util::future::join_all;
+use lapin::message::BasicGetMessage;
+use serde::Serialize;
+use serde_json::json;
+use shared::env::Env;
+use shared::publisher::{Message, Publisher};
+use shared::{amqp, tenant, topology};
+
+use super::letter::{self, Filter, Letter, Replay, Unfit};
+use super::queue::{self, Queue, QueueError, WINDOW};
+use super::{CommandError, now_ms, printable, progress, say};
+
+/// Longest wait for the confirm of a replayed message.
+const CONFIRM_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// Which queue of a tenant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Aside {
+    /// Events that could not be stored.
+    Dead,
+    /// Webhooks that could not be used.
+    Quarantine,
+}
+
+impl Aside {
+    fn queue(self, tenant: &str) -> String {
+        match self {
+            Self::Dead => topology::dead_queue(tenant),
+            Self::Quarantine => topology::quarantine_queue(tenant),
+        }
+    }
+
+    fn replay(self, tenant: &str, message: &BasicGetMessage) -> Result<Replay, Unfit> {
+        match self {
+            Self::Dead => letter::of_dead_letter(tenant, &message.properties),
+            Self::Quarantine => letter::of_quarantined(tenant, &message.properties, &message.data),
+        }
+    }
+}
+
+/// What can be done with them.
+#[derive(Debug, Subcommand)]
+pub enum AsideCommand {
+    /// Lists the messages, a line each, the oldest first
+    List(Selection),
+    /// Shows the messages with headers and body
+    Show(Selection),
+    /// Puts messages back on their way to the workers; each is removed once RabbitMQ has confirmed the new one.
+    /// An event keeps its key, so it counts once however often it is replayed
+    Replay(Change),
+    /// Removes messages for good
+    Drop(Change),
+}
+
+/// Which messages, and how the answer is written.
+#[derive(Debug, Args)]
+pub struct Selection {
+    /// Only this tenant; several may be given [default: all]
+    #[arg(long, value_name = "TENANT", value_delimiter = ',')]
+    tenant: Vec<String>,
+    #[command(flatten)]
+    filter: Filter,
+    /// Write JSON, an object a line
+    #[arg(long)]
+    json: bool,
+}
+
+/// Which messages to change.
+#[derive(Debug, Args)]
+pub struct Change {
+    #[command(flatten)]
+    selection: Selection,
+    /// Only say what would be done
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// What came of a change, for a tenant.
+#[derive(Debug, Default, Serialize)]
+struct Changed {
+    tenant: String,
+    action: &'static str,
+    dry_run: bool,
+    /// Messages that were meant.
+    selected: u64,
+    /// Messages that were replayed or removed.
+    done: u64,
+    /// Messages that were meant, but are unfit.
+    skipped: Vec<Skipped>,
+    /// Messages that are still there.
+    left: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct Skipped {
+    key: Option<String>,
+    why: String,
+}
+
+/// Runs a command.
+pub async fn run(
+    aside: Aside,
+    command: AsideCommand,
+    mut env: Env,
+    out: &mut impl Write,
+) -> Result<(), CommandError> {
+    let selection = match &command {
+        AsideCommand::List(selection) | AsideCommand::Show(selection) => selection,
+        AsideCommand::Replay(change) | AsideCommand::Drop(change) => &change.selection,
+    };
+    // No MongoDB is needed, so that tenants are known by their names alone.
+    let url = amqp::url(&mut env);
+    let known = tenant::served(&mut env);
+    let url = env.finish(url)?;
+    let is_named = !selection.tenant.is_empty();
+    let tenants = if is_named { selection.tenant.clone() } else { known };
+    let broker = queue::connect(url).await?;
+    for tenant in tenants {
+        let name = aside.queue(&tenant);
+        let Some(mut queue) = Queue::open(&broker, &name).await? else {
+            if is_named {
+                return Err(CommandError::NoQueue(name));
+            }
+            continue;
+        };
+        let work = Work { aside, tenant: &tenant, broker: &broker };
+        let done = match &command {
+            AsideCommand::List(selection) => work.look(&mut queue, selection, false, out).await,
+            AsideCommand::Show(selection) => work.look(&mut queue, selection, true, out).await,
+            AsideCommand::Replay(change) => work.change(&mut queue, change, "replay", out).await,
+            AsideCommand::Drop(change) => work.change(&mut queue, change, "drop", out).await,
+        };
+        let closed = queue.close().await;
+        done?;
+        closed?;
+    }
+    broker.link().close().await;
+    Ok(())
+}
+
+/// Work on a tenant's queue.
+struct Work<'a> {
+    aside: Aside,
+    tenant: &'a str,
+    broker: &'a Publisher,
+}
+
+impl Work<'_> {
+    async fn look(
+        &self,
+        queue: &mut Queue,
+        selection: &Selection,
+        whole: bool,
+        out: &mut impl Write,
+    ) -> Result<(), CommandError> {
+        let mut chosen = Chosen::new(self.tenant, &selection.filter, queue);
+        while let Some((letter, message)) = chosen.next(queue).await? {
+            match (whole, selection.json) {
+                (false, false) => say(out, letter.line())?,
+                (false, true) => say(out, json!(letter))?,
+                (true, false) => say(out, shown(&letter, &message))?,
+                (true, true) => say(out, shown_as_json(&letter, &message))?,
+            }
+        }
+        Ok(())
+    }
+
+    async fn change(
+        &self,
+        queue: &mut Queue,
+        change: &Change,
+        action: &'static str,
+        out: &mut impl Write,
+    ) -> Result<(), CommandError> {
+        let Change { selection, dry_run } = change;
+        let mut changed =
+            Changed { tenant: self.tenant.to_owned(), action, dry_run: *dry_run, ..Changed::default() };
+        let done = self.change_all(queue, change, &mut changed).await;
+        changed.left = u64::from(queue.length) - if *dry_run { 0 } else { changed.done };
+        if selection.json {
+            say(out, json!(changed))?;
+        } else {
+            let (of, would) = (queue.length, if *dry_run { "would be " } else { "" });
+            let past = if action == "drop" { "dropped" } else { "replayed" };
+            say(out, format!("{}: {} of {of} {would}{past}", self.tenant, changed.done))?;
+            for Skipped { key, why } in &changed.skipped {
+                say(out, printable(&format!("  {} stays: {why}", key.as_deref().unwrap_or("-"))))?;
+            }
+        }
+        done
+    }
+
+    async fn change_all(
+        &self,
+        queue: &mut Queue,
+        change: &Change,
+        changed: &mut Changed,
+    ) -> Result<(), CommandError> {
+        let mut chosen = Chosen::new(self.tenant, &change.selection.filter, queue);
+        let mut window = Vec::new();
+        loop {
+            let next = chosen.next(queue).await?;
+            let is_last = next.is_none();
+            if let Some((letter, message)) = next {
+                changed.selected += 1;
+                match self.replacement(changed.action, &message) {
+                    Ok(replay) => window.push((message, replay)),
+                    Err(unfit) => changed.skipped.push(Skipped { key: letter.key, why: unfit.to_string() }),
+                }
+            }
+            if is_last || window.len() >= WINDOW as usize {
+                let batch = std::mem::take(&mut window);
+                if change.dry_run {
+                    changed.done += batch.len() as u64;
+                } else {
+                    self.settle(queue, batch, &mut changed.done).await?;
+                }
+            }
+            if is_last {
+                return Ok(());
+            }
+        }
+    }
+
+    /// What is published in place of a message before it is removed; nothing if it is only to be removed.
+    fn replacement(&self, action: &str, message: &BasicGetMessage) -> Result<Option<Replay>, Unfit> {
+        if action == "drop" { Ok(None) } else { self.aside.replay(self.tenant, message).map(Some) }
+    }
+
+    /// Publishes what there is to be published, and removes each message whose replacement was confirmed.
+    async fn settle(
+        &self,
+        queue: &Queue,
+        batch: Vec<(BasicGetMessage, Option<Replay>)>,
+        done: &mut u64,
+    ) -> Result<(), CommandError> {
+        let settled = join_all(batch.iter().map(async |(message, replay)| {
+            if let Some(replay) = replay {
+                self.publish(replay, message).await?;
+            }
+            Ok::<_, CommandError>(queue.remove(message).await?)
+        }))
+        .await;
+        *done += settled.iter().filter(|settled| settled.is_ok()).count() as u64;
+        settled.into_iter().collect()
+    }
+
+    async fn publish(&self, replay: &Replay, message: &BasicGetMessage) -> Result<(), CommandError> {
+        let Replay { routing_key, properties } = replay;
+        let (key, body) = (routing_key.clone(), message.data.clone());
+        let message = Message::new(topology::WEBHOOKS_EXCHANGE, key, properties.clone(), body);
+        let message = message.map_err(QueueError::Name)?;
+        Ok(self.broker.publish(message, CONFIRM_TIMEOUT).await?)
+    }
+}
+
+/// The messages that a filter takes.
+struct Chosen<'a> {
+    tenant: &'a str,
+    filter: &'a Filter,
+    now_ms: i64,
+    left: u64,
+    bar: indicatif::ProgressBar,
+}
+
+impl<'a> Chosen<'a> {
+    fn new(tenant: &'a str, filter: &'a Filter, queue: &Queue) -> Self {
+        let bar = progress(tenant, queue.length.into());
+        Self { tenant, filter, now_ms: now_ms(), left: filter.limit.unwrap_or(u64::MAX), bar }
+    }
+
+    async fn next(&mut self, queue: &mut Queue) -> Result<Option<(Letter, BasicGetMessage)>, QueueError> {
+        while self.left > 0
+            && let Some(message) = queue.next().await?
+        {
+            self.bar.inc(1);
+            let letter = Letter::of(self.tenant, &message.properties, &message.data);
+            if self.filter.takes(&letter, self.now_ms) {
+                self.left -= 1;
+                return Ok(Some((letter, message)));
+            }
+        }
+        self.bar.finish_and_clear();
+        Ok(None)
+    }
+}
+
+fn shown(letter: &Letter, message: &BasicGetMessage) -> String {
+    let headers = letter::headers(&message.properties).into_iter();
+    let headers: Vec<_> = headers.map(|(name, value)| format!("  {name}: {value}")).collect();
+    let body = String::from_utf8_lossy(&message.data);
+    format!("{}\n{}\n\n{}\n", letter.line(), printable(&headers.join("\n")), printable(&body))
+}
+
+fn shown_as_json(letter: &Letter, message: &BasicGetMessage) -> serde_json::Value {
+    let mut shown = json!(letter);
+    shown["headers"] = letter::headers(&message.properties).into();
+    match std::str::from_utf8(&message.data) {
+        Ok(body) => shown["body"] = body.into(),
+        Err(_) => shown["body_base64"] = STANDARD.encode(&message.data).into(),
+    }
+    shown
+}

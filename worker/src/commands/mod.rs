@@ -1,0 +1,117 @@
+//! `worker dead|quarantine|rebuild|reconcile`: what operators do by hand, while workers run or not.
+
+use std::io::{self, Write};
+use std::time::Duration;
+
+use clap::Subcommand;
+use indicatif::{ProgressBar, ProgressStyle};
+use shared::env::{Env, Problems};
+use shared::publisher::PublishError;
+
+use crate::failure::Failure;
+
+pub mod aside;
+pub mod groups;
+pub mod letter;
+pub mod queue;
+pub mod rebuild;
+pub mod reconcile;
+
+use aside::{Aside, AsideCommand};
+use queue::QueueError;
+
+/// What operators can do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Looks after the dead letters: events that could not be stored.
+    #[command(subcommand)]
+    Dead(AsideCommand),
+    /// Looks after the quarantine: webhooks that could not be used.
+    #[command(subcommand)]
+    Quarantine(AsideCommand),
+    /// Computes a tenant's documents anew from `webhook_events`, while workers go on.
+    Rebuild(rebuild::Arguments),
+    /// Compares what ingest has accepted with what is stored, queued, dead and quarantined.
+    Reconcile(reconcile::Arguments),
+}
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+pub enum CommandError {
+    /// The settings are wrong.
+    #[error("{0}")]
+    Settings(#[from] Problems),
+    /// RabbitMQ, or the way there, failed.
+    #[error(transparent)]
+    Queue(#[from] QueueError),
+    /// RabbitMQ didn't take a message. It stays where it was.
+    #[error("a message could not be replayed, and stays where it is")]
+    Replay(#[from] PublishError),
+    /// A tenant was named that isn't configured.
+    #[error("tenant {0:?} is not configured")]
+    UnknownTenant(String),
+    /// A tenant was named that has no such queue.
+    #[error("RabbitMQ has no queue {0:?}: is the tenant's name right?")]
+    NoQueue(String),
+    /// MongoDB failed.
+    #[error("MongoDB")]
+    MongoDb(#[from] Failure),
+    /// Something can't be read or written.
+    #[error("{what}")]
+    Io {
+        /// What.
+        what: String,
+        /// Why not.
+        source: io::Error,
+    },
+    /// It was done, and some of it failed or is missing; the answer says what.
+    #[error("{0}")]
+    Incomplete(String),
+}
+
+/// Runs a command, and writes its answer to `out`.
+pub async fn run(command: Command, env: Env, out: &mut impl Write) -> Result<(), CommandError> {
+    match command {
+        Command::Dead(command) => aside::run(Aside::Dead, command, env, out).await,
+        Command::Quarantine(command) => aside::run(Aside::Quarantine, command, env, out).await,
+        Command::Rebuild(arguments) => rebuild::run(arguments, env, out).await,
+        Command::Reconcile(arguments) => reconcile::run(arguments, env, out).await,
+    }
+}
+
+/// Writes a line of the answer.
+fn say(out: &mut impl Write, line: impl std::fmt::Display) -> Result<(), CommandError> {
+    writeln!(out, "{line}")
+        .map_err(|source| CommandError::Io { what: "can't write the answer".into(), source })
+}
+
+/// A bar on standard error, if that is a terminal.
+fn progress(title: &str, length: u64) -> ProgressBar {
+    let bar = ProgressBar::new(length).with_message(title.to_owned());
+    // The template is ours, and fine.
+    if let Ok(style) = ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} {per_sec} {eta}") {
+        bar.set_style(style);
+    }
+    bar
+}
+
+/// Text from others, fit for a terminal: control characters could make it do things.
+fn printable(text: &str) -> String {
+    let escaped = |c: char| {
+        if c.is_control() && c != '\n' && c != '\t' { c.escape_unicode().collect() } else { c.to_string() }
+    };
+    text.chars().map(escaped).collect()
+}
+
+/// A moment as people read it, and as programs do.
+fn rfc3339(ms: i64) -> String {
+    mongodb::bson::DateTime::from_millis(ms).try_to_rfc3339_string().unwrap_or_default()
+}
+
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    shared::env::parse_duration(text).ok_or_else(|| "is not a duration like 90s, 30m, 12h or 30d".to_owned())
+}
+
+fn now_ms() -> i64 {
+    mongodb::bson::DateTime::now().timestamp_millis()
+}

@@ -1,0 +1,103 @@
+//! Reading a queue without consuming it: what isn't removed returns to its place.
+
+use std::time::Duration;
+
+use lapin::message::BasicGetMessage;
+use lapin::options::{BasicAckOptions, BasicGetOptions, BasicNackOptions, QueueDeclareOptions};
+use lapin::types::{FieldTable, ShortStringError};
+use lapin::uri::AMQPUri;
+use lapin::{Channel, ErrorKind};
+use shared::amqp::{Link, Purpose, next_session};
+use shared::publisher::Publisher;
+use shared::topology;
+use tokio::time::error::Elapsed;
+use tokio::time::timeout;
+
+/// Longest wait for a connection, and for each answer.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// AMQP's reply code for a queue that doesn't exist.
+const NOT_FOUND: u16 = 404;
+/// Messages published and not confirmed yet, at most.
+pub const WINDOW: u32 = 64;
+
+/// Why RabbitMQ can't be worked with.
+#[derive(Debug, thiserror::Error)]
+pub enum QueueError {
+    /// There is no connection.
+    #[error("can't connect to RabbitMQ within {PATIENCE:?}")]
+    NotConnected,
+    /// An answer didn't come.
+    #[error("RabbitMQ doesn't answer within {PATIENCE:?}")]
+    Silent(#[from] Elapsed),
+    /// The channel failed.
+    #[error("RabbitMQ")]
+    Channel(#[from] lapin::Error),
+    /// A name is too long for AMQP.
+    #[error("a name is too long for AMQP")]
+    Name(#[from] ShortStringError),
+}
+
+/// Connects, declaring nothing for any tenant: an operator's slip of the pen must not leave queues behind.
+pub async fn connect(url: AMQPUri) -> Result<Publisher, QueueError> {
+    let link = Link::start(url, "worker command", Purpose::Publish { channels: 1 }, [].into());
+    let connected = timeout(PATIENCE, next_session(&mut link.sessions())).await;
+    connected.ok().flatten().ok_or(QueueError::NotConnected)?;
+    Ok(Publisher::new(link, WINDOW))
+}
+
+/// The messages that were in a queue when it was opened, the oldest first. Each is taken out for as long as this is
+/// open, and returns to its place then, unless it is removed.
+#[derive(Debug)]
+pub struct Queue {
+    channel: Channel,
+    name: String,
+    /// Messages that were there.
+    pub length: u32,
+    left: u32,
+}
+
+impl Queue {
+    /// Opens a queue; none if it doesn't exist.
+    pub async fn open(broker: &Publisher, name: &str) -> Result<Option<Self>, QueueError> {
+        let session = broker.link().session().ok_or(QueueError::NotConnected)?;
+        let channel = timeout(PATIENCE, session.channel()).await??;
+        let options = QueueDeclareOptions { passive: true, ..Default::default() };
+        let declared = channel.queue_declare(topology::short(name)?, options, FieldTable::default());
+        let length = match timeout(PATIENCE, declared).await? {
+            Ok(queue) => queue.message_count(),
+            Err(error) if is_not_found(&error) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        Ok(Some(Self { channel, name: name.to_owned(), length, left: length }))
+    }
+
+    /// The next message. What arrived after the queue was opened isn't among them: a replayed event that is set aside
+    /// again would come round for ever.
+    pub async fn next(&mut self) -> Result<Option<BasicGetMessage>, QueueError> {
+        if self.left == 0 {
+            return Ok(None);
+        }
+        self.left -= 1;
+        let get = self.channel.basic_get(topology::short(&self.name)?, BasicGetOptions::default());
+        Ok(timeout(PATIENCE, get).await??)
+    }
+
+    /// Removes a message for good.
+    pub async fn remove(&self, message: &BasicGetMessage) -> Result<(), QueueError> {
+        timeout(PATIENCE, message.delivery.acker.ack(BasicAckOptions::default())).await??;
+        Ok(())
+    }
+
+    /// Puts back whatever was not removed.
+    pub async fn close(self) -> Result<(), QueueError> {
+        let options = BasicNackOptions { multiple: true, requeue: true };
+        // Tag 0 stands for all of them.
+        timeout(PATIENCE, self.channel.basic_nack(0, options)).await??;
+        timeout(PATIENCE, self.channel.close(200, topology::short("done")?)).await??;
+        Ok(())
+    }
+}
+
+fn is_not_found(error: &lapin::Error) -> bool {
+    matches!(error.kind(), ErrorKind::ProtocolError(error) if error.get_id() == NOT_FOUND)
+}

@@ -1,0 +1,271 @@
+//! `worker reconcile`: is everything that ingest accepted somewhere?
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Args;
+use futures_util::{StreamExt, TryStreamExt};
+use mongodb::bson::{Document, doc};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use shared::env::Env;
+use shared::publisher::Publisher;
+use shared::status::{self, ANNOUNCE_INTERVAL, Announcement};
+use shared::topology;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+
+use super::queue::{self, Queue, QueueError};
+use super::{CommandError, parse_duration, printable, progress, say};
+use crate::failure::Failure;
+use crate::settings::{Settings, Tenant};
+use crate::store::Store;
+
+/// Longest wait for an answer of MongoDB.
+const DEADLINE: Duration = Duration::from_mins(1);
+/// Keys asked for at once.
+const KEYS: usize = 1000;
+/// Pause before what is missing is looked for again.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// What to compare.
+#[derive(Debug, Args)]
+pub struct Arguments {
+    /// Only this tenant; several may be given [default: all]
+    #[arg(long, value_name = "TENANT", value_delimiter = ',')]
+    tenant: Vec<String>,
+    /// What was accepted: a file of ingest's logs, written with `RUST_LOG=info,ingest::routes=debug`, or of event keys, one
+    /// a line, with a single --tenant; - for standard input. Without it only numbers are shown
+    #[arg(long, value_name = "FILE")]
+    accepted: Option<PathBuf>,
+    /// How long to wait for what is still on its way
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = parse_duration)]
+    wait: Duration,
+    /// Write JSON, an object per tenant
+    #[arg(long)]
+    json: bool,
+}
+
+/// What is known of a tenant's events.
+#[derive(Debug, Serialize)]
+struct Account {
+    tenant: String,
+    /// Different events that were accepted, if that is known.
+    accepted: Option<usize>,
+    /// Entries of the ledger.
+    stored: u64,
+    /// Events that wait in the queue.
+    queued: u32,
+    /// Events that workers have in hand.
+    in_workers: usize,
+    /// Dead letters.
+    dead: u32,
+    /// Webhooks in quarantine.
+    quarantined: u32,
+    /// Keys of accepted events that are neither stored nor dead nor in quarantine.
+    missing: Vec<String>,
+}
+
+/// Runs the command.
+pub async fn run(arguments: Arguments, env: Env, out: &mut impl Write) -> Result<(), CommandError> {
+    let settings = Settings::read(env)?;
+    let mut tenants: Vec<Tenant> = settings.tenants.clone();
+    if !arguments.tenant.is_empty() {
+        let find = |name: &String| {
+            let known = settings.tenants.iter().find(|known| known.name == *name).cloned();
+            known.ok_or_else(|| CommandError::UnknownTenant(name.clone()))
+        };
+        tenants = arguments.tenant.iter().map(find).collect::<Result<_, _>>()?;
+    }
+    let accepted = match &arguments.accepted {
+        Some(path) => Some(read_accepted(path, &tenants)?),
+        None => None,
+    };
+    let broker = queue::connect(settings.amqp_url.clone()).await?;
+    let mut missing = 0;
+    for tenant in &tenants {
+        let keys = accepted.as_ref().map(|accepted| accepted.get(&tenant.name).cloned().unwrap_or_default());
+        let account = account(tenant, &settings, &broker, keys, arguments.wait).await?;
+        missing += account.missing.len();
+        if arguments.json {
+            say(out, json!(account))?;
+        } else {
+            say(out, lines(&account))?;
+        }
+    }
+    broker.link().close().await;
+    match missing {
+        0 => Ok(()),
+        _ => Err(CommandError::Incomplete(format!(
+            "{missing} accepted events are missing; if a queue or a spool of ingest isn't empty, they may be there"
+        ))),
+    }
+}
+
+fn lines(account: &Account) -> String {
+    let Account { tenant, accepted, stored, queued, in_workers, dead, quarantined, missing } = account;
+    let accepted = accepted.map_or(String::new(), |accepted| format!("accepted {accepted}, "));
+    let numbers = format!(
+        "{tenant}: {accepted}stored {stored}, queued {queued}, in workers {in_workers}, dead {dead}, quarantined {quarantined}, missing {}",
+        missing.len()
+    );
+    let missing = missing.iter().map(|key| format!("\n  {}", printable(key)));
+    std::iter::once(numbers).chain(missing).collect()
+}
+
+async fn account(
+    tenant: &Tenant,
+    settings: &Settings,
+    broker: &Publisher,
+    accepted: Option<BTreeSet<String>>,
+    wait: Duration,
+) -> Result<Account, CommandError> {
+    let store = Store::open(tenant, settings).await?;
+    let number = accepted.as_ref().map(BTreeSet::len);
+    let mut missing = accepted.unwrap_or_default();
+    let until = Instant::now() + wait;
+    forget_stored(&store, &mut missing).await?;
+    for name in [topology::dead_queue(&tenant.name), topology::quarantine_queue(&tenant.name)] {
+        forget_kept(broker, &name, &mut missing).await?;
+    }
+    while !missing.is_empty() && Instant::now() < until {
+        sleep(PAUSE).await;
+        forget_stored(&store, &mut missing).await?;
+    }
+    if !missing.is_empty() {
+        // Some may have died meanwhile.
+        forget_kept(broker, &topology::dead_queue(&tenant.name), &mut missing).await?;
+    }
+    let stored = store.ledger();
+    let stored = timeout(DEADLINE, stored.count_documents(doc! {}).into_future()).await;
+    Ok(Account {
+        tenant: tenant.name.clone(),
+        accepted: number,
+        stored: stored.map_err(|_| Failure::TimedOut(DEADLINE))?.map_err(Failure::from)?,
+        queued: length(broker, &topology::work_queue(&tenant.name)).await?,
+        in_workers: in_workers(broker, &tenant.name).await?,
+        dead: length(broker, &topology::dead_queue(&tenant.name)).await?,
+        quarantined: length(broker, &topology::quarantine_queue(&tenant.name)).await?,
+        missing: missing.into_iter().collect(),
+    })
+}
+
+/// Takes out the keys that the ledger has.
+async fn forget_stored(store: &Store, keys: &mut BTreeSet<String>) -> Result<(), Failure> {
+    let all: Vec<String> = keys.iter().cloned().collect();
+    let bar = progress("looking into the ledger", all.len() as u64);
+    for some in all.chunks(KEYS) {
+        bar.inc(some.len() as u64);
+        let ledger = store.ledger();
+        let find = ledger.find(doc! {"_id": {"$in": some}}).projection(doc! {"_id": 1});
+        let found = async { find.await?.try_collect::<Vec<Document>>().await };
+        let found = timeout(DEADLINE, found).await.map_err(|_| Failure::TimedOut(DEADLINE))??;
+        for entry in found {
+            keys.remove(entry.get_str("_id").unwrap_or_default());
+        }
+    }
+    bar.finish_and_clear();
+    Ok(())
+}
+
+/// Takes out the keys of messages in a queue.
+async fn forget_kept(broker: &Publisher, name: &str, keys: &mut BTreeSet<String>) -> Result<(), QueueError> {
+    let Some(mut queue) = Queue::open(broker, name).await? else { return Ok(()) };
+    let bar = progress(name, queue.length.into());
+    while !keys.is_empty()
+        && let Some(message) = queue.next().await?
+    {
+        bar.inc(1);
+        if let Some(key) = message.properties.message_id() {
+            keys.remove(key.as_str());
+        }
+    }
+    bar.finish_and_clear();
+    queue.close().await
+}
+
+async fn length(broker: &Publisher, name: &str) -> Result<u32, QueueError> {
+    let Some(queue) = Queue::open(broker, name).await? else { return Ok(0) };
+    let length = queue.length;
+    queue.close().await?;
+    Ok(length)
+}
+
+/// What workers say that they have in hand.
+async fn in_workers(broker: &Publisher, tenant: &str) -> Result<usize, QueueError> {
+    let session = broker.link().session().ok_or(QueueError::NotConnected)?;
+    let until = Instant::now() + 2 * ANNOUNCE_INTERVAL;
+    let mut announcements = timeout(DEADLINE, status::subscribe(&session)).await??;
+    let mut workers: BTreeMap<String, Announcement> = BTreeMap::new();
+    while let Ok(Some(delivery)) = timeout_at(until, announcements.next()).await {
+        if let Ok(announcement) = serde_json::from_slice::<Announcement>(&delivery?.data) {
+            workers.insert(announcement.worker.clone(), announcement);
+        }
+    }
+    Ok(workers.values().filter_map(|worker| worker.tenants.get(tenant)).map(|status| status.in_flight).sum())
+}
+
+/// A line of ingest's log.
+#[derive(Deserialize)]
+struct Logged {
+    message: String,
+    tenant: String,
+    event_key: String,
+}
+
+fn read_accepted(
+    path: &Path,
+    tenants: &[Tenant],
+) -> Result<BTreeMap<String, BTreeSet<String>>, CommandError> {
+    let failed = |source| CommandError::Io { what: format!("can't read {}", path.display()), source };
+    let reader: Box<dyn BufRead> = if path == Path::new("-") {
+        Box::new(std::io::stdin().lock())
+    } else {
+        Box::new(BufReader::new(std::fs::File::open(path).map_err(failed)?))
+    };
+    let only = if let [tenant] = tenants { Some(tenant.name.as_str()) } else { None };
+    let mut accepted: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for line in reader.lines() {
+        match accepted_by(&line.map_err(failed)?, only) {
+            Ok(Some((tenant, key))) => drop(accepted.entry(tenant).or_default().insert(key)),
+            Ok(None) => {}
+            Err(line) => {
+                let source = std::io::Error::other(format!("whose is {line:?}? Name one --tenant"));
+                return Err(failed(source));
+            }
+        }
+    }
+    Ok(accepted)
+}
+
+/// Tenant and key of an event that a line says was accepted; the line if it is a key of an unknown tenant.
+fn accepted_by(line: &str, only: Option<&str>) -> Result<Option<(String, String)>, String> {
+    let line = line.trim();
+    if line.is_empty() {
+        return Ok(None);
+    }
+    if line.starts_with('{') {
+        let logged = serde_json::from_str::<Logged>(line).ok();
+        let accepted = logged.filter(|logged| matches!(logged.message.as_str(), "received" | "quarantined"));
+        return Ok(accepted.map(|logged| (logged.tenant, logged.event_key)));
+    }
+    let tenant = only.ok_or_else(|| line.to_owned())?;
+    Ok(Some((tenant.to_owned(), line.to_owned())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn logs_and_plain_keys_are_read() {
+        let log = r#"{"level":"DEBUG","message":"received","tenant":"vip","event_key":"k","via":"broker"}"#;
+        assert_eq!(accepted_by(log, None), Ok(Some(("vip".to_owned(), "k".to_owned()))));
+        assert_eq!(accepted_by(&log.replace("received", "lost"), None), Ok(None));
+        assert_eq!(accepted_by(r#"{"message":"connected"}"#, None), Ok(None));
+        assert_eq!(accepted_by(" k \n", Some("faster")), Ok(Some(("faster".to_owned(), "k".to_owned()))));
+        assert_eq!(accepted_by("k", None), Err("k".to_owned()));
+        assert_eq!(accepted_by("", None), Ok(None));
+    }
+}

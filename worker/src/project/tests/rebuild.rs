@@ -1,0 +1,141 @@
+//! Documents computed anew are what they were.
+
+use proptest::prelude::*;
+
+use super::order::arrivals;
+use super::*;
+use crate::project::Stamp;
+
+impl Database {
+    /// The events that the ledger has.
+    fn events(&self) -> Vec<Event> {
+        self.ledger.0.values().map(|entry| ledger::event("t", entry).unwrap()).collect()
+    }
+
+    /// Loads, computes anew and writes as the store does.
+    fn rebuild(&mut self, horizon: i64) {
+        let (events, now) = (self.events(), DateTime::from_millis(RECEIVED + 1_000_000));
+        let mut documents = self.load(&events);
+        documents.ledger = Table::default();
+        let mut chats = Wanted::by(&events).conversations;
+        chats.extend(documents.conversations_left());
+        let in_chats = |collection: &Collection, fields: &[&str]| -> Vec<Document> {
+            let is_in = |document: &&Document| {
+                document.get_str("chat_id").is_ok_and(|chat_id| chats.contains(chat_id))
+            };
+            let tops: BTreeSet<_> = fields.iter().map(|name| name.split('.').next().unwrap()).collect();
+            let cut = |document: &Document| {
+                let kept = document.iter().filter(|(name, _)| *name == "_id" || tops.contains(name.as_str()));
+                kept.map(|(name, value)| (name.clone(), value.clone())).collect()
+            };
+            collection.0.values().filter(is_in).map(cut).collect()
+        };
+        documents
+            .messages
+            .load_missing(in_chats(&self.messages, &super::super::rebuild::MESSAGES_COUNTED_BY));
+        documents.notes.load_missing(in_chats(&self.notes, &super::super::rebuild::NOTES_COUNTED_BY));
+        documents.rebuild(&events, DateTime::from_millis(horizon), now);
+        self.save(&documents, now);
+    }
+
+    fn collections(&mut self) -> [&mut Collection; 5] {
+        let Self { messages, conversations, contacts, notes, calls, .. } = self;
+        [messages, conversations, contacts, notes, calls]
+    }
+}
+
+/// What somebody may do to documents by hand.
+#[derive(Clone, Debug)]
+enum Damage {
+    /// Deletes a document.
+    Delete,
+    /// Takes a field away.
+    Unset(prop::sample::Index),
+    /// Sets a field to something else.
+    Set(prop::sample::Index),
+}
+
+fn damages() -> impl Strategy<Value = Vec<(usize, prop::sample::Index, Damage)>> {
+    let damage = prop_oneof![
+        Just(Damage::Delete),
+        any::<prop::sample::Index>().prop_map(Damage::Unset),
+        any::<prop::sample::Index>().prop_map(Damage::Set),
+    ];
+    prop::collection::vec((0..5_usize, any::<prop::sample::Index>(), damage), 1..12)
+}
+
+fn harm(database: &mut Database, collection: usize, which: prop::sample::Index, damage: &Damage) {
+    let documents = &mut database.collections()[collection].0;
+    if documents.is_empty() {
+        return;
+    }
+    let id = documents.keys().nth(which.index(documents.len())).unwrap().clone();
+    let document = documents.get_mut(&id).unwrap();
+    if Stamp::is_on(document, "created_at") && !matches!(damage, Damage::Delete) {
+        // When this contact was first stored isn't known, so parts that no event has set may be another's.
+        return;
+    }
+    // The other by which it is known whether the ledger has all of a document, and who has set what.
+    let names: Vec<_> = document
+        .keys()
+        .filter(|name| !matches!(name.as_str(), "_id" | "created_at" | "_merge"))
+        .cloned()
+        .collect();
+    match damage {
+        Damage::Delete => drop(documents.remove(&id)),
+        Damage::Unset(field) => drop(document.remove(&names[field.index(names.len())])),
+        Damage::Set(field) => drop(document.insert(names[field.index(names.len())].clone(), "garbage")),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(150))]
+
+    #[test]
+    fn what_is_as_it_should_be_stays((_, batches) in arrivals()) {
+        let before = order::after(&batches);
+        let mut after = before.clone();
+        after.rebuild(RECEIVED);
+        prop_assert_eq!(after, before);
+    }
+
+    #[test]
+    fn damage_is_mended((_, batches) in arrivals(), damages in damages()) {
+        let before = order::after(&batches);
+        let mut after = before.clone();
+        for (collection, which, damage) in &damages {
+            harm(&mut after, *collection, *which, damage);
+        }
+        after.rebuild(RECEIVED);
+        let (mut before, mut after) = (before.timeless(), after.timeless());
+        for (before, after) in before.collections().into_iter().zip(after.collections()) {
+            prop_assert_eq!(before.ids(), after.ids());
+            for (id, document) in &before.0 {
+                prop_assert_eq!(document, &after.0[id]);
+            }
+        }
+    }
+
+    #[test]
+    fn what_expired_events_have_left_stays((_, batches) in arrivals(), expired in 0..8_i64) {
+        let mut before = order::after(&batches);
+        let horizon = RECEIVED + expired;
+        before.ledger.0.retain(|_, entry| {
+            entry.get_datetime("stored_at").unwrap().timestamp_millis() >= horizon
+        });
+        let mut after = before.clone();
+        after.rebuild(horizon);
+        prop_assert_eq!(after.timeless(), before.timeless());
+    }
+
+    #[test]
+    fn applied_once_more_events_change_nothing((events, batches) in arrivals()) {
+        let database = order::after(&batches);
+        let mut documents = database.load(&events);
+        let now = DateTime::from_millis(0);
+        for event in &database.events() {
+            documents.effects(event, now);
+        }
+        prop_assert_eq!(writes(&documents, now), <[Writes; 6]>::default());
+    }
+}

@@ -1,0 +1,254 @@
+//! One attempt to write a batch: read what it concerns, apply it, write the difference, commit. All in one snapshot.
+
+use std::borrow::Cow;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::TryStreamExt;
+use mongodb::ClientSession;
+use mongodb::bson::{DateTime, Document, doc};
+use mongodb::options::{ReadConcern, ReadPreference, SelectionCriteria, WriteConcern};
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+use crate::decode::Event;
+use crate::failure::Failure;
+use crate::project::table::Writes;
+use crate::project::{Documents, Outcome, Wanted, ledger, rebuild};
+use crate::store::{Store, refused};
+
+/// Longest pause before a commit whose outcome is unknown is sent again.
+const COMMIT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What to do with a batch of events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// Apply those that are new, and enter them into the ledger.
+    Apply,
+    /// Apply them all, though the ledger has them.
+    Reapply,
+    /// Compute the documents that they concern anew, see [`Documents::rebuild`].
+    Rebuild {
+        /// The ledger has every event that was stored since then.
+        horizon: DateTime,
+    },
+}
+
+/// What came of an attempt.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Written {
+    /// What became of each event, if they were new to the ledger.
+    pub outcomes: Vec<Outcome>,
+    /// New documents.
+    pub inserted: usize,
+    /// Documents that have changed.
+    pub updated: usize,
+}
+
+/// An attempt.
+pub(crate) struct Attempt {
+    pub store: Store,
+    pub events: Arc<[Event]>,
+    pub work: Work,
+    /// Whether to leave everything as it is in the end.
+    pub dry_run: bool,
+    /// Cancelled when nobody waits for it any more.
+    pub abandoned: CancellationToken,
+}
+
+impl Attempt {
+    pub async fn run(self) -> Result<Written, Failure> {
+        let mut session = self.store.client.start_session().await?;
+        session
+            .start_transaction()
+            .read_concern(ReadConcern::snapshot())
+            .write_concern(WriteConcern::majority())
+            .selection_criteria(SelectionCriteria::ReadPreference(ReadPreference::Primary))
+            .await?;
+        match self.write(&mut session).await {
+            Ok(written) if !self.dry_run => {
+                self.commit(&mut session).await?;
+                Ok(written)
+            }
+            ended => {
+                // If it can't be aborted now, the server does so when the session or its time ends.
+                let _ = session.abort_transaction().await;
+                ended
+            }
+        }
+    }
+
+    async fn write(&self, session: &mut ClientSession) -> Result<Written, Failure> {
+        let events = self.unfolded();
+        let (mut written, now) = (Written::default(), DateTime::now());
+        let documents = match self.work {
+            Work::Apply => {
+                let mut documents = self.load(session, &events, true).await?;
+                written.outcomes = events.iter().map(|event| documents.apply(event, now)).collect();
+                documents
+            }
+            Work::Reapply => {
+                let mut documents = self.load(session, &events, false).await?;
+                events.iter().for_each(|event| documents.effects(event, now));
+                documents
+            }
+            Work::Rebuild { horizon } => {
+                let mut documents = self.load(session, &events, false).await?;
+                self.load_neighbours(session, &mut documents, &events).await?;
+                documents.rebuild(&events, horizon, now);
+                documents
+            }
+        };
+        drop(events);
+        let names = &self.store.names;
+        for (name, writes) in [
+            (&names.ledger, documents.ledger.into_writes(None)),
+            (&names.messages, documents.messages.into_writes(None)),
+            (&names.conversations, documents.conversations.into_writes(Some(now))),
+            (&names.contacts, documents.contacts.into_writes(Some(now))),
+            (&names.notes, documents.notes.into_writes(None)),
+            (&names.calls, documents.calls.into_writes(None)),
+        ] {
+            written.inserted += writes.inserts.len();
+            written.updated += writes.updates.len();
+            if !self.dry_run {
+                self.save(session, name, writes).await?;
+            }
+        }
+        Ok(written)
+    }
+
+    /// The events with their bodies parsed. Those of large ones don't outlive this.
+    fn unfolded(&self) -> Cow<'_, [Event]> {
+        let mut events = Cow::Borrowed(&*self.events);
+        if events.iter().any(Event::is_large) {
+            events.to_mut().iter_mut().for_each(Event::recall_members);
+        }
+        events
+    }
+
+    async fn load(
+        &self,
+        session: &mut ClientSession,
+        events: &[Event],
+        with_ledger: bool,
+    ) -> Result<Documents, Failure> {
+        let (names, wanted) = (&self.store.names, Wanted::by(events));
+        let mut documents = Documents::default();
+        if with_ledger {
+            let known_by = Some(fields(&ledger::KNOWN_BY));
+            let found = self.find_ids(session, &names.ledger, &wanted.ledger, known_by).await?;
+            documents.ledger.load(found);
+            let variants = ledger::variants(&documents.ledger, events);
+            documents.ledger.load(self.find_ids(session, &names.ledger, &variants, None).await?);
+        }
+        documents.messages.load(self.find_ids(session, &names.messages, &wanted.messages, None).await?);
+        documents.notes.load(self.find_ids(session, &names.notes, &wanted.notes, None).await?);
+        documents.calls.load(self.find_ids(session, &names.calls, &wanted.calls, None).await?);
+        documents.contacts.load(self.find_ids(session, &names.contacts, &wanted.contacts, None).await?);
+        let mut conversations = wanted.conversations;
+        conversations.extend(documents.conversations_left());
+        let found = self.find_ids(session, &names.conversations, &conversations, None).await?;
+        documents.conversations.load(found);
+        Ok(documents)
+    }
+
+    /// What else is in the conversations, to be counted.
+    async fn load_neighbours(
+        &self,
+        session: &mut ClientSession,
+        documents: &mut Documents,
+        events: &[Event],
+    ) -> Result<(), Failure> {
+        let mut chats = Wanted::by(events).conversations;
+        chats.extend(documents.conversations_left());
+        let in_chats = doc! {"chat_id": {"$in": chats.into_iter().collect::<Vec<_>>()}};
+        let names = &self.store.names;
+        let counted_by = Some(fields(&rebuild::MESSAGES_COUNTED_BY));
+        let messages = self.find(session, &names.messages, in_chats.clone(), counted_by, None).await?;
+        documents.messages.load_missing(messages);
+        let counted_by = Some(fields(&rebuild::NOTES_COUNTED_BY));
+        let notes = self.find(session, &names.notes, in_chats, counted_by, None).await?;
+        documents.notes.load_missing(notes);
+        Ok(())
+    }
+
+    async fn find_ids(
+        &self,
+        session: &mut ClientSession,
+        collection: &str,
+        ids: &BTreeSet<String>,
+        fields: Option<Document>,
+    ) -> Result<Vec<Document>, Failure> {
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let ids: Vec<&String> = ids.iter().collect();
+        // One batch, so one round trip, unless the documents are larger than a reply may be.
+        let batch_size = u32::try_from(ids.len()).unwrap_or(u32::MAX).saturating_add(1);
+        self.find(session, collection, doc! {"_id": {"$in": ids}}, fields, Some(batch_size)).await
+    }
+
+    async fn find(
+        &self,
+        session: &mut ClientSession,
+        collection: &str,
+        filter: Document,
+        fields: Option<Document>,
+        batch_size: Option<u32>,
+    ) -> Result<Vec<Document>, Failure> {
+        self.check_deadline()?;
+        let collection = self.store.database.collection::<Document>(collection);
+        let mut find = collection.find(filter);
+        if let Some(batch_size) = batch_size {
+            find = find.batch_size(batch_size);
+        }
+        if let Some(fields) = fields {
+            find = find.projection(fields);
+        }
+        let mut cursor = find.session(&mut *session).await?;
+        Ok(cursor.stream(session).try_collect().await?)
+    }
+
+    async fn save(
+        &self,
+        session: &mut ClientSession,
+        collection: &str,
+        writes: Writes,
+    ) -> Result<(), Failure> {
+        if !writes.inserts.is_empty() {
+            self.check_deadline()?;
+            let collection = self.store.database.collection::<Document>(collection);
+            collection.insert_many(writes.inserts).ordered(false).session(&mut *session).await?;
+        }
+        if !writes.updates.is_empty() {
+            self.check_deadline()?;
+            let update = doc! {"update": collection, "updates": writes.updates, "ordered": false};
+            let reply = self.store.database.run_command(update).session(session).await?;
+            refused(&reply)?;
+        }
+        Ok(())
+    }
+
+    async fn commit(&self, session: &mut ClientSession) -> Result<(), Failure> {
+        loop {
+            self.check_deadline()?;
+            match session.commit_transaction().await {
+                Err(error) if Failure::is_unknown_commit(&error) => {
+                    sleep(COMMIT_PAUSE.mul_f64(fastrand::f64())).await;
+                }
+                other => return Ok(other?),
+            }
+        }
+    }
+
+    /// An abandoned attempt ends itself between two calls of the driver.
+    fn check_deadline(&self) -> Result<(), Failure> {
+        if self.abandoned.is_cancelled() { Err(Failure::TimedOut(self.store.deadline)) } else { Ok(()) }
+    }
+}
+
+fn fields(names: &[&str]) -> Document {
+    names.iter().map(|name| ((*name).to_owned(), 1.into())).collect()
+}
