@@ -52,7 +52,9 @@ pub enum AsideCommand {
     List(Selection),
     /// Shows the messages with headers and body
     Show(Selection),
-    /// Puts messages back on their way to the workers; each is removed once RabbitMQ has confirmed the new one.
+    /// Puts messages back on their way to the workers
+    ///
+    /// Each is removed once RabbitMQ has confirmed the new one.
     /// An event keeps its key, so it counts once however often it is replayed
     Replay(Change),
     /// Removes messages for good

@@ -1,5 +1,6 @@
 //! Reading a queue without consuming it: what isn't removed returns to its place.
 
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use lapin::message::BasicGetMessage;
@@ -11,10 +12,12 @@ use shared::amqp::{Link, Purpose, next_session};
 use shared::publisher::Publisher;
 use shared::topology;
 use tokio::time::error::Elapsed;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
 /// Longest wait for a connection, and for each answer.
 const PATIENCE: Duration = Duration::from_secs(15);
+/// Longest wait for messages to be seen in their queue again; others may have taken them.
+const RETURN_PATIENCE: Duration = Duration::from_secs(2);
 /// AMQP's reply code for a queue that doesn't exist.
 const NOT_FOUND: u16 = 404;
 /// Messages published and not confirmed yet, at most.
@@ -54,6 +57,8 @@ pub struct Queue {
     /// Messages that were there.
     pub length: u32,
     left: u32,
+    taken: u32,
+    removed: AtomicU32,
 }
 
 impl Queue {
@@ -61,14 +66,18 @@ impl Queue {
     pub async fn open(broker: &Publisher, name: &str) -> Result<Option<Self>, QueueError> {
         let session = broker.link().session().ok_or(QueueError::NotConnected)?;
         let channel = timeout(PATIENCE, session.channel()).await??;
-        let options = QueueDeclareOptions { passive: true, ..Default::default() };
-        let declared = channel.queue_declare(topology::short(name)?, options, FieldTable::default());
-        let length = match timeout(PATIENCE, declared).await? {
-            Ok(queue) => queue.message_count(),
-            Err(error) if is_not_found(&error) => return Ok(None),
-            Err(error) => return Err(error.into()),
-        };
-        Ok(Some(Self { channel, name: name.to_owned(), length, left: length }))
+        match length(&channel, name).await {
+            Ok(length) => Ok(Some(Self {
+                channel,
+                name: name.to_owned(),
+                length,
+                left: length,
+                taken: 0,
+                removed: AtomicU32::new(0),
+            })),
+            Err(QueueError::Channel(error)) if is_not_found(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// The next message. What arrived after the queue was opened isn't among them: a replayed event that is set aside
@@ -79,23 +88,45 @@ impl Queue {
         }
         self.left -= 1;
         let get = self.channel.basic_get(topology::short(&self.name)?, BasicGetOptions::default());
-        Ok(timeout(PATIENCE, get).await??)
+        let message = timeout(PATIENCE, get).await??;
+        self.taken += u32::from(message.is_some());
+        Ok(message)
     }
 
     /// Removes a message for good.
     pub async fn remove(&self, message: &BasicGetMessage) -> Result<(), QueueError> {
         timeout(PATIENCE, message.delivery.acker.ack(BasicAckOptions::default())).await??;
+        self.removed.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
 
     /// Puts back whatever was not removed.
     pub async fn close(self) -> Result<(), QueueError> {
-        let options = BasicNackOptions { multiple: true, requeue: true };
-        // Tag 0 stands for all of them.
-        timeout(PATIENCE, self.channel.basic_nack(0, options)).await??;
+        if self.taken > 0 {
+            let options = BasicNackOptions { multiple: true, requeue: true };
+            // Tag 0 stands for all of them.
+            timeout(PATIENCE, self.channel.basic_nack(0, options)).await??;
+            self.until_returned().await?;
+        }
         timeout(PATIENCE, self.channel.close(200, topology::short("done")?)).await??;
         Ok(())
     }
+
+    /// RabbitMQ puts messages back after it has answered; who looks at once, such as a next command, would miss some.
+    async fn until_returned(&self) -> Result<(), QueueError> {
+        let until = Instant::now() + RETURN_PATIENCE;
+        let removed = self.removed.load(Ordering::Relaxed);
+        while length(&self.channel, &self.name).await? + removed < self.length && Instant::now() < until {
+            sleep(Duration::from_millis(5)).await;
+        }
+        Ok(())
+    }
+}
+
+async fn length(channel: &Channel, name: &str) -> Result<u32, QueueError> {
+    let options = QueueDeclareOptions { passive: true, ..Default::default() };
+    let declared = channel.queue_declare(topology::short(name)?, options, FieldTable::default());
+    Ok(timeout(PATIENCE, declared).await??.message_count())
 }
 
 fn is_not_found(error: &lapin::Error) -> bool {
