@@ -1,12 +1,12 @@
 //! ingest: takes webhooks in and answers 200 once they are durable.
 //!
-//! The way of a webhook: [`routes`] → [`receive`] (with [`verify`]) → [`mod@durable`] (RabbitMQ, else [`spool`]) →
+//! The way of a webhook: [`routes`] → [`receive`] (with [`shared::verify`]) → [`mod@durable`] (RabbitMQ, else [`spool`]) →
 //! [`reply`].
 
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use actix_web::dev::Server;
 use actix_web::middleware::from_fn;
@@ -14,9 +14,12 @@ use actix_web::{App, HttpServer, web};
 use shared::admin::{self, Admin};
 use shared::amqp::{Link, Purpose};
 use shared::publisher::Publisher;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+pub mod allowance;
+pub mod check_signature;
 pub mod durable;
 pub mod health;
 pub mod metrics;
@@ -27,9 +30,9 @@ pub mod reply;
 pub mod routes;
 pub mod settings;
 pub mod spool;
-pub mod verify;
 pub mod webhook;
 
+use allowance::Allowance;
 use durable::Durable;
 use metrics::Metrics;
 use receive::Memory;
@@ -37,7 +40,6 @@ use refusals::Refusals;
 use routes::Gateway;
 use settings::Settings;
 use spool::{OpenError, Spool, drain};
-use verify::Policy;
 
 /// Messages published and not confirmed yet. RabbitMQ's rate hardly rises beyond, its latency does.
 const MAX_IN_FLIGHT: u32 = 512;
@@ -99,6 +101,9 @@ fn link(settings: &Settings, name: &str, purpose: Purpose) -> Link {
 pub fn build(settings: Settings, stop: CancellationToken) -> Result<Ingest, StartError> {
     let tenants: Vec<String> = settings.tenants.keys().cloned().collect();
     let metrics = Arc::new(Metrics::new(tenants.iter().map(String::as_str))?);
+    let (burst, per_second) = settings.quarantine;
+    let allowance = || Mutex::new(Allowance::new(burst, per_second, Instant::now()));
+    let allowances = tenants.iter().map(|tenant| (tenant.clone(), allowance())).collect();
     let gateway = web::Data::new(Gateway {
         durable: Arc::new(durable(&settings, &metrics)?),
         status_link: link(&settings, "ingest status", Purpose::Consume),
@@ -106,14 +111,11 @@ pub fn build(settings: Settings, stop: CancellationToken) -> Result<Ingest, Star
         metrics,
         refusals: Mutex::new(Refusals::new(settings.refusal_budget, settings.refusal_window)),
         memory: Memory::default(),
+        large: Arc::new(Semaphore::new(1)),
+        allowances,
         stop: stop.clone(),
         settings,
     });
-    for (tenant, signing) in &gateway.settings.tenants {
-        if signing.policy == Policy::Off {
-            warn!(tenant, "signatures are not checked: anybody who knows the URL can send events");
-        }
-    }
     let follower = gateway.clone();
     tokio::spawn(async move {
         pipeline::follow(follower.pipeline.clone(), &follower.status_link, &tenants).await;
@@ -133,6 +135,9 @@ fn bind_public(gateway: &web::Data<Gateway>, stop: CancellationToken) -> Result<
     .client_request_timeout(HEAD_TIMEOUT)
     .keep_alive(KEEP_ALIVE)
     .max_connections(MAX_CONNECTIONS)
+    .on_connect(|_, data| {
+        data.insert(routes::Requests::default());
+    })
     .shutdown_timeout(SHUTDOWN_SECONDS)
     .shutdown_signal(async move {
         stop.cancelled().await;

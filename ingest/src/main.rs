@@ -3,12 +3,13 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use ingest::check_signature::{self, VerifyError};
 use ingest::settings::Settings;
 use ingest::spool::command::{self, SpoolCommand};
-use shared::env::{EXIT_BAD_CONFIGURATION, Env};
+use shared::env::{EXIT_BAD_CONFIGURATION, Env, Problems};
 use shared::telemetry::chain;
 use shared::{shutdown, telemetry};
-use tracing::error;
+use tracing::{error, warn};
 
 /// Takes respond.io's webhooks in and hands them to RabbitMQ. Configured by environment variables and .env.
 #[derive(Parser)]
@@ -26,6 +27,8 @@ enum Command {
     /// Looks after webhooks that a lost or stopped ingest has left in its spool (`SPOOL_DIR`).
     #[command(subcommand)]
     Spool(SpoolCommand),
+    /// Tells which signing key and form fit a signature of the body on standard input, for setting up.
+    Verify(check_signature::Arguments),
 }
 
 #[tokio::main]
@@ -33,14 +36,17 @@ async fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let mut env = Env::of_process();
     let filter = telemetry::filter(&mut env);
+    if let Some(Command::Verify(arguments)) = &arguments.command {
+        return verify(arguments, env);
+    }
     let settings = match Settings::read(env) {
         Ok(settings) => settings,
-        Err(problems) => {
-            eprintln!("{problems}");
-            return ExitCode::from(EXIT_BAD_CONFIGURATION);
-        }
+        Err(problems) => return refuse(&problems),
     };
     if arguments.check {
+        for warning in settings.warnings() {
+            eprintln!("warning: {warning}");
+        }
         println!("the configuration is fine");
         return ExitCode::SUCCESS;
     }
@@ -62,7 +68,29 @@ async fn run(settings: Settings, command: Option<Command>) -> anyhow::Result<()>
     if let Some(Command::Spool(command)) = command {
         return Ok(command::run(command, &settings).await?);
     }
+    for warning in settings.warnings() {
+        warn!("{warning}");
+    }
     let stop = shutdown::on_signal()?;
     ingest::build(settings, stop)?.run().await?;
     Ok(())
+}
+
+fn verify(arguments: &check_signature::Arguments, env: Env) -> ExitCode {
+    match check_signature::run(arguments, env) {
+        Ok(answer) => {
+            println!("{answer}");
+            ExitCode::SUCCESS
+        }
+        Err(VerifyError::Settings(problems)) => refuse(&problems),
+        Err(error) => {
+            eprintln!("ingest: {}", chain(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn refuse(problems: &Problems) -> ExitCode {
+    eprintln!("{problems}");
+    ExitCode::from(EXIT_BAD_CONFIGURATION)
 }

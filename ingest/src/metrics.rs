@@ -7,6 +7,7 @@ use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
 };
 use shared::publisher::PublishError;
+use shared::verify::Form;
 
 use crate::durable::Via;
 use crate::receive::Reason;
@@ -34,6 +35,8 @@ pub struct Metrics {
     requests: HistogramVec,
     accepted: IntCounterVec,
     quarantined: IntCounterVec,
+    evidence_dropped: IntCounterVec,
+    signatures: IntCounterVec,
     publishes: IntCounterVec,
     publish_duration: Histogram,
     /// Time for a group of webhooks to be written and fsynced.
@@ -75,6 +78,16 @@ impl Metrics {
             )?,
             accepted: counters("ingest_accepted_total", "Events answered 200", &["tenant", "via"])?,
             quarantined: counters("ingest_quarantined_total", "Requests set aside", &["tenant", "reason"])?,
+            evidence_dropped: counters(
+                "ingest_evidence_dropped_total",
+                "Requests answered quarantined whose evidence was not kept, for there was too much of it",
+                &["tenant", "reason"],
+            )?,
+            signatures: counters(
+                "ingest_signatures_total",
+                "Events by how their signature was found good",
+                &["tenant", "form"],
+            )?,
             publishes: counters("ingest_publish_total", "Publishes by outcome", &["outcome"])?,
             publish_duration: Histogram::with_opts(histogram(
                 "ingest_publish_duration_seconds",
@@ -123,6 +136,8 @@ impl Metrics {
         register(Box::new(self.requests.clone()))?;
         register(Box::new(self.accepted.clone()))?;
         register(Box::new(self.quarantined.clone()))?;
+        register(Box::new(self.evidence_dropped.clone()))?;
+        register(Box::new(self.signatures.clone()))?;
         register(Box::new(self.publishes.clone()))?;
         register(Box::new(self.publish_duration.clone()))?;
         register(Box::new(self.spool_commit_duration.clone()))?;
@@ -153,6 +168,10 @@ impl Metrics {
             }
             for reason in Reason::ALL {
                 self.quarantined.with_label_values(&[tenant, reason.name()]);
+                self.evidence_dropped.with_label_values(&[tenant, reason.name()]);
+            }
+            for form in Form::ALL {
+                self.signatures.with_label_values(&[tenant, form.name()]);
             }
         }
         for outcome in PublishError::OUTCOMES {
@@ -171,14 +190,20 @@ impl Metrics {
         self.requests.with_label_values(&[route, &status.to_string()]).observe(after.as_secs_f64());
     }
 
-    /// An event was made durable.
-    pub fn accepted(&self, tenant: &str, via: Via) {
+    /// An event was made durable, whose signature was found good in this way.
+    pub fn accepted(&self, tenant: &str, via: Via, signature: &str) {
         self.accepted.with_label_values(&[tenant, via.name()]).inc();
+        self.signatures.with_label_values(&[tenant, signature]).inc();
     }
 
     /// A request was set aside.
     pub fn quarantined(&self, tenant: &str, reason: Reason) {
         self.quarantined.with_label_values(&[tenant, reason.name()]).inc();
+    }
+
+    /// The evidence of a request was not kept.
+    pub fn evidence_dropped(&self, tenant: &str, reason: Reason) {
+        self.evidence_dropped.with_label_values(&[tenant, reason.name()]).inc();
     }
 
     /// A publish ended.

@@ -6,13 +6,14 @@ use std::time::Duration;
 use actix_web::http::header::{CONTENT_ENCODING, HeaderMap};
 use actix_web::web;
 use futures_util::StreamExt;
+use sha2::{Digest, Sha256};
 use shared::event::{self, Stream};
 use shared::json::{self, Unusable};
+use shared::verify::{self, Form, Untrusted};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
-use crate::settings::Signing;
-use crate::verify::{self, Form, Policy, Untrusted};
+use crate::settings::{Policy, Signing};
 
 /// A body that isn't there by then never comes. With the time to publish and the time to spool (a second
 /// each at most) a reply stays below respond.io's deadline of 5 seconds.
@@ -21,6 +22,8 @@ const BODY_TIMEOUT: Duration = Duration::from_millis(2500);
 const EVIDENCE_BYTES: usize = 64 << 10;
 /// Bodies up to this size, nearly all, need not ask for memory: the number of connections bounds them. In bytes.
 const SMALL_BODY_BYTES: usize = 16 << 10;
+/// More of a body isn't even read, in bytes: it takes time from others, and no sender of webhooks has so much to say.
+const MAX_SENT_BYTES: usize = 64 << 20;
 /// What larger bodies may take beyond that at the same time, in KiB.
 const LARGE_BODIES_KIB: usize = 64 << 10;
 
@@ -84,6 +87,8 @@ pub struct Body {
     pub bytes: Vec<u8>,
     /// Number of bytes sent.
     pub sent: usize,
+    /// SHA-256 of what was sent, in hexadecimal, if that was more.
+    pub digest: Option<String>,
     /// Its share of the memory for large bodies.
     pub memory: Vec<OwnedSemaphorePermit>,
 }
@@ -113,20 +118,25 @@ impl Memory {
 /// Reads a body, keeping at most `limit` bytes of it. None if the sender doesn't finish it.
 pub async fn read_body(payload: &mut web::Payload, limit: usize, memory: &Memory) -> Option<Body> {
     let read = async {
-        let mut body = Body { bytes: Vec::new(), sent: 0, memory: Vec::new() };
+        let mut body = Body { bytes: Vec::new(), sent: 0, digest: None, memory: Vec::new() };
+        let mut hash: Option<Sha256> = None;
         while let Some(chunk) = payload.next().await {
             let chunk = chunk.ok()?;
             body.sent += chunk.len();
             if body.sent <= limit {
                 memory.grow(&mut body.memory, body.sent).await;
                 body.bytes.extend_from_slice(&chunk);
+            } else if body.sent > MAX_SENT_BYTES {
+                return None;
             } else {
+                hash.get_or_insert_with(|| Sha256::new().chain_update(&body.bytes)).update(&chunk);
                 // The rest is read all the same: a sender that is cut off sees an error, not our 200.
                 let missing = EVIDENCE_BYTES.saturating_sub(body.bytes.len()).min(chunk.len());
                 body.bytes.extend_from_slice(&chunk[..missing]);
-                body.bytes.truncate(EVIDENCE_BYTES.min(limit));
+                body.bytes.truncate(EVIDENCE_BYTES);
             }
         }
+        body.digest = hash.map(|hash| event::hex(&hash.finalize()));
         Some(body)
     };
     timeout(BODY_TIMEOUT, read).await.ok().flatten()
@@ -154,6 +164,9 @@ pub struct Named {
     pub signature: &'static str,
 }
 
+/// Stands in place of how a signature was found good, where it wasn't.
+pub const UNTRUSTED: &str = "untrusted";
+
 /// Decides what a request is. Pure.
 #[must_use]
 pub fn judge(tenant: &str, signing: &Signing, headers: &HeaderMap, body: &Body, limit: usize) -> Verdict {
@@ -180,7 +193,7 @@ pub fn judge(tenant: &str, signing: &Signing, headers: &HeaderMap, body: &Body, 
     match (trusted, &parsed) {
         (Ok(form), Ok(_)) => Verdict::Accept(named(form.name())),
         (Ok(form), Err(reason)) => Verdict::Quarantine(named(form.name()), *reason),
-        (Err(untrusted), _) => Verdict::Quarantine(named("untrusted"), untrusted),
+        (Err(untrusted), _) => Verdict::Quarantine(named(UNTRUSTED), untrusted),
     }
 }
 
@@ -202,7 +215,7 @@ fn signature(
     if signing.policy == Policy::Off {
         return Ok(if signature.is_some() { Form::Unchecked } else { Form::Unsigned });
     }
-    Ok(signing.keys.verify(signature, &body.bytes, parsed)?)
+    Ok(signing.keys.verify(signature, &body.bytes, parsed)?.form)
 }
 
 /// The stream that a path's last segment names; none if there is no such stream.
@@ -219,7 +232,7 @@ mod tests {
 
     fn judged(policy: Policy, body: &[u8], limit: usize) -> Verdict {
         let signing = Signing { policy, keys: ["key"].into_iter().collect() };
-        let body = Body { bytes: body.to_vec(), sent: body.len(), memory: Vec::new() };
+        let body = Body { bytes: body.to_vec(), sent: body.len(), digest: None, memory: Vec::new() };
         judge("faster", &signing, &HeaderMap::new(), &body, limit)
     }
 
@@ -251,7 +264,7 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
         let signing = Signing { policy: Policy::Off, keys: [].into_iter().collect() };
-        let body = Body { bytes: b"{}".to_vec(), sent: 2, memory: Vec::new() };
+        let body = Body { bytes: b"{}".to_vec(), sent: 2, digest: None, memory: Vec::new() };
         let verdict = judge("faster", &signing, &headers, &body, 10);
         assert_eq!(reason(&verdict), Some("unsupported_encoding"));
     }

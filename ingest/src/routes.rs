@@ -1,29 +1,41 @@
 //! The public port: which path leads where.
 
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use actix_web::body::MessageBody;
 use actix_web::dev::{ServiceRequest, ServiceResponse};
 use actix_web::http::ConnectionType;
+use actix_web::http::header::HeaderMap;
 use actix_web::middleware::Next;
 use actix_web::{Error, HttpRequest, HttpResponse, web};
 use serde_json::json;
 use shared::amqp::Link;
 use shared::telemetry::chain;
+use shared::verify;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
+use crate::allowance::{Allowance, Decision};
 use crate::durable::{Durable, Nowhere};
 use crate::health::{self, Seen};
 use crate::metrics::{self, Metrics};
 use crate::pipeline::Pipeline;
-use crate::receive::{self, Memory, Reason, Verdict};
+use crate::receive::{self, Body, Memory, Reason, Verdict};
 use crate::refusals::Refusals;
 use crate::reply;
 use crate::settings::Settings;
 use crate::webhook::{self, Evidence, Facts, Webhook};
 
+/// Larger bodies are judged apart, one at a time: it takes milliseconds that others would have to wait. In bytes.
+const LARGE_BODY_BYTES: usize = 64 << 10;
+/// Longest signature that is kept as evidence; a good one has 44 characters.
+const MAX_SIGNATURE_LENGTH: usize = 200;
+/// A connection is closed after so many requests, so that load spreads again when ingests come and go.
+const REQUESTS_PER_CONNECTION: u32 = 10_000;
 /// Longer than a connection takes to be closed after a reply.
 const CLOSING_TIME: Duration = Duration::from_secs(5);
 
@@ -44,6 +56,10 @@ pub struct Gateway {
     pub refusals: Mutex<Refusals>,
     /// For bodies that are being read.
     pub memory: Memory,
+    /// For large bodies that are being judged.
+    pub large: Arc<Semaphore>,
+    /// How much evidence is kept of each tenant.
+    pub allowances: BTreeMap<String, Mutex<Allowance>>,
     /// Cancelled when this process was told to stop.
     pub stop: CancellationToken,
 }
@@ -100,6 +116,21 @@ impl Gateway {
         self.refusals.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether there is room for this much evidence of a tenant, or for a line about it in the log.
+    fn may_keep(&self, tenant: &str, bytes: usize) -> bool {
+        let Some(allowance) = self.allowances.get(tenant) else { return true };
+        let mut allowance = allowance.lock().unwrap_or_else(PoisonError::into_inner);
+        match allowance.spend(bytes, Instant::now()) {
+            Decision::Keep => true,
+            Decision::Drop(dropped) => {
+                if let Some(dropped) = dropped {
+                    warn!(tenant, dropped, "too much to be quarantined or logged, left some out");
+                }
+                false
+            }
+        }
+    }
+
     /// Neither RabbitMQ nor the spool has it. A refusal makes respond.io send it again, but only so many
     /// refusals are harmless; beyond them one webhook is given up to keep the others coming.
     fn refuse_or_lose(&self, facts: &Facts, why: &Nowhere) -> HttpResponse {
@@ -148,27 +179,47 @@ async fn webhook(
 ) -> HttpResponse {
     let received_at_ms = now_ms();
     let tenant = request.match_info().query("tenant");
-    let Some(signing) = gateway.settings.tenants.get(tenant) else { return reply::not_found("tenant") };
+    if !gateway.settings.tenants.contains_key(tenant) {
+        return reply::not_found("tenant");
+    }
     let Some(stream) = receive::stream(request.match_info().get("stream")) else {
         return reply::not_found("stream");
     };
     let limit = gateway.settings.max_body_bytes;
     let Some(body) = receive::read_body(&mut payload, limit, &gateway.memory).await else {
-        warn!(tenant, "a sender did not finish its body");
+        if gateway.may_keep(tenant, 0) {
+            warn!(tenant, "a sender did not finish its body");
+        }
         keep_until_closed(payload);
         return reply::incomplete();
     };
 
-    let (named, reason) = match receive::judge(tenant, signing, request.headers(), &body, limit) {
+    let Some((verdict, body)) = judge(&gateway, tenant, &request, body).await else {
+        error!(tenant, "judging a body failed, which is a defect of ours");
+        return reply::refused();
+    };
+    let (named, reason) = match verdict {
         Verdict::Reject(reason) => {
-            warn!(tenant, reason = reason.name(), "rejected");
+            if gateway.may_keep(tenant, 0) {
+                warn!(tenant, reason = reason.name(), "rejected");
+            }
             return reply::rejected(reason);
         }
         Verdict::Accept(named) => (named, None),
+        Verdict::Quarantine(_, reason) if !gateway.may_keep(tenant, body.bytes.len()) => {
+            gateway.metrics.quarantined(tenant, reason);
+            gateway.metrics.evidence_dropped(tenant, reason);
+            return reply::quarantined(reason);
+        }
         Verdict::Quarantine(named, reason) => (named, Some(reason)),
     };
-    let evidence =
-        |reason: Reason| Evidence { reason: reason.name().to_owned(), body_bytes: gauge(body.sent) };
+    let signature = named.signature;
+    let evidence = |reason: Reason| Evidence {
+        reason: reason.name().to_owned(),
+        body_bytes: gauge(body.sent),
+        body_sha256: body.digest.clone(),
+        sent_signature: sent_signature(&request),
+    };
     let facts = Facts {
         tenant: tenant.to_owned(),
         stream: stream.name().to_owned(),
@@ -182,7 +233,7 @@ async fn webhook(
     let webhook = Webhook { facts, body: body.bytes.into() };
     match (gateway.durable.keep(&webhook).await, reason) {
         (Ok(via), None) => {
-            gateway.metrics.accepted(tenant, via);
+            gateway.metrics.accepted(tenant, via, signature);
             debug!(tenant, event_key = webhook.facts.key, via = via.name(), "received");
             reply::received()
         }
@@ -193,6 +244,30 @@ async fn webhook(
         }
         (Err(why), _) => gateway.refuse_or_lose(&webhook.facts, &why),
     }
+}
+
+/// Decides what a request is. Large bodies are judged on another thread; none if that fails.
+async fn judge(
+    gateway: &web::Data<Gateway>,
+    tenant: &str,
+    request: &HttpRequest,
+    body: Body,
+) -> Option<(Verdict, Body)> {
+    let judge = |gateway: &Gateway, tenant: &str, headers: &HeaderMap, body: &Body| {
+        let Settings { tenants, max_body_bytes, .. } = &gateway.settings;
+        Some(receive::judge(tenant, tenants.get(tenant)?, headers, body, *max_body_bytes))
+    };
+    if body.bytes.len() <= LARGE_BODY_BYTES {
+        return Some((judge(gateway, tenant, request.headers(), &body)?, body));
+    }
+    let _turn = gateway.large.acquire().await;
+    let (gateway, tenant, headers) = (gateway.clone(), tenant.to_owned(), request.headers().clone());
+    web::block(move || Some((judge(&gateway, &tenant, &headers, &body)?, body))).await.ok()?
+}
+
+fn sent_signature(request: &HttpRequest) -> Option<String> {
+    let sent = request.headers().get(verify::HEADER)?.to_str().ok()?.trim();
+    (1..=MAX_SIGNATURE_LENGTH).contains(&sent.len()).then(|| sent.to_owned())
 }
 
 /// When the unread rest of a chunked body is dropped, actix-web waits for it without end; as long as somebody
@@ -229,6 +304,10 @@ async fn health(gateway: web::Data<Gateway>) -> HttpResponse {
     HttpResponse::Ok().json(gateway.health())
 }
 
+/// Requests on a connection so far.
+#[derive(Debug, Default)]
+pub struct Requests(AtomicU32);
+
 /// Times every request, and asks callers to connect anew once this process is about to stop.
 pub async fn observe(
     gateway: web::Data<Gateway>,
@@ -240,7 +319,10 @@ pub async fn observe(
     let route = response.request().match_pattern();
     let route = route.as_deref().unwrap_or(metrics::UNMATCHED);
     gateway.metrics.replied(route, response.status().as_u16(), started.elapsed());
-    if gateway.stop.is_cancelled() {
+    let requests = response.request().conn_data::<Requests>();
+    let is_last = requests
+        .is_some_and(|so_far| so_far.0.fetch_add(1, Ordering::Relaxed) + 1 >= REQUESTS_PER_CONNECTION);
+    if gateway.stop.is_cancelled() || is_last {
         response.response_mut().head_mut().set_connection_type(ConnectionType::Close);
     }
     Ok(response)

@@ -6,9 +6,8 @@ use std::time::Duration;
 
 use lapin::uri::AMQPUri;
 use shared::env::{Env, Problems};
+use shared::verify::Keys;
 use shared::{amqp, tenant};
-
-use crate::verify::{Keys, Policy};
 
 /// Everything that can be set from outside, checked.
 #[derive(Debug)]
@@ -35,10 +34,36 @@ pub struct Settings {
     pub refusal_budget: usize,
     /// The time over which respond.io counts errors.
     pub refusal_window: Duration,
+    /// Evidence that is kept at once, and a second from then on, per tenant.
+    pub quarantine: (u32, u32),
     /// Shown by `/health` while no worker has told its own.
     pub breaker_threshold: u32,
     /// How long a stopping ingest goes on serving, unready, so that load balancers notice.
     pub drain_delay: Duration,
+}
+
+/// What becomes of a webhook without a good signature.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Policy {
+    /// It is answered 200 and set aside.
+    Quarantine,
+    /// It is answered 401.
+    Reject,
+    /// Nobody looks.
+    Off,
+}
+
+impl Policy {
+    /// The policy of this name.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        match name {
+            "quarantine" => Some(Self::Quarantine),
+            "reject" => Some(Self::Reject),
+            "off" => Some(Self::Off),
+            _ => None,
+        }
+    }
 }
 
 /// How a tenant's signatures are checked.
@@ -78,6 +103,10 @@ impl Settings {
             spool_max_bytes: env.number("SPOOL_MAX_BYTES", 1 << 30, 0..=1 << 50),
             refusal_budget: env.number("REFUSAL_BUDGET", 10, 0..=1000),
             refusal_window: env.duration("REFUSAL_WINDOW", 1800 * SECOND, SECOND..=DAY),
+            quarantine: (
+                env.number("QUARANTINE_BURST", 20_000, 0..=1_000_000),
+                env.number("QUARANTINE_RATE", 5, 0..=100_000),
+            ),
             breaker_threshold: env.number("CIRCUIT_BREAKER_THRESHOLD", 10, 1..=1_000_000),
             drain_delay: env.duration("DRAIN_DELAY", SECOND, Duration::ZERO..=60 * SECOND),
         };
@@ -85,6 +114,18 @@ impl Settings {
             env.problem("ADMIN_PORT: is the public port too");
         }
         env.finish(settings)
+    }
+}
+
+impl Settings {
+    /// What is not forbidden, but should be known.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<String> {
+        let unchecked = self.tenants.iter().filter(|(_, signing)| signing.policy == Policy::Off);
+        let unchecked = unchecked.map(|(tenant, _)| {
+            format!("tenant {tenant}: signatures are not checked: anybody who knows the URL can send events")
+        });
+        unchecked.chain(amqp::exposed(&self.amqp_url)).collect()
     }
 }
 
@@ -100,8 +141,7 @@ fn policy(env: &mut Env) -> Option<Policy> {
 
 impl Signing {
     fn read(env: &mut Env, tenant: &str, policy: Option<Policy>) -> Self {
-        let text = tenant::setting(env, tenant, "SIGNING_KEYS").unwrap_or_default();
-        let keys: Keys = text.split(',').map(str::trim).filter(|key| !key.is_empty()).collect();
+        let keys = Keys::read(env, tenant);
         // Without keys nothing could be verified; start-up warns about it.
         let policy = if keys.is_empty() { Policy::Off } else { policy.unwrap_or(Policy::Quarantine) };
         Self { policy, keys }

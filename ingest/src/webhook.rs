@@ -36,6 +36,12 @@ pub struct Evidence {
     pub reason: String,
     /// Bytes that were sent, of which not all may have been kept.
     pub body_bytes: i64,
+    /// SHA-256 of what was sent, if not all was kept.
+    #[serde(default)]
+    pub body_sha256: Option<String>,
+    /// The signature that was sent, so that it can be checked again with other keys.
+    #[serde(default)]
+    pub sent_signature: Option<String>,
 }
 
 /// A webhook.
@@ -77,7 +83,12 @@ impl Facts {
         let reason = self.evidence.as_ref().map(|evidence| evidence.reason.as_str());
         headers.push((topology::REASON_HEADER, text(reason.unwrap_or(topology::DELIVERY_LIMIT_REASON))));
         if let Some(evidence) = &self.evidence {
-            headers.push(("body_bytes", AMQPValue::LongLongInt(evidence.body_bytes)));
+            headers.push((topology::BODY_BYTES_HEADER, AMQPValue::LongLongInt(evidence.body_bytes)));
+            let texts = [
+                (topology::BODY_SHA256_HEADER, &evidence.body_sha256),
+                (topology::SENT_SIGNATURE_HEADER, &evidence.sent_signature),
+            ];
+            headers.extend(texts.into_iter().filter_map(|(name, value)| Some((name, text(value.as_ref()?)))));
         }
         Ok(BasicProperties::default()
             .with_delivery_mode(DELIVERY_MODE_PERSISTENT)

@@ -6,14 +6,14 @@ use std::time::Duration;
 use crate::telemetry::chain;
 use futures_util::StreamExt;
 use lapin::options::ConfirmSelectOptions;
-use lapin::uri::AMQPUri;
+use lapin::uri::{AMQPScheme, AMQPUri};
 use lapin::{Channel, Connection, ConnectionProperties, Event};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::env::Env;
+use crate::env::{self, Env};
 use crate::topology::{self, DeclareError};
 
 /// Longest time for a connection to be opened, logged in and set up.
@@ -54,6 +54,18 @@ pub fn url(env: &mut Env) -> AMQPUri {
             AMQPUri::default()
         }
     }
+}
+
+/// A warning, if the password in `AMQP_URL` goes to another machine for everybody on the way to read.
+#[must_use]
+pub fn exposed(url: &AMQPUri) -> Option<String> {
+    let AMQPUri { scheme, authority, .. } = url;
+    (*scheme == AMQPScheme::AMQP && !env::is_local(&authority.host)).then(|| {
+        format!(
+            "AMQP_URL: the password goes to {} unencrypted; use amqps:// outside a trusted network",
+            authority.host
+        )
+    })
 }
 
 /// An open connection, until it is [`lost`](Session::lost).

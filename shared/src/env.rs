@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::path::Path;
 use std::str::FromStr;
@@ -163,6 +164,14 @@ impl Env {
     pub fn finish<T>(self, settings: T) -> Result<T, Problems> {
         if self.problems.is_empty() { Ok(settings) } else { Err(Problems(self.problems)) }
     }
+}
+
+/// Whether a host is this machine, so that what goes there stays here.
+#[must_use]
+pub fn is_local(host: &str) -> bool {
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let is_loopback = |ip: IpAddr| ip.is_loopback();
+    host.eq_ignore_ascii_case("localhost") || host.starts_with('/') || host.parse().is_ok_and(is_loopback)
 }
 
 /// Reads a duration like `250ms`, `5s`, `30m`, `12h` or `30d`.

@@ -12,3 +12,4 @@ pub mod status;
 pub mod telemetry;
 pub mod tenant;
 pub mod topology;
+pub mod verify;

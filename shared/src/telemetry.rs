@@ -4,8 +4,12 @@ use std::error::Error;
 use std::io;
 use std::iter::successors;
 
+use tracing::{Level, Metadata};
 use tracing_subscriber::EnvFilter;
-use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::filter::filter_fn;
+use tracing_subscriber::fmt::{self, MakeWriter};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::env::Env;
 
@@ -17,6 +21,9 @@ const VERBOSE: &str =
 
 /// For commands: their answer says what they did.
 const COMMAND: &str = "error,lapin=off,actix_server=off,mongodb=off";
+
+/// Our crates.
+const OURS: [&str; 3] = ["ingest", "worker", "shared"];
 
 /// Reads `RUST_LOG`.
 pub fn filter(env: &mut Env) -> Option<String> {
@@ -43,14 +50,20 @@ where
 {
     let filter =
         filter.and_then(|text| EnvFilter::try_new(text).ok()).unwrap_or_else(|| EnvFilter::new(default));
-    tracing_subscriber::fmt()
+    let lines = fmt::layer()
         .json()
         .flatten_event(true)
         .with_current_span(false)
         .with_span_list(false)
-        .with_env_filter(filter)
-        .with_writer(writer)
-        .init();
+        .with_writer(writer);
+    tracing_subscriber::registry().with(filter).with(filter_fn(is_discreet)).with(lines).init();
+}
+
+/// Below `info`, libraries log what passes through them: bodies, and with them names and phone numbers. Whatever
+/// `RUST_LOG` says, only our own crates may be that talkative.
+fn is_discreet(metadata: &Metadata<'_>) -> bool {
+    let krate = metadata.target().split("::").next().unwrap_or_default();
+    *metadata.level() <= Level::INFO || OURS.contains(&krate)
 }
 
 /// An error and what caused it, for the field `error` of a log line.

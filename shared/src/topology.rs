@@ -18,6 +18,13 @@ pub const STATUS_EXCHANGE: &str = "penstock.status";
 /// Header with the reason, on each message in a dead letter or quarantine queue.
 pub const REASON_HEADER: &str = "reason";
 
+/// Header of a quarantined message: the bytes that were sent, of which not all may have been kept.
+pub const BODY_BYTES_HEADER: &str = "body_bytes";
+/// Header of a quarantined message of which not all was kept: the SHA-256 of what was sent.
+pub const BODY_SHA256_HEADER: &str = "body_sha256";
+/// Header of a quarantined message: the signature that was sent.
+pub const SENT_SIGNATURE_HEADER: &str = "sent_signature";
+
 /// The reason of what RabbitMQ dead-letters itself, after too many deliveries. It can't add a header when it does so:
 /// every event carries this one from the start, and a worker that has another reason replaces it.
 pub const DELIVERY_LIMIT_REASON: &str = "delivery_limit";

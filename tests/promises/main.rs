@@ -9,6 +9,7 @@ mod documents;
 mod evidence;
 mod exactly_once;
 mod holding;
+mod hostile;
 mod order;
 mod outages;
 mod pressure;

@@ -145,7 +145,7 @@ async fn probes_tell_alive_from_ready() {
 #[tokio::test]
 async fn logs_are_json_and_hold_no_body_phone_or_password() {
     let place = Place::new().await;
-    let verbose = [("TEST_MODE", "true"), ("RUST_LOG", "debug")];
+    let verbose = [("TEST_MODE", "true"), ("RUST_LOG", "trace")];
     let (ingest, worker) = (Ingest::start(&place, &verbose).await, Worker::start(&place, &verbose).await);
     let body = json!({"event_id": "logged-1", "event_type": "message.received", "text": "private words",
         "contact": {"id": 7, "phone": "+15550107777", "email": "someone@example.com"}, "message": {"messageId": 7}});

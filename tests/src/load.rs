@@ -5,7 +5,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use hmac::{Hmac, KeyInit, Mac};
 use serde_json::json;
+use sha2::Sha256;
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -40,14 +44,24 @@ impl Load {
     /// Starts so many clients, each of which posts to `{url}/webhook/faster/incoming` once per `pace`, or whenever it
     /// was answered if that takes longer.
     pub fn start(url: &str, clients: u64, pace: Duration) -> Self {
+        Self::start_with(url, clients, pace, None)
+    }
+
+    /// As [`Load::start`], with signatures made with this key.
+    pub fn start_signed(url: &str, clients: u64, pace: Duration, key: &str) -> Self {
+        Self::start_with(url, clients, pace, Some(key))
+    }
+
+    fn start_with(url: &str, clients: u64, pace: Duration, key: Option<&str>) -> Self {
+        let mac = key.map(|key| Hmac::<Sha256>::new_from_slice(key.as_bytes()).expect("any key will do"));
         let (target, stop) = (Arc::new(Mutex::new(url.to_owned())), Arc::new(AtomicBool::new(false)));
         let (mut set, http, received) = (JoinSet::new(), client(), Arc::new(AtomicU64::new(0)));
         // No two loads of a test send the same events.
         static NEXT_MILLION: AtomicU64 = AtomicU64::new(0);
         let first = NEXT_MILLION.fetch_add(1, Ordering::Relaxed) * 1_000_000;
         for client in first..first + clients {
-            let (http, target, stop, counter) =
-                (http.clone(), target.clone(), stop.clone(), received.clone());
+            let (http, target, stop, counter, mac) =
+                (http.clone(), target.clone(), stop.clone(), received.clone(), mac.clone());
             set.spawn(async move {
                 let (mut report, mut ticks) = (Report::default(), interval(pace));
                 ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -58,7 +72,12 @@ impl Load {
                     }
                     let url = format!("{}/webhook/faster/incoming", target.lock().expect("no panic"));
                     let sent = Instant::now();
-                    let answer = http.post(url).body(event(n)).send().await;
+                    let mut request = http.post(url).body(event(n));
+                    if let Some(mac) = &mac {
+                        let mac = mac.clone().chain_update(event(n)).finalize().into_bytes();
+                        request = request.header("x-webhook-signature", STANDARD.encode(mac));
+                    }
+                    let answer = request.send().await;
                     report.took.push(sent.elapsed());
                     match answer {
                         Ok(answer) if answer.status() == 200 => {

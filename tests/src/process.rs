@@ -1,5 +1,6 @@
 //! The binaries, started as users start them: by environment.
 
+use std::io::Write;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -40,6 +41,21 @@ fn command(binary: &str, folder: &Path, within: &[&str], settings: &[(&str, &str
 /// Runs a binary to its end.
 pub fn run(binary: &str, folder: &Path, arguments: &[&str], settings: &[(&str, &str)]) -> Output {
     command(binary, folder, &[], settings).args(arguments).output().expect("the binary runs")
+}
+
+/// Runs a binary to its end, with something to read on its standard input.
+pub fn run_with_input(
+    binary: &str,
+    folder: &Path,
+    arguments: &[&str],
+    settings: &[(&str, &str)],
+    input: &str,
+) -> Output {
+    let mut command = command(binary, folder, &[], settings);
+    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("the binary starts");
+    child.stdin.take().expect("a pipe").write_all(input.as_bytes()).expect("it reads");
+    child.wait_with_output().expect("the binary ends")
 }
 
 impl Process {
@@ -261,8 +277,13 @@ impl Answer {
 
 /// Runs a command of the worker, for the tenants `faster` and `vip`.
 pub fn operate(place: &Place, arguments: &[&str]) -> Answer {
+    operate_with(place, arguments, &[])
+}
+
+/// As [`operate`], with more settings.
+pub fn operate_with(place: &Place, arguments: &[&str], settings: &[(&str, &str)]) -> Answer {
     let (faster, vip) = (place.database("faster"), place.database("vip"));
-    let settings = worker_settings(place, (&faster, &vip), &[]);
+    let settings = worker_settings(place, (&faster, &vip), settings);
     let output = tokio::task::block_in_place(|| run("worker", &place.folder, arguments, &settings));
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text");
     Answer {

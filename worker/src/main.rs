@@ -7,7 +7,7 @@ use clap::Parser;
 use shared::env::{EXIT_BAD_CONFIGURATION, Env};
 use shared::telemetry::chain;
 use shared::{shutdown, telemetry};
-use tracing::error;
+use tracing::{error, warn};
 use worker::commands::{self, Command, CommandError};
 use worker::settings::Settings;
 
@@ -43,6 +43,9 @@ fn main() -> ExitCode {
         }
     };
     if arguments.check {
+        for warning in settings.warnings() {
+            eprintln!("warning: {warning}");
+        }
         println!("the configuration is fine");
         return ExitCode::SUCCESS;
     }
@@ -50,6 +53,9 @@ fn main() -> ExitCode {
     // Two containers may share a host name, and each has a process of the same number.
     let name = format!("{host}-{}-{:04x}", std::process::id(), fastrand::u16(..));
     let served = on_tasks(async move {
+        for warning in settings.warnings() {
+            warn!("{warning}");
+        }
         let stop = shutdown::on_signal()?;
         worker::build(settings, name, stop).await?.run().await?;
         Ok(())

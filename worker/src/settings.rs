@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use lapin::uri::AMQPUri;
-use mongodb::options::ConnectionString;
-use shared::env::{Env, Problems};
+use mongodb::options::{ConnectionString, HostInfo, ServerAddress, Tls};
+use shared::env::{self, Env, Problems};
 use shared::{amqp, tenant};
 
 use crate::breaker::Limits;
@@ -97,6 +97,36 @@ impl Settings {
     }
 }
 
+impl Settings {
+    /// What is not forbidden, but should be known.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<String> {
+        amqp::exposed(&self.amqp_url)
+            .into_iter()
+            .chain(self.tenants.iter().filter_map(Tenant::exposed))
+            .collect()
+    }
+}
+
+impl Tenant {
+    /// A warning, if the password goes to another machine for everybody on the way to read.
+    fn exposed(&self) -> Option<String> {
+        let uri = ConnectionString::parse(&self.mongo_uri).ok()?;
+        let is_encrypted = matches!(uri.tls, Some(Tls::Enabled(_)));
+        // With a DNS record for the servers, TLS is the rule.
+        let HostInfo::HostIdentifiers(hosts) = &uri.host_info else { return None };
+        let is_far = |host: &&ServerAddress| match host {
+            ServerAddress::Tcp { host, .. } => !env::is_local(host),
+            _ => false,
+        };
+        let far = hosts.iter().find(is_far).filter(|_| uri.credential.is_some() && !is_encrypted)?;
+        let name = spelled(&self.name, "MONGO_URI");
+        Some(format!(
+            "{name}: documents go to {far} unencrypted, and the password is open to attack; use tls=true outside a trusted network"
+        ))
+    }
+}
+
 /// The tenants of `TENANTS`, or those of the Flask bridge whose MongoDB is named.
 fn tenants(env: &mut Env) -> Vec<Tenant> {
     let is_listed = env.text("TENANTS").is_some();
@@ -164,6 +194,24 @@ mod tests {
         let env = [("VIP_MONGO_URI", "mongodb://u:p@h/inuri")];
         let settings = Settings::read(Env::of(&env)).unwrap();
         assert_eq!((names(&settings), settings.tenants[0].database.as_str()), (vec!["vip"], "inuri"));
+    }
+
+    #[test]
+    fn a_password_that_others_can_read_is_warned_about() {
+        let warnings = |amqp, mongo| {
+            let env = [("AMQP_URL", amqp), ("MONGO_URI", mongo)];
+            Settings::read(Env::of(&env)).unwrap().warnings().len()
+        };
+        let (near, safe) = ("amqp://u:p@[::1]", "amqps://u:p@far.example");
+        for harmless in [
+            "mongodb://u:p@127.0.0.1/d",
+            "mongodb://far.example/d",
+            "mongodb://u:p@far.example/d?tls=true",
+            "mongodb+srv://u:p@far.example/d",
+        ] {
+            assert_eq!((warnings(near, harmless), warnings(safe, harmless)), (0, 0), "{harmless}");
+        }
+        assert_eq!(warnings("amqp://u:p@far.example", "mongodb://u:p@localhost,far.example/d"), 2);
     }
 
     #[test]

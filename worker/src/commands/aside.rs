@@ -11,6 +11,7 @@ use serde::Serialize;
 use serde_json::json;
 use shared::env::Env;
 use shared::publisher::{Message, Publisher};
+use shared::verify::Keys;
 use shared::{amqp, tenant, topology};
 
 use super::letter::{self, Filter, Letter, Replay, Unfit};
@@ -36,27 +37,47 @@ impl Aside {
             Self::Quarantine => topology::quarantine_queue(tenant),
         }
     }
-
-    fn replay(self, tenant: &str, message: &BasicGetMessage) -> Result<Replay, Unfit> {
-        match self {
-            Self::Dead => letter::of_dead_letter(tenant, &message.properties),
-            Self::Quarantine => letter::of_quarantined(tenant, &message.properties, &message.data),
-        }
-    }
 }
 
-/// What can be done with them.
+/// What can be done with dead letters.
+#[derive(Debug, Subcommand)]
+pub enum DeadCommand {
+    /// As with the quarantine.
+    #[command(flatten)]
+    Any(AsideCommand),
+    /// Puts messages back on their way to the workers
+    ///
+    /// Each is removed once RabbitMQ has confirmed the new one. An event keeps its key, so it counts once however often it
+    /// is replayed.
+    Replay(Change),
+}
+
+/// What can be done with quarantined webhooks.
+#[derive(Debug, Subcommand)]
+pub enum QuarantineCommand {
+    /// As with dead letters.
+    #[command(flatten)]
+    Any(AsideCommand),
+    /// Puts webhooks on their way to the workers, if they are events after all
+    ///
+    /// Each is removed once RabbitMQ has confirmed the event. What was not kept whole, or is no JSON object, stays.
+    Replay {
+        /// Which.
+        #[command(flatten)]
+        change: Change,
+        /// Only what the tenant's signing keys, as they are now, find well signed
+        #[arg(long)]
+        reverify: bool,
+    },
+}
+
+/// What can be done with all of them.
 #[derive(Debug, Subcommand)]
 pub enum AsideCommand {
     /// Lists the messages, a line each, the oldest first
     List(Selection),
     /// Shows the messages with headers and body
     Show(Selection),
-    /// Puts messages back on their way to the workers
-    ///
-    /// Each is removed once RabbitMQ has confirmed the new one.
-    /// An event keeps its key, so it counts once however often it is replayed
-    Replay(Change),
     /// Removes messages for good
     Drop(Change),
 }
@@ -106,25 +127,69 @@ struct Skipped {
     why: String,
 }
 
-/// Runs a command.
-pub async fn run(
+/// A command, taken apart.
+#[derive(Debug)]
+pub struct Task {
     aside: Aside,
-    command: AsideCommand,
-    mut env: Env,
-    out: &mut impl Write,
-) -> Result<(), CommandError> {
-    let selection = match &command {
-        AsideCommand::List(selection) | AsideCommand::Show(selection) => selection,
-        AsideCommand::Replay(change) | AsideCommand::Drop(change) => &change.selection,
-    };
+    action: Action,
+    change: Change,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Action {
+    List,
+    Show,
+    Replay { reverify: bool },
+    Drop,
+}
+
+impl From<DeadCommand> for Task {
+    fn from(command: DeadCommand) -> Self {
+        match command {
+            DeadCommand::Any(command) => Self::of(Aside::Dead, command),
+            DeadCommand::Replay(change) => {
+                Self { aside: Aside::Dead, action: Action::Replay { reverify: false }, change }
+            }
+        }
+    }
+}
+
+impl From<QuarantineCommand> for Task {
+    fn from(command: QuarantineCommand) -> Self {
+        match command {
+            QuarantineCommand::Any(command) => Self::of(Aside::Quarantine, command),
+            QuarantineCommand::Replay { change, reverify } => {
+                Self { aside: Aside::Quarantine, action: Action::Replay { reverify }, change }
+            }
+        }
+    }
+}
+
+impl Task {
+    fn of(aside: Aside, command: AsideCommand) -> Self {
+        let looking = |selection| Change { selection, dry_run: true };
+        let (action, change) = match command {
+            AsideCommand::List(selection) => (Action::List, looking(selection)),
+            AsideCommand::Show(selection) => (Action::Show, looking(selection)),
+            AsideCommand::Drop(change) => (Action::Drop, change),
+        };
+        Self { aside, action, change }
+    }
+}
+
+/// Runs a command.
+pub async fn run(task: Task, mut env: Env, out: &mut impl Write) -> Result<(), CommandError> {
+    let Task { aside, action, change } = task;
+    let selection = &change.selection;
     // No MongoDB is needed, so that tenants are known by their names alone.
     let url = amqp::url(&mut env);
     let known = tenant::served(&mut env);
-    let url = env.finish(url)?;
     let is_named = !selection.tenant.is_empty();
     let tenants = if is_named { selection.tenant.clone() } else { known };
+    let keys: Vec<Keys> = tenants.iter().map(|tenant| Keys::read(&mut env, tenant)).collect();
+    let url = env.finish(url)?;
     let broker = queue::connect(url).await?;
-    for tenant in tenants {
+    for (tenant, keys) in tenants.into_iter().zip(keys) {
         let name = aside.queue(&tenant);
         let Some(mut queue) = Queue::open(&broker, &name).await? else {
             if is_named {
@@ -132,12 +197,10 @@ pub async fn run(
             }
             continue;
         };
-        let work = Work { aside, tenant: &tenant, broker: &broker };
-        let done = match &command {
-            AsideCommand::List(selection) => work.look(&mut queue, selection, false, out).await,
-            AsideCommand::Show(selection) => work.look(&mut queue, selection, true, out).await,
-            AsideCommand::Replay(change) => work.change(&mut queue, change, "replay", out).await,
-            AsideCommand::Drop(change) => work.change(&mut queue, change, "drop", out).await,
+        let work = Work { aside, action, tenant: &tenant, keys, broker: &broker };
+        let done = match action {
+            Action::List | Action::Show => work.look(&mut queue, selection, out).await,
+            Action::Replay { .. } | Action::Drop => work.change(&mut queue, &change, out).await,
         };
         let closed = queue.close().await;
         done?;
@@ -150,7 +213,9 @@ pub async fn run(
 /// Work on a tenant's queue.
 struct Work<'a> {
     aside: Aside,
+    action: Action,
     tenant: &'a str,
+    keys: Keys,
     broker: &'a Publisher,
 }
 
@@ -159,12 +224,11 @@ impl Work<'_> {
         &self,
         queue: &mut Queue,
         selection: &Selection,
-        whole: bool,
         out: &mut impl Write,
     ) -> Result<(), CommandError> {
         let mut chosen = Chosen::new(self.tenant, &selection.filter, queue);
         while let Some((letter, message)) = chosen.next(queue).await? {
-            match (whole, selection.json) {
+            match (self.action == Action::Show, selection.json) {
                 (false, false) => say(out, letter.line())?,
                 (false, true) => say(out, json!(letter))?,
                 (true, false) => say(out, shown(&letter, &message))?,
@@ -178,10 +242,11 @@ impl Work<'_> {
         &self,
         queue: &mut Queue,
         change: &Change,
-        action: &'static str,
         out: &mut impl Write,
     ) -> Result<(), CommandError> {
         let Change { selection, dry_run } = change;
+        let (action, past) =
+            if self.action == Action::Drop { ("drop", "dropped") } else { ("replay", "replayed") };
         let mut changed =
             Changed { tenant: self.tenant.to_owned(), action, dry_run: *dry_run, ..Changed::default() };
         let done = self.change_all(queue, change, &mut changed).await;
@@ -190,7 +255,6 @@ impl Work<'_> {
             say(out, json!(changed))?;
         } else {
             let (of, would) = (queue.length, if *dry_run { "would be " } else { "" });
-            let past = if action == "drop" { "dropped" } else { "replayed" };
             say(out, format!("{}: {} of {of} {would}{past}", self.tenant, changed.done))?;
             for Skipped { key, why } in &changed.skipped {
                 say(out, printable(&format!("  {} stays: {why}", key.as_deref().unwrap_or("-"))))?;
@@ -212,7 +276,7 @@ impl Work<'_> {
             let is_last = next.is_none();
             if let Some((letter, message)) = next {
                 changed.selected += 1;
-                match self.replacement(changed.action, &message) {
+                match self.replacement(&message) {
                     Ok(replay) => window.push((message, replay)),
                     Err(unfit) => changed.skipped.push(Skipped { key: letter.key, why: unfit.to_string() }),
                 }
@@ -232,8 +296,16 @@ impl Work<'_> {
     }
 
     /// What is published in place of a message before it is removed; nothing if it is only to be removed.
-    fn replacement(&self, action: &str, message: &BasicGetMessage) -> Result<Option<Replay>, Unfit> {
-        if action == "drop" { Ok(None) } else { self.aside.replay(self.tenant, message).map(Some) }
+    fn replacement(&self, message: &BasicGetMessage) -> Result<Option<Replay>, Unfit> {
+        let (tenant, properties) = (self.tenant, &message.properties);
+        let replay = match (self.aside, self.action) {
+            (Aside::Dead, Action::Replay { .. }) => letter::of_dead_letter(tenant, properties),
+            (Aside::Quarantine, Action::Replay { reverify }) => {
+                letter::of_quarantined(tenant, properties, &message.data, reverify.then_some(&self.keys))
+            }
+            _ => return Ok(None),
+        };
+        replay.map(Some)
     }
 
     /// Publishes what there is to be published, and removes each message whose replacement was confirmed.

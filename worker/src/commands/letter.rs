@@ -6,13 +6,17 @@ use std::time::Duration;
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable};
 use serde::Serialize;
-use shared::topology::{self, DELIVERY_LIMIT_REASON, REASON_HEADER};
+use shared::topology::{
+    self, BODY_BYTES_HEADER, BODY_SHA256_HEADER, DELIVERY_LIMIT_REASON, REASON_HEADER, SENT_SIGNATURE_HEADER,
+};
+use shared::verify::Keys;
 use shared::{event, json};
 
 use super::{parse_duration, printable, rfc3339};
 
 /// Headers that were added when a message was set aside, by a worker or by ingest.
-const ADDED: [&str; 4] = ["error", "failed_at_ms", "attempts", "body_bytes"];
+const ADDED: [&str; 6] =
+    ["error", "failed_at_ms", "attempts", BODY_BYTES_HEADER, BODY_SHA256_HEADER, SENT_SIGNATURE_HEADER];
 
 /// What is known of a message.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -67,7 +71,7 @@ impl Letter {
             received_at: received_at_ms.map(rfc3339),
             attempts: number("attempts"),
             bytes: body.len(),
-            body_bytes: number("body_bytes"),
+            body_bytes: number(BODY_BYTES_HEADER),
             set_aside_at_ms,
         }
     }
@@ -187,6 +191,9 @@ pub enum Unfit {
     /// It would only come back.
     #[error("its body is no event ({0})")]
     NoEvent(json::Unusable),
+    /// It is not well signed.
+    #[error("no signing key of the tenant makes its signature")]
+    Untrusted,
     /// A name is too long for AMQP.
     #[error("its event type is too long")]
     Name,
@@ -207,17 +214,32 @@ pub fn of_dead_letter(tenant: &str, properties: &BasicProperties) -> Result<Repl
     replay(tenant, event::routable_type(event_type.as_deref()), properties.clone())
 }
 
-/// What a quarantined webhook is replayed as, if its body is an event after all.
-pub fn of_quarantined(tenant: &str, properties: &BasicProperties, body: &[u8]) -> Result<Replay, Unfit> {
+/// What a quarantined webhook is replayed as, if its body is an event after all; and if these keys find it well
+/// signed.
+pub fn of_quarantined(
+    tenant: &str,
+    properties: &BasicProperties,
+    body: &[u8],
+    keys: Option<&Keys>,
+) -> Result<Replay, Unfit> {
     let sent = Letter::of(tenant, properties, body).body_bytes;
     if sent.is_some_and(|sent| usize::try_from(sent) != Ok(body.len())) {
         return Err(Unfit::Cut);
     }
     let object = json::parse(body).map_err(Unfit::NoEvent)?;
+    let mut properties = properties.clone();
+    if let Some(keys) = keys {
+        let mut headers = properties.headers().clone().unwrap_or_default();
+        let signature = headers.inner().get(SENT_SIGNATURE_HEADER).and_then(text);
+        let good = keys.verify(signature.as_deref().map(str::as_bytes), body, Some(&object));
+        let form = good.map_err(|_| Unfit::Untrusted)?.form;
+        headers.insert("signature".into(), AMQPValue::LongString(form.name().into()));
+        properties = properties.with_headers(headers);
+    }
     let (key, event_type) =
         (event::event_key(tenant, &object, body), event::routable_type(event::event_type(&object)));
     let short = |name: &str| topology::short(name).map_err(|_| Unfit::Name);
-    let properties = properties.clone().with_message_id(short(&key)?).with_type(short(event_type)?);
+    let properties = properties.with_message_id(short(&key)?).with_type(short(event_type)?);
     replay(tenant, event_type, properties)
 }
 
@@ -323,11 +345,14 @@ mod tests {
             properties(&[("body_bytes", bytes.into()), (REASON_HEADER, long("invalid_signature"))])
         };
         let body = br#"{"event_id":"e","event_type":"call.ended"}"#;
-        let replay = of_quarantined("vip", &sent(42), body).unwrap();
+        let replay = of_quarantined("vip", &sent(42), body, None).unwrap();
         assert_eq!(replay.routing_key, "vip.call.ended");
         assert_eq!(replay.properties.message_id().as_ref().unwrap().as_str(), "e");
-        assert_eq!(of_quarantined("vip", &sent(43), body), Err(Unfit::Cut));
-        assert_eq!(of_quarantined("vip", &sent(2), b"[]"), Err(Unfit::NoEvent(json::Unusable::NotAnObject)));
+        assert_eq!(of_quarantined("vip", &sent(43), body, None), Err(Unfit::Cut));
+        assert_eq!(
+            of_quarantined("vip", &sent(2), b"[]", None),
+            Err(Unfit::NoEvent(json::Unusable::NotAnObject))
+        );
     }
 
     #[test]

@@ -17,7 +17,7 @@ pub mod queue;
 pub mod rebuild;
 pub mod reconcile;
 
-use aside::{Aside, AsideCommand};
+use aside::{DeadCommand, QuarantineCommand};
 use queue::QueueError;
 
 /// What operators can do.
@@ -25,10 +25,10 @@ use queue::QueueError;
 pub enum Command {
     /// Looks after the dead letters: events that could not be stored.
     #[command(subcommand)]
-    Dead(AsideCommand),
+    Dead(DeadCommand),
     /// Looks after the quarantine: webhooks that could not be used.
     #[command(subcommand)]
-    Quarantine(AsideCommand),
+    Quarantine(QuarantineCommand),
     /// Computes a tenant's documents anew from `webhook_events`, while workers go on.
     Rebuild(rebuild::Arguments),
     /// Compares what ingest has accepted with what is stored, queued, dead and quarantined.
@@ -72,8 +72,8 @@ pub enum CommandError {
 /// Runs a command, and writes its answer to `out`.
 pub async fn run(command: Command, env: Env, out: &mut impl Write) -> Result<(), CommandError> {
     match command {
-        Command::Dead(command) => aside::run(Aside::Dead, command, env, out).await,
-        Command::Quarantine(command) => aside::run(Aside::Quarantine, command, env, out).await,
+        Command::Dead(command) => aside::run(command.into(), env, out).await,
+        Command::Quarantine(command) => aside::run(command.into(), env, out).await,
         Command::Rebuild(arguments) => rebuild::run(arguments, env, out).await,
         Command::Reconcile(arguments) => reconcile::run(arguments, env, out).await,
     }

@@ -7,34 +7,13 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
-use shared::json::{self, Object};
+
+use crate::env::Env;
+use crate::json::{self, Object};
+use crate::tenant;
 
 /// The header that holds the signature.
 pub const HEADER: &str = "X-Webhook-Signature";
-
-/// What becomes of a webhook without a good signature.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Policy {
-    /// It is answered 200 and set aside.
-    Quarantine,
-    /// It is answered 401.
-    Reject,
-    /// Nobody looks.
-    Off,
-}
-
-impl Policy {
-    /// The policy of this name.
-    #[must_use]
-    pub fn from_name(name: &str) -> Option<Self> {
-        match name {
-            "quarantine" => Some(Self::Quarantine),
-            "reject" => Some(Self::Reject),
-            "off" => Some(Self::Off),
-            _ => None,
-        }
-    }
-}
 
 /// How a signature was found good, or that there was none to check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +33,16 @@ pub enum Form {
 }
 
 impl Form {
+    /// Every form.
+    pub const ALL: [Self; 6] = [
+        Self::Raw,
+        Self::RawDecodedKey,
+        Self::Reserialised,
+        Self::ReserialisedDecodedKey,
+        Self::Unsigned,
+        Self::Unchecked,
+    ];
+
     /// The value of the message header `signature`.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -75,6 +64,20 @@ pub enum Untrusted {
     Missing,
     /// No key and form make this signature.
     Invalid,
+}
+
+/// Length of an HMAC-SHA256.
+const SIGNATURE_BYTES: usize = 32;
+/// Most keys of a tenant: each may be tried four times for each webhook.
+const MAX_KEYS: usize = 16;
+
+/// A signature that is good.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Match {
+    /// Which key made it, counted from 0.
+    pub key: usize,
+    /// What it was made of, and how.
+    pub form: Form,
 }
 
 /// The signing keys of a tenant, one per webhook, and more while they are being changed.
@@ -100,6 +103,17 @@ impl<'a> FromIterator<&'a str> for Keys {
 }
 
 impl Keys {
+    /// Reads `SIGNING_KEYS` of a tenant.
+    pub fn read(env: &mut Env, name: &str) -> Self {
+        let text = tenant::setting(env, name, "SIGNING_KEYS").unwrap_or_default();
+        let keys: Self = text.split(',').map(str::trim).filter(|key| !key.is_empty()).collect();
+        if keys.0.len() > MAX_KEYS {
+            let name = tenant::setting_names(name, "SIGNING_KEYS").join(" or ");
+            env.problem(format!("{name}: has more than {MAX_KEYS} keys"));
+        }
+        keys
+    }
+
     /// Whether there is no key.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -112,10 +126,13 @@ impl Keys {
         signature: Option<&[u8]>,
         body: &[u8],
         parsed: Option<&Object>,
-    ) -> Result<Form, Untrusted> {
+    ) -> Result<Match, Untrusted> {
         let signature = signature.map(<[u8]>::trim_ascii).filter(|text| !text.is_empty());
         let signature =
             STANDARD.decode(signature.ok_or(Untrusted::Missing)?).map_err(|_| Untrusted::Invalid)?;
+        if signature.len() != SIGNATURE_BYTES {
+            return Err(Untrusted::Invalid);
+        }
         self.matching(&signature, body, Form::Raw, Form::RawDecodedKey)
             .or_else(|| {
                 let compact = json::compact(parsed?);
@@ -125,12 +142,15 @@ impl Keys {
             .ok_or(Untrusted::Invalid)
     }
 
-    fn matching(&self, signature: &[u8], signed: &[u8], text: Form, decoded: Form) -> Option<Form> {
+    fn matching(&self, signature: &[u8], signed: &[u8], text: Form, decoded: Form) -> Option<Match> {
         let good = |mac: &Hmac<Sha256>| mac.clone().chain_update(signed).verify_slice(signature).is_ok();
-        self.0.iter().find_map(|key| match &key.decoded {
-            _ if good(&key.text) => Some(text),
-            Some(mac) if good(mac) => Some(decoded),
-            _ => None,
+        self.0.iter().enumerate().find_map(|(position, key)| {
+            let form = match &key.decoded {
+                _ if good(&key.text) => text,
+                Some(mac) if good(mac) => decoded,
+                _ => return None,
+            };
+            Some(Match { key: position, form })
         })
     }
 }
@@ -147,20 +167,21 @@ mod tests {
         STANDARD.encode(mac.finalize().into_bytes())
     }
 
-    fn check(signature: &str) -> Result<Form, Untrusted> {
+    fn check(signature: &str) -> Result<(usize, Form), Untrusted> {
         let keys: Keys = KEYS.into_iter().collect();
-        keys.verify(Some(signature.as_bytes()), BODY, json::parse(BODY).ok().as_ref())
+        let matching = keys.verify(Some(signature.as_bytes()), BODY, json::parse(BODY).ok().as_ref());
+        matching.map(|Match { key, form }| (key, form))
     }
 
     #[test]
     fn each_form_is_recognised_with_any_key() {
         let compact = "{\"a\":\"é\"}".as_bytes();
         let decoded = b"secret key for tests";
-        assert_eq!(check(&sign(KEYS[0].as_bytes(), BODY)), Ok(Form::Raw));
-        assert_eq!(check(&sign(KEYS[1].as_bytes(), BODY)), Ok(Form::Raw));
-        assert_eq!(check(&sign(decoded, BODY)), Ok(Form::RawDecodedKey));
-        assert_eq!(check(&sign(KEYS[1].as_bytes(), compact)), Ok(Form::Reserialised));
-        assert_eq!(check(&sign(decoded, compact)), Ok(Form::ReserialisedDecodedKey));
+        assert_eq!(check(&sign(KEYS[0].as_bytes(), BODY)), Ok((0, Form::Raw)));
+        assert_eq!(check(&sign(KEYS[1].as_bytes(), BODY)), Ok((1, Form::Raw)));
+        assert_eq!(check(&sign(decoded, BODY)), Ok((1, Form::RawDecodedKey)));
+        assert_eq!(check(&sign(KEYS[1].as_bytes(), compact)), Ok((1, Form::Reserialised)));
+        assert_eq!(check(&sign(decoded, compact)), Ok((1, Form::ReserialisedDecodedKey)));
     }
 
     #[test]
