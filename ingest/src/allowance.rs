@@ -43,7 +43,9 @@ impl Allowance {
         let gained = now.saturating_duration_since(self.updated).as_secs_f64() * self.per_second;
         (self.left, self.updated) = ((self.left + gained).min(self.burst), now);
         #[expect(clippy::cast_precision_loss, reason = "bodies are bounded")]
-        let cost = (bytes / PART_BYTES + 1) as f64;
+        let parts = (bytes / PART_BYTES + 1) as f64;
+        // Something larger than all there can be gets all of it.
+        let cost = parts.min(self.burst.max(1.0));
         if self.left >= cost {
             self.left -= cost;
             return Decision::Keep;
@@ -82,6 +84,7 @@ mod tests {
         assert_eq!(allowance.spend(64 << 10, start), Decision::Keep);
         assert!(matches!(allowance.spend(64 << 10, start), Decision::Drop(_)));
         assert_eq!(allowance.spend(PART_BYTES, start), Decision::Keep);
+        assert_eq!(Allowance::new(10, 0, start).spend(1 << 20, start), Decision::Keep, "however large");
     }
 
     #[test]
