@@ -1,10 +1,13 @@
 //! What a worker holds while MongoDB fails is given back once, and taken again when it works.
 
+use std::time::Duration;
+
 use penstock_tests::broker::{Broker, header};
 use penstock_tests::database::Database;
 use penstock_tests::http::metric;
 use penstock_tests::poll;
 use penstock_tests::process::{Ingest, Worker, until_idle};
+use penstock_tests::relay::{Fault, Relay};
 use penstock_tests::stack::{OwnMongo, Place};
 use serde_json::json;
 
@@ -51,6 +54,39 @@ async fn a_long_outage_of_mongodb_costs_one_delivery() {
     worker.process.stop().await;
     assert_eq!(database.sum("conversations", "message_count").await, 100);
     assert_eq!(broker.depth("dead.faster").await, Some(0));
+    place.remove().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mongodb_that_only_looks_well_costs_one_event_deliveries_and_the_others_none() {
+    let place = Place::new().await;
+    let address = place.mongo_uri.trim_start_matches("mongodb://").split('/').next().unwrap();
+    let relay = Relay::start(address.parse().unwrap()).await;
+    let slow = format!("mongodb://{}/?directConnection=true", relay.address);
+    let settings = [("MONGO_URI", slow.as_str()), ("MONGO_TIMEOUT", "2s"), ("HOLD_TIMEOUT", "2s")];
+    let worker = Worker::start(&place, &settings).await;
+    let (broker, database) = (Broker::connect(&place.amqp_url).await, Database::of(&place, "faster").await);
+    let publish = async |n: u64| {
+        let body = json!({"event_id": n.to_string(), "event_type": "call.ended"});
+        broker.publish_event("faster", "any", 1_700_000_000_000, body.to_string().as_bytes()).await;
+    };
+    publish(0).await;
+    database.until_stored(1).await;
+    // A small write passes, a transaction with its many steps doesn't.
+    relay.set(Fault::Delay(Duration::from_millis(400)));
+    for n in 1..50 {
+        publish(n).await;
+    }
+    let gave_back = || worker.process.log_text().matches("gave events back").count();
+    let often = async || gave_back() >= 3;
+    poll::until_within("it gives back again and again", true, Duration::from_secs(60), often).await;
+    relay.set(Fault::None);
+    database.until_stored(50).await;
+    until_idle(&broker, &[&worker]).await;
+    let redelivered = metric(&worker.admin, "worker_redelivered_total", &[("tenant", "faster")]).await;
+    let rounds = f64::from(u32::try_from(gave_back()).unwrap());
+    assert!(redelivered.is_some_and(|count| count < 50.0 + rounds), "{redelivered:?} in {rounds} rounds");
+    worker.process.stop().await;
     place.remove().await;
 }
 

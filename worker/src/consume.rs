@@ -1,5 +1,6 @@
 //! Takes a tenant's deliveries from RabbitMQ and hands each to its lane.
 
+use std::future::pending;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::panic::catch_unwind;
 use std::sync::Arc;
@@ -53,19 +54,25 @@ enum ConsumeError {
 /// Serves a tenant until told to stop, then finishes what is in hand.
 pub async fn serve(context: Arc<Context>, link: Arc<Link>, stop: CancellationToken) {
     let mut sessions = link.sessions();
+    let mut intake = Intake::Full;
     while !stop.is_cancelled() {
+        if context.state.has_failed_for(context.settings.hold_timeout) {
+            tokio::select! {
+                () = until_mongodb_works(&context) => intake = Intake::Trial,
+                () = stop.cancelled() => return,
+            }
+        }
         let session = tokio::select! {
             session = amqp::next_session(&mut sessions) => session,
             () = stop.cancelled() => return,
         };
         let Some(session) = session else { return };
-        match consume(&context, &session, &stop).await {
+        match consume(&context, &session, intake, &stop).await {
             Ok(Ended::Told) => {}
-            Ok(Ended::HeldTooLong) => {
-                tokio::select! {
-                    () = until_mongodb_works(&context) => continue,
-                    () = stop.cancelled() => return,
-                }
+            Ok(Ended::HeldTooLong) => continue,
+            Ok(Ended::Proven) => {
+                intake = Intake::Full;
+                continue;
             }
             Err(error) => {
                 warn!(tenant = context.tenant, error = chain(&error), "consuming ended, will start again");
@@ -80,6 +87,16 @@ pub async fn serve(context: Arc<Context>, link: Arc<Link>, stop: CancellationTok
     }
 }
 
+/// How much is taken at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Intake {
+    /// What it takes to keep all lanes busy.
+    Full,
+    /// One event. After a long outage a small write of our own may pass where a batch still fails, and what is held and
+    /// given back again and again comes nearer to RabbitMQ's delivery limit: so only one event at a time may.
+    Trial,
+}
+
 /// Why consuming ended in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ended {
@@ -87,16 +104,29 @@ enum Ended {
     Told,
     /// What was in hand has been given back, since MongoDB has failed for so long.
     HeldTooLong,
+    /// The one event of a trial was written.
+    Proven,
 }
 
 /// Consumes until told to stop, or until the channel is gone, or until MongoDB has failed for too long.
 async fn consume(
     context: &Arc<Context>,
     session: &Session,
+    intake: Intake,
     stop: &CancellationToken,
 ) -> Result<Ended, ConsumeError> {
     let settings = &context.settings;
-    let prefetch = (2 * settings.lanes * settings.batch_size).min(MAX_PREFETCH);
+    let prefetch = match intake {
+        Intake::Full => (2 * settings.lanes * settings.batch_size).min(MAX_PREFETCH),
+        Intake::Trial => 1,
+    };
+    let proven = async {
+        match intake {
+            Intake::Full => pending().await,
+            Intake::Trial => context.state.next_success().await,
+        }
+    };
+    tokio::pin!(proven);
     let started = tokio::select! {
         started = timeout(START_TIMEOUT, start(context, session, prefetch)) => started,
         () = stop.cancelled() => return Ok(Ended::Told),
@@ -111,6 +141,7 @@ async fn consume(
             () = stop.cancelled() => break Ok(Ended::Told),
             () = lost.cancelled() => break if session.lost().is_cancelled() { Ok(Ended::Told) } else { Err(ConsumeError::Lane) },
             () = context.state.failing_for(settings.hold_timeout) => break Ok(Ended::HeldTooLong),
+            () = &mut proven => break Ok(Ended::Proven),
         };
         match delivery {
             Some(Ok(delivery)) => lanes.take(context, delivery),
@@ -118,26 +149,32 @@ async fn consume(
             None => break Err(ConsumeError::Cancelled),
         }
     };
-    if stop.is_cancelled() && ended.is_ok() && !lost.is_cancelled() {
+    let is_proven = matches!(ended, Ok(Ended::Proven));
+    if (stop.is_cancelled() || is_proven) && ended.is_ok() && !lost.is_cancelled() {
         finish(context, &channel, &mut consumer, &mut lanes, &lost).await;
+        if is_proven {
+            close(&channel).await?;
+        }
         return ended;
     }
     let in_hand = context.state.in_flight();
     lost.cancel();
-    lanes.join(&context.tenant).await;
+    if timeout(settings.shutdown_grace, lanes.join(&context.tenant)).await.is_err() {
+        // What they may still write will come again, and count once.
+        lanes.running.shutdown().await;
+    }
     if let Ok(Ended::HeldTooLong) = ended {
-        give_back(context, &channel, in_hand).await?;
+        let (tenant, after) = (&context.tenant, settings.hold_timeout);
+        warn!(tenant, in_hand, ?after, "MongoDB fails for too long, gave events back until it works");
+        close(&channel).await?;
     }
     ended
 }
 
-/// Closes the channel, so that RabbitMQ takes back what is in hand. It counts that as a delivery, so this is done
-/// once in an outage; but sooner than RabbitMQ would do it, since it closes the channel each time its patience ends.
-async fn give_back(context: &Context, channel: &Channel, in_hand: usize) -> Result<(), ConsumeError> {
-    let (tenant, after) = (&context.tenant, context.settings.hold_timeout);
-    warn!(tenant, in_hand, ?after, "MongoDB fails for too long, gave events back until it works");
-    timeout(CLOSE_TIMEOUT, channel.close(200, "held too long".into())).await??;
-    Ok(())
+/// Closes the channel: RabbitMQ takes back what is in hand. It counts that as a delivery, so in an outage this is done
+/// once, but sooner than RabbitMQ would do it each time its patience ends.
+async fn close(channel: &Channel) -> Result<(), ConsumeError> {
+    Ok(timeout(CLOSE_TIMEOUT, channel.close(200, "done".into())).await??)
 }
 
 /// Tries MongoDB now and then, with small writes of our own, since nothing else does while nothing is consumed.

@@ -1,11 +1,12 @@
 //! What others see of a tenant's worker: its MongoDB, its breaker, what it has in hand.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use shared::status::TenantStatus;
 use shared::telemetry::chain;
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 use tracing::{error, info, warn};
 
@@ -19,7 +20,7 @@ const REMINDER: Duration = Duration::from_mins(1);
 #[derive(Debug)]
 pub struct TenantState {
     breaker: Breaker,
-    successes: AtomicU64,
+    successes: watch::Sender<u64>,
     connected: AtomicBool,
     in_flight: AtomicUsize,
     failing_since: Mutex<Option<Instant>>,
@@ -32,7 +33,7 @@ impl TenantState {
     pub fn new(tenant: &str, limits: Limits) -> Self {
         Self {
             breaker: Breaker::new(tenant, limits),
-            successes: AtomicU64::new(0),
+            successes: watch::Sender::new(0),
             connected: AtomicBool::new(false),
             in_flight: AtomicUsize::new(0),
             failing_since: Mutex::new(None),
@@ -48,7 +49,7 @@ impl TenantState {
 
     /// An operation on MongoDB reached it.
     pub fn mongodb_works(&self, tenant: &str) {
-        self.successes.fetch_add(1, Ordering::Relaxed);
+        self.successes.send_modify(|successes| *successes += 1);
         let failures = self.breaker.seen().failures;
         self.breaker.worked();
         *lock(&self.failing_since) = None;
@@ -80,7 +81,13 @@ impl TenantState {
     /// How often MongoDB was reached, for telling whether it works for others meanwhile.
     #[must_use]
     pub fn successes(&self) -> u64 {
-        self.successes.load(Ordering::Relaxed)
+        *self.successes.borrow()
+    }
+
+    /// Done when MongoDB is reached the next time.
+    pub async fn next_success(&self) {
+        // It can't be closed as long as this exists.
+        let _ = self.successes.subscribe().changed().await;
     }
 
     /// Whether a failure deserves a line in the log; then it counts as logged.
@@ -91,6 +98,12 @@ impl TenantState {
             *logged = Some((class, now));
         }
         !known
+    }
+
+    /// Whether MongoDB has failed for so long without a success.
+    #[must_use]
+    pub fn has_failed_for(&self, limit: Duration) -> bool {
+        lock(&self.failing_since).is_some_and(|since| since.elapsed() >= limit)
     }
 
     /// Done when MongoDB has failed for so long without a success.
