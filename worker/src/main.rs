@@ -13,7 +13,7 @@ use worker::settings::Settings;
 
 /// Writes the events that wait in RabbitMQ into MongoDB. Configured by environment variables and .env.
 #[derive(Parser)]
-#[command(version)]
+#[command(version, args_conflicts_with_subcommands = true)]
 struct Arguments {
     /// Validate the configuration, print every problem, and exit with 0 or 64.
     #[arg(long)]

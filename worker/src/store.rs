@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::TryStreamExt;
 use mongodb::bson::{DateTime, Document, doc};
 use mongodb::options::ClientOptions;
-use mongodb::{Client, Collection, Database};
+use mongodb::{Client, Collection, Database, IndexModel};
 use shared::telemetry::chain;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
@@ -25,6 +26,8 @@ const ABANDONED_PATIENCE: Duration = Duration::from_secs(30);
 const UNFOLDED_BYTES: usize = 1 << 20;
 /// Building an index on a large collection takes its time.
 const INDEX_TIMEOUT: Duration = Duration::from_mins(10);
+/// `NamespaceNotFound`: there is no such collection.
+const NAMESPACE_NOT_FOUND: i32 = 26;
 /// `IndexOptionsConflict` and `IndexKeySpecsConflict`: there is such an index already, called or made otherwise.
 const INDEX_EXISTS: [i32; 2] = [85, 86];
 
@@ -80,10 +83,31 @@ impl Store {
     /// Checks that the server can do transactions, and makes the indexes that are missing.
     pub async fn prepare(&self, retention: Duration) -> Result<(), Failure> {
         self.check_replica_set().await?;
-        for (collection, index) in self.indexes(retention) {
+        for (collection, index) in [self.ledger_index(retention)].into_iter().chain(self.other_indexes()) {
             self.ensure_index(collection, index).await?;
         }
         Ok(())
+    }
+
+    /// Makes the indexes that are missing, other than the ledger's.
+    pub async fn make_other_indexes(&self) -> Result<(), Failure> {
+        for (collection, index) in self.other_indexes() {
+            self.ensure_index(collection, index).await?;
+        }
+        Ok(())
+    }
+
+    /// How long the ledger keeps events, by its index; none if it keeps them for ever.
+    pub async fn retention(&self) -> Result<Option<Duration>, Failure> {
+        let ledger = self.ledger();
+        let list = tokio::spawn(async move { ledger.list_indexes().await?.try_collect::<Vec<_>>().await });
+        let indexes = match within(self.deadline, list).await? {
+            Err(error) if is_missing(&error) => Vec::new(),
+            listed => listed?,
+        };
+        let is_by_time = |index: &IndexModel| index.keys.keys().eq(["stored_at"]);
+        let options = indexes.into_iter().find(is_by_time).and_then(|index| index.options);
+        Ok(options.and_then(|options| options.expire_after))
     }
 
     /// Fails with [`Failure::NoReplicaSet`] if the server is a standalone.
@@ -95,13 +119,15 @@ impl Store {
         if is_router || hello.contains_key("setName") { Ok(()) } else { Err(Failure::NoReplicaSet) }
     }
 
-    fn indexes(&self, retention: Duration) -> Vec<(&str, Document)> {
+    fn ledger_index(&self, retention: Duration) -> (&str, Document) {
         let retention = i64::try_from(retention.as_secs()).unwrap_or(i64::MAX);
+        let key = doc! {"stored_at": 1};
+        (&self.names.ledger, doc! {"name": "stored_at_ttl", "key": key, "expireAfterSeconds": retention})
+    }
+
+    fn other_indexes(&self) -> [(&str, Document); 5] {
         let index = |name: &str, key: Document| doc! {"name": name, "key": key};
-        let mut ledger_ttl = index("stored_at_ttl", doc! {"stored_at": 1});
-        ledger_ttl.insert("expireAfterSeconds", retention);
-        vec![
-            (&self.names.ledger, ledger_ttl),
+        [
             (&self.names.messages, index("chat_id_ts", doc! {"chat_id": 1, "ts": 1})),
             (&self.names.conversations, index("last_message_ts", doc! {"last_message_ts": -1})),
             (&self.names.contacts, index("phone", doc! {"phone": 1})),
@@ -191,6 +217,10 @@ pub(crate) fn refused(reply: &Document) -> Result<(), Failure> {
         Some(code) => Err(Failure::Refused { code }),
         None => Ok(()),
     }
+}
+
+fn is_missing(error: &mongodb::error::Error) -> bool {
+    matches!(&*error.kind, mongodb::error::ErrorKind::Command(command) if command.code == NAMESPACE_NOT_FOUND)
 }
 
 fn exists(error: &mongodb::error::Error) -> bool {

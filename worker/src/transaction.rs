@@ -14,12 +14,16 @@ use tokio_util::sync::CancellationToken;
 
 use crate::decode::Event;
 use crate::failure::Failure;
-use crate::project::table::Writes;
-use crate::project::{Documents, Outcome, Wanted, ledger, rebuild};
+use crate::project::rebuild::{self, Neighbours};
+use crate::project::table::{Table, Writes};
+use crate::project::{Documents, Outcome, Wanted, ledger};
 use crate::store::{Store, refused};
 
 /// Longest pause before a commit whose outcome is unknown is sent again.
 const COMMIT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Updates in one command, which must stay below 48 MB. A batch of a worker has hardly more.
+const MAX_UPDATES: usize = 1000;
 
 /// What to do with a batch of events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,8 +99,8 @@ impl Attempt {
             }
             Work::Rebuild { horizon } => {
                 let mut documents = self.load(session, &events, false).await?;
-                self.load_neighbours(session, &mut documents, &events).await?;
-                documents.rebuild(&events, horizon, now);
+                let neighbours = self.neighbours(session, &documents, &events).await?;
+                documents.rebuild(&events, &neighbours, horizon, now);
                 documents
             }
         };
@@ -154,24 +158,39 @@ impl Attempt {
         Ok(documents)
     }
 
-    /// What else is in the conversations, to be counted.
-    async fn load_neighbours(
+    /// What else is in the conversations. There may be much of it, so it is counted as it comes.
+    async fn neighbours(
         &self,
         session: &mut ClientSession,
-        documents: &mut Documents,
+        documents: &Documents,
         events: &[Event],
-    ) -> Result<(), Failure> {
+    ) -> Result<Neighbours, Failure> {
         let mut chats = Wanted::by(events).conversations;
         chats.extend(documents.conversations_left());
         let in_chats = doc! {"chat_id": {"$in": chats.into_iter().collect::<Vec<_>>()}};
-        let names = &self.store.names;
-        let counted_by = Some(fields(&rebuild::MESSAGES_COUNTED_BY));
-        let messages = self.find(session, &names.messages, in_chats.clone(), counted_by, None).await?;
-        documents.messages.load_missing(messages);
-        let counted_by = Some(fields(&rebuild::NOTES_COUNTED_BY));
-        let notes = self.find(session, &names.notes, in_chats, counted_by, None).await?;
-        documents.notes.load_missing(notes);
-        Ok(())
+        let (names, mut neighbours) = (&self.store.names, Neighbours::default());
+        let is_here =
+            |table: &Table, found: &Document| found.get_str("_id").is_ok_and(|id| table.get(id).is_some());
+
+        self.check_deadline()?;
+        let collection = self.store.database.collection::<Document>(&names.messages);
+        let messages = collection.find(in_chats.clone()).projection(fields(&rebuild::MESSAGES_COUNTED_BY));
+        let mut messages = messages.session(&mut *session).await?;
+        while let Some(message) = messages.next(session).await.transpose()? {
+            if !is_here(&documents.messages, &message) {
+                neighbours.add_message(&message);
+            }
+        }
+        self.check_deadline()?;
+        let collection = self.store.database.collection::<Document>(&names.notes);
+        let notes = collection.find(in_chats).projection(fields(&rebuild::NOTES_COUNTED_BY));
+        let mut notes = notes.session(&mut *session).await?;
+        while let Some(note) = notes.next(session).await.transpose()? {
+            if !is_here(&documents.notes, &note) {
+                neighbours.add_note(&note);
+            }
+        }
+        Ok(neighbours)
     }
 
     async fn find_ids(
@@ -187,23 +206,9 @@ impl Attempt {
         let ids: Vec<&String> = ids.iter().collect();
         // One batch, so one round trip, unless the documents are larger than a reply may be.
         let batch_size = u32::try_from(ids.len()).unwrap_or(u32::MAX).saturating_add(1);
-        self.find(session, collection, doc! {"_id": {"$in": ids}}, fields, Some(batch_size)).await
-    }
-
-    async fn find(
-        &self,
-        session: &mut ClientSession,
-        collection: &str,
-        filter: Document,
-        fields: Option<Document>,
-        batch_size: Option<u32>,
-    ) -> Result<Vec<Document>, Failure> {
         self.check_deadline()?;
         let collection = self.store.database.collection::<Document>(collection);
-        let mut find = collection.find(filter);
-        if let Some(batch_size) = batch_size {
-            find = find.batch_size(batch_size);
-        }
+        let mut find = collection.find(doc! {"_id": {"$in": ids}}).batch_size(batch_size);
         if let Some(fields) = fields {
             find = find.projection(fields);
         }
@@ -222,10 +227,10 @@ impl Attempt {
             let collection = self.store.database.collection::<Document>(collection);
             collection.insert_many(writes.inserts).ordered(false).session(&mut *session).await?;
         }
-        if !writes.updates.is_empty() {
+        for updates in writes.updates.chunks(MAX_UPDATES) {
             self.check_deadline()?;
-            let update = doc! {"update": collection, "updates": writes.updates, "ordered": false};
-            let reply = self.store.database.run_command(update).session(session).await?;
+            let update = doc! {"update": collection, "updates": updates.to_vec(), "ordered": false};
+            let reply = self.store.database.run_command(update).session(&mut *session).await?;
             refused(&reply)?;
         }
         Ok(())

@@ -1,11 +1,12 @@
 //! `worker dead …` and `worker quarantine …`: looking at what was set aside, putting it back, throwing it away.
 
-use std::io::Write;
+use std::io::{self, IsTerminal, Write};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use clap::{Args, Subcommand};
 use futures_util::future::join_all;
+use indicatif::ProgressBar;
 use lapin::message::BasicGetMessage;
 use serde::Serialize;
 use serde_json::json;
@@ -20,6 +21,9 @@ use super::{CommandError, now_ms, printable, progress, say};
 
 /// Longest wait for the confirm of a replayed message.
 const CONFIRM_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// Bodies published and not confirmed yet, in bytes.
+const WINDOW_BYTES: usize = 1 << 20;
 
 /// Which queue of a tenant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -226,7 +230,7 @@ impl Work<'_> {
         selection: &Selection,
         out: &mut impl Write,
     ) -> Result<(), CommandError> {
-        let mut chosen = Chosen::new(self.tenant, &selection.filter, queue);
+        let mut chosen = Chosen::new(self.tenant, &selection.filter, queue, !io::stdout().is_terminal());
         while let Some((letter, message)) = chosen.next(queue).await? {
             match (self.action == Action::Show, selection.json) {
                 (false, false) => say(out, letter.line())?,
@@ -245,22 +249,26 @@ impl Work<'_> {
         out: &mut impl Write,
     ) -> Result<(), CommandError> {
         let Change { selection, dry_run } = change;
-        let (action, past) =
-            if self.action == Action::Drop { ("drop", "dropped") } else { ("replay", "replayed") };
+        let action = if self.action == Action::Drop { "drop" } else { "replay" };
         let mut changed =
             Changed { tenant: self.tenant.to_owned(), action, dry_run: *dry_run, ..Changed::default() };
         let done = self.change_all(queue, change, &mut changed).await;
         changed.left = u64::from(queue.length) - if *dry_run { 0 } else { changed.done };
-        if selection.json {
-            say(out, json!(changed))?;
-        } else {
-            let (of, would) = (queue.length, if *dry_run { "would be " } else { "" });
-            say(out, format!("{}: {} of {of} {would}{past}", self.tenant, changed.done))?;
-            for Skipped { key, why } in &changed.skipped {
-                say(out, printable(&format!("  {} stays: {why}", key.as_deref().unwrap_or("-"))))?;
-            }
+        let said = self.tell(&changed, queue.length, selection.json, out);
+        done.and(said)
+    }
+
+    fn tell(&self, changed: &Changed, of: u32, json: bool, out: &mut impl Write) -> Result<(), CommandError> {
+        if json {
+            return say(out, json!(changed));
         }
-        done
+        let would = if changed.dry_run { "would be " } else { "" };
+        let past = if self.action == Action::Drop { "dropped" } else { "replayed" };
+        say(out, format!("{}: {} of {of} {would}{past}", self.tenant, changed.done))?;
+        for Skipped { key, why } in &changed.skipped {
+            say(out, printable(&format!("  {} stays: {why}", key.as_deref().unwrap_or("-"))))?;
+        }
+        Ok(())
     }
 
     async fn change_all(
@@ -269,7 +277,7 @@ impl Work<'_> {
         change: &Change,
         changed: &mut Changed,
     ) -> Result<(), CommandError> {
-        let mut chosen = Chosen::new(self.tenant, &change.selection.filter, queue);
+        let mut chosen = Chosen::new(self.tenant, &change.selection.filter, queue, true);
         let mut window = Vec::new();
         loop {
             let next = chosen.next(queue).await?;
@@ -281,7 +289,8 @@ impl Work<'_> {
                     Err(unfit) => changed.skipped.push(Skipped { key: letter.key, why: unfit.to_string() }),
                 }
             }
-            if is_last || window.len() >= WINDOW as usize {
+            let bytes: usize = window.iter().map(|(message, _)| message.data.len()).sum();
+            if is_last || window.len() >= WINDOW as usize || bytes >= WINDOW_BYTES {
                 let batch = std::mem::take(&mut window);
                 if change.dry_run {
                     changed.done += batch.len() as u64;
@@ -341,12 +350,13 @@ struct Chosen<'a> {
     filter: &'a Filter,
     now_ms: i64,
     left: u64,
-    bar: indicatif::ProgressBar,
+    bar: ProgressBar,
 }
 
 impl<'a> Chosen<'a> {
-    fn new(tenant: &'a str, filter: &'a Filter, queue: &Queue) -> Self {
-        let bar = progress(tenant, queue.length.into());
+    fn new(tenant: &'a str, filter: &'a Filter, queue: &Queue, with_bar: bool) -> Self {
+        // Lines of the answer and a bar on the same terminal would get into each other's way.
+        let bar = if with_bar { progress(tenant, queue.length.into()) } else { ProgressBar::hidden() };
         Self { tenant, filter, now_ms: now_ms(), left: filter.limit.unwrap_or(u64::MAX), bar }
     }
 
@@ -368,9 +378,10 @@ impl<'a> Chosen<'a> {
 
 fn shown(letter: &Letter, message: &BasicGetMessage) -> String {
     let headers = letter::headers(&message.properties).into_iter();
-    let headers: Vec<_> = headers.map(|(name, value)| format!("  {name}: {value}")).collect();
-    let body = String::from_utf8_lossy(&message.data);
-    format!("{}\n{}\n\n{}\n", letter.line(), printable(&headers.join("\n")), printable(&body))
+    let headers: String =
+        headers.map(|(name, value)| printable(&format!("  {name}: {value}")) + "\n").collect();
+    let body: Vec<_> = String::from_utf8_lossy(&message.data).lines().map(printable).collect();
+    format!("{}\n{headers}\n{}\n", letter.line(), body.join("\n"))
 }
 
 fn shown_as_json(letter: &Letter, message: &BasicGetMessage) -> serde_json::Value {

@@ -11,16 +11,16 @@ use crate::project::Wanted;
 /// which does no harm.
 #[derive(Debug, Default)]
 pub struct Groups {
-    events: Vec<String>,
+    events: Vec<(String, usize)>,
     parents: Vec<u32>,
     holders: HashMap<u64, u32>,
 }
 
 impl Groups {
-    /// Adds an event that concerns these documents, by the `_id` of its entry in the ledger.
-    pub fn add(&mut self, id: String, concerned: &Wanted) {
+    /// Adds an event of this size that concerns these documents, by the `_id` of its entry in the ledger.
+    pub fn add(&mut self, id: String, bytes: usize, concerned: &Wanted) {
         let Ok(event) = u32::try_from(self.events.len()) else { return };
-        self.events.push(id);
+        self.events.push((id, bytes));
         self.parents.push(event);
         let Wanted { ledger: _, messages, conversations, contacts, notes, calls } = concerned;
         for (collection, ids) in [messages, conversations, contacts, notes, calls].into_iter().enumerate() {
@@ -39,21 +39,25 @@ impl Groups {
         self.events.len()
     }
 
-    /// The groups, several in one batch as long as it holds at most so many events.
+    /// The groups, several in one batch as long as that holds at most so many events and bytes.
     #[must_use]
-    pub fn into_batches(mut self, batch_size: usize) -> Vec<Vec<Vec<String>>> {
-        let mut groups: HashMap<u32, Vec<String>> = HashMap::new();
-        for (event, id) in (0..).zip(std::mem::take(&mut self.events)) {
-            groups.entry(self.root(event)).or_default().push(id);
+    pub fn into_batches(mut self, most_events: usize, most_bytes: usize) -> Vec<Vec<Vec<String>>> {
+        let mut groups: HashMap<u32, (Vec<String>, usize)> = HashMap::new();
+        for (event, (id, bytes)) in (0..).zip(std::mem::take(&mut self.events)) {
+            let (ids, total) = groups.entry(self.root(event)).or_default();
+            ids.push(id);
+            *total += bytes;
         }
-        let (mut batches, mut batch, mut size) = (Vec::new(), Vec::new(), 0);
-        for group in groups.into_values() {
-            if size > 0 && size + group.len() > batch_size {
+        let (mut batches, mut batch, mut size) = (Vec::new(), Vec::new(), (0, 0));
+        for (ids, bytes) in groups.into_values() {
+            let larger = (size.0 + ids.len(), size.1 + bytes);
+            if !batch.is_empty() && (larger.0 > most_events || larger.1 > most_bytes) {
                 batches.push(std::mem::take(&mut batch));
-                size = 0;
+                size = (ids.len(), bytes);
+            } else {
+                size = larger;
             }
-            size += group.len();
-            batch.push(group);
+            batch.push(ids);
         }
         if !batch.is_empty() {
             batches.push(batch);
@@ -108,10 +112,10 @@ mod tests {
             // The message of a moves to the conversation of b.
             ("e", about(&["1"], &["y"])),
         ] {
-            groups.add(id.to_owned(), &concerned);
+            groups.add(id.to_owned(), 1, &concerned);
         }
         assert_eq!(groups.events(), 5);
-        assert_eq!(sorted(groups.into_batches(100)), [vec!["a", "b", "e"], vec!["c"], vec!["d"]]);
+        assert_eq!(sorted(groups.into_batches(100, 100)), [vec!["a", "b", "e"], vec!["c"], vec!["d"]]);
     }
 
     #[test]
@@ -119,11 +123,11 @@ mod tests {
         let mut groups = Groups::default();
         for n in 0..10 {
             let chat = if n < 6 { "large".to_owned() } else { n.to_string() };
-            groups.add(n.to_string(), &about(&[&n.to_string()], &[&chat]));
+            groups.add(n.to_string(), 10, &about(&[&n.to_string()], &[&chat]));
         }
-        let batches = groups.into_batches(3);
+        let batches = groups.into_batches(3, 20);
         assert!(
-            batches.iter().all(|batch| batch.len() == 1 || batch.iter().map(Vec::len).sum::<usize>() <= 3)
+            batches.iter().all(|batch| batch.len() == 1 || batch.iter().map(Vec::len).sum::<usize>() <= 2)
         );
         assert_eq!(sorted(batches).iter().map(Vec::len).max(), Some(6));
     }

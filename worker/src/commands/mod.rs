@@ -64,6 +64,9 @@ pub enum CommandError {
         /// Why not.
         source: io::Error,
     },
+    /// It ended half way; to run it again does no harm.
+    #[error("not all could be done: please run it again")]
+    Unfinished(#[source] Failure),
     /// It was done, and some of it failed or is missing; the answer says what.
     #[error("{0}")]
     Incomplete(String),
@@ -95,11 +98,9 @@ fn progress(title: &str, length: u64) -> ProgressBar {
     bar
 }
 
-/// Text from others, fit for a terminal: control characters could make it do things.
+/// A line of text from others, fit for a terminal: control characters could make it do things.
 fn printable(text: &str) -> String {
-    let escaped = |c: char| {
-        if c.is_control() && c != '\n' && c != '\t' { c.escape_unicode().collect() } else { c.to_string() }
-    };
+    let escaped = |c: char| if c.is_control() { c.escape_unicode().collect() } else { c.to_string() };
     text.chars().map(escaped).collect()
 }
 

@@ -35,6 +35,9 @@ pub enum QueueError {
     /// The channel failed.
     #[error("RabbitMQ")]
     Channel(#[from] lapin::Error),
+    /// The channel was gone before a message could be removed.
+    #[error("lost the connection to RabbitMQ: a message is still in its queue")]
+    NotRemoved,
     /// A name is too long for AMQP.
     #[error("a name is too long for AMQP")]
     Name(#[from] ShortStringError),
@@ -80,8 +83,8 @@ impl Queue {
         }
     }
 
-    /// The next message. What arrived after the queue was opened isn't among them: a replayed event that is set aside
-    /// again would come round for ever.
+    /// The next message, as long as there were more when the queue was opened: a replayed event that is set aside again
+    /// would come round for ever.
     pub async fn next(&mut self) -> Result<Option<BasicGetMessage>, QueueError> {
         if self.left == 0 {
             return Ok(None);
@@ -95,7 +98,9 @@ impl Queue {
 
     /// Removes a message for good.
     pub async fn remove(&self, message: &BasicGetMessage) -> Result<(), QueueError> {
-        timeout(PATIENCE, message.delivery.acker.ack(BasicAckOptions::default())).await??;
+        if !timeout(PATIENCE, message.delivery.acker.ack(BasicAckOptions::default())).await?? {
+            return Err(QueueError::NotRemoved);
+        }
         self.removed.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }

@@ -1,18 +1,18 @@
 //! `worker rebuild`: a tenant's documents computed anew from its ledger, while workers go on.
 //!
-//! Each transaction computes all documents that a group of events concerns, so that they are never seen half done, and
-//! a worker that writes one of them at the same time makes one of the two start over. What workers store after the
-//! ledger was read is applied once more in the end; to apply an event twice changes nothing.
+//! Each transaction computes all documents that a group of events concerns, and a worker that writes one of them at the
+//! same time makes one of the two start over. What workers have stored after the ledger was read is applied once more in
+//! the end; to apply an event twice changes nothing.
 
 use std::io::Write;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use clap::Args;
 use futures_util::{StreamExt, stream};
 use mongodb::Cursor;
 use mongodb::bson::{DateTime, Document, doc};
-use mongodb::options::ReadConcern;
+use mongodb::options::{ReadConcern, ReadPreference, SelectionCriteria};
 use serde::Serialize;
 use serde_json::json;
 use shared::env::Env;
@@ -23,7 +23,7 @@ use super::groups::Groups;
 use super::{CommandError, printable, progress, say};
 use crate::attempts::{Attempts, Next};
 use crate::decode::Event;
-use crate::failure::Failure;
+use crate::failure::{Class, Failure};
 use crate::project::{Wanted, ledger};
 use crate::settings::Settings;
 use crate::store::Store;
@@ -31,12 +31,16 @@ use crate::transaction::{Work, Written};
 
 /// Longest time for one transaction, and for a part of the ledger to be read.
 const DEADLINE: Duration = Duration::from_mins(1);
-/// So long is tried again while MongoDB fails.
-const PATIENCE: Duration = Duration::from_mins(1);
+/// So long is tried again while MongoDB fails, or while workers write the same documents.
+const PATIENCE: Duration = Duration::from_mins(2);
+/// After so many failures the groups of a batch are tried one by one: a smaller one has fewer rivals.
+const FAILURES_TOGETHER: u32 = 5;
+/// Bodies in a batch, in bytes.
+const BATCH_BYTES: usize = 4 << 20;
 /// Events stored shortly before the ledger was read may have been committed after it. Clocks differ, too.
 const MARGIN: Duration = Duration::from_mins(10);
-/// While the ledger is read and worked through, it forgets more.
-const LONGEST_RUN: Duration = Duration::from_hours(1);
+/// While the ledger is read and worked through, it forgets more. What takes longer is given up.
+const LONGEST_RUN: Duration = Duration::from_hours(6);
 
 /// What to rebuild.
 #[derive(Debug, Args)]
@@ -85,36 +89,43 @@ pub async fn run(arguments: Arguments, env: Env, out: &mut impl Write) -> Result
     let known = settings.tenants.iter().find(|known| known.name == tenant).cloned();
     let known = known.ok_or_else(|| CommandError::UnknownTenant(tenant.clone()))?;
     let store = Store::open(&known, &settings).await?;
-    if dry_run {
-        store.check_replica_set().await?;
-    } else {
-        store.prepare(settings.event_retention).await?;
+    store.check_replica_set().await?;
+    if !dry_run {
+        // Those of dropped collections are gone, too.
+        store.make_other_indexes().await?;
     }
     let mut rebuilt = Rebuilt { tenant: tenant.clone(), dry_run, ..Rebuilt::default() };
-    Rebuild { tenant, settings, store, dry_run }.run(&mut rebuilt).await?;
-    if json {
-        say(out, json!(rebuilt))?;
-    } else {
-        let Rebuilt { tenant, events, unreadable, inserted, updated, .. } = &rebuilt;
-        let would = if dry_run { "would be " } else { "" };
-        say(
-            out,
-            format!("{tenant}: {events} events, {inserted} documents {would}added, {updated} {would}changed"),
-        )?;
-        if *unreadable > 0 {
-            say(out, format!("  {unreadable} entries of the ledger can't be read"))?;
-        }
-        for Failed { event_key, events, error } in &rebuilt.failed {
-            say(
-                out,
-                printable(&format!("  {events} events, {event_key} among them, are left out: {error}")),
-            )?;
-        }
+    let rebuild =
+        Rebuild { tenant, settings, store, dry_run, started: Instant::now(), ended: AtomicBool::new(false) };
+    let ran = rebuild.run(&mut rebuilt).await;
+    let said = tell(&rebuilt, json, out);
+    if let Err(failure) = ran {
+        return Err(CommandError::Unfinished(failure));
     }
+    said?;
     match rebuilt.failed.len() {
         0 => Ok(()),
         failed => Err(CommandError::Incomplete(format!("{failed} groups of documents could not be rebuilt"))),
     }
+}
+
+fn tell(rebuilt: &Rebuilt, json: bool, out: &mut impl Write) -> Result<(), CommandError> {
+    if json {
+        return say(out, json!(rebuilt));
+    }
+    let Rebuilt { tenant, dry_run, events, unreadable, inserted, updated, failed } = rebuilt;
+    let would = if *dry_run { "would be " } else { "" };
+    say(
+        out,
+        format!("{tenant}: {events} events, {inserted} documents {would}added, {updated} {would}changed"),
+    )?;
+    if *unreadable > 0 {
+        say(out, format!("  {unreadable} entries of the ledger can't be read"))?;
+    }
+    for Failed { event_key, events, error } in failed {
+        say(out, printable(&format!("  {events} events, {event_key} among them, are left out: {error}")))?;
+    }
+    Ok(())
 }
 
 struct Rebuild {
@@ -122,39 +133,57 @@ struct Rebuild {
     settings: Settings,
     store: Store,
     dry_run: bool,
+    started: Instant,
+    /// Set when it makes no sense to go on.
+    ended: AtomicBool,
 }
 
 impl Rebuild {
-    async fn run(&self, rebuilt: &mut Rebuilt) -> Result<(), CommandError> {
+    async fn run(&self, rebuilt: &mut Rebuilt) -> Result<(), Failure> {
         let started = DateTime::now();
         let work = Work::Rebuild { horizon: self.horizon(started).await? };
         let groups = self.read(rebuilt).await?;
         rebuilt.events = groups.events();
+        let done = self.rebuild(groups, work, rebuilt).await;
+        if self.dry_run {
+            return done;
+        }
+        // Even if not all could be done: what workers have stored meanwhile must be in what was.
+        let caught_up = self.catch_up(started, rebuilt).await;
+        done.and(caught_up)
+    }
+
+    async fn rebuild(&self, groups: Groups, work: Work, rebuilt: &mut Rebuilt) -> Result<(), Failure> {
         let bar = progress("rebuilding", groups.events() as u64);
-        let batches = groups.into_batches(self.settings.batch_size);
+        let batches = groups.into_batches(self.settings.batch_size, BATCH_BYTES);
         let running = stream::iter(batches).map(|batch| self.batch(batch, work));
         let mut running = running.buffer_unordered(self.settings.lanes);
+        let mut first = Ok(());
         while let Some(done) = running.next().await {
-            let Done { events, written, failed } = done?;
+            let Done { events, written, failed, ended } = done;
             bar.inc(events as u64);
             rebuilt.inserted += written.inserted;
             rebuilt.updated += written.updated;
             rebuilt.failed.extend(failed);
+            if let Some(failure) = ended {
+                // The others under way are waited for, so that no transaction is left behind.
+                self.ended.store(true, Ordering::Relaxed);
+                first = first.and(Err(failure));
+            }
         }
         bar.finish_and_clear();
-        if !self.dry_run {
-            self.catch_up(started, rebuilt).await?;
-        }
-        Ok(())
+        first
     }
 
     /// The ledger has every event that was stored since then, and will have it until this is done.
     async fn horizon(&self, now: DateTime) -> Result<DateTime, Failure> {
-        let oldest = self.ledger(doc! {}, doc! {"stored_at": 1}, Some(doc! {"stored_at": 1})).await?;
+        let by_time = doc! {"stored_at": 1};
+        let oldest = self.ledger(doc! {}, by_time.clone(), Some(by_time)).await?;
         let oldest = Reading(oldest).next().await?;
-        let oldest = oldest.and_then(|entry| entry.get_datetime("stored_at").ok().copied());
-        let kept = self.settings.event_retention.saturating_sub(LONGEST_RUN);
-        Ok(oldest.unwrap_or(now).max(before(now, kept)))
+        let oldest = oldest.and_then(|entry| entry.get_datetime("stored_at").ok().copied()).unwrap_or(now);
+        let kept =
+            self.store.retention().await?.map(|retention| before(now, retention.saturating_sub(LONGEST_RUN)));
+        Ok(kept.map_or(oldest, |kept| oldest.max(kept)))
     }
 
     /// Reads the ledger, to know which events belong together.
@@ -169,7 +198,7 @@ impl Rebuild {
                 (Ok(id), Some(event)) => {
                     let concerned = Wanted::by(std::slice::from_ref(&event));
                     if concerned.concerns_documents() {
-                        groups.add(id.to_owned(), &concerned);
+                        groups.add(id.to_owned(), event.body.len(), &concerned);
                     }
                 }
                 _ => rebuilt.unreadable += 1,
@@ -180,30 +209,40 @@ impl Rebuild {
     }
 
     /// Does the work with each group of a batch; with all at once, unless that fails.
-    async fn batch(&self, batch: Vec<Vec<String>>, work: Work) -> Result<Done, Failure> {
+    async fn batch(&self, batch: Vec<Vec<String>>, work: Work) -> Done {
         let mut done = Done { events: batch.iter().map(Vec::len).sum(), ..Done::default() };
-        match self.write(&batch.concat(), work).await? {
-            Ok(written) => done.written = written,
-            Err(failure) if batch.len() == 1 => done.failed.extend(failed(&batch[0], &failure)),
-            Err(_) => {
-                for group in &batch {
-                    match self.write(group, work).await? {
-                        Ok(Written { inserted, updated, .. }) => {
-                            done.written.inserted += inserted;
-                            done.written.updated += updated;
-                        }
-                        Err(failure) => done.failed.extend(failed(group, &failure)),
-                    }
+        if self.ended.load(Ordering::Relaxed) {
+            return done;
+        }
+        if batch.len() > 1
+            && let Ok(written) = self.write(&batch.concat(), work, FAILURES_TOGETHER).await
+        {
+            done.written = written;
+            return done;
+        }
+        for group in &batch {
+            match self.write(group, work, u32::MAX).await {
+                Ok(Written { inserted, updated, .. }) => {
+                    done.written.inserted += inserted;
+                    done.written.updated += updated;
                 }
+                Err(failure) if matters_to_all(&failure) => {
+                    done.ended = Some(failure);
+                    return done;
+                }
+                Err(failure) => done.failed.extend(failed(group, &failure)),
             }
         }
-        Ok(done)
+        done
     }
 
-    /// What workers have stored since the ledger was read.
+    /// Applies what workers have stored since the ledger was read.
     async fn catch_up(&self, started: DateTime, rebuilt: &mut Rebuilt) -> Result<(), Failure> {
-        let since = doc! {"stored_at": {"$gte": before(started, MARGIN)}};
-        let mut entries = Reading(self.ledger(since, doc! {"_id": 1}, None).await?);
+        self.ended.store(false, Ordering::Relaxed);
+        // With an end, lest workers are followed for ever.
+        let (from, to) = (before(started, MARGIN), DateTime::now().timestamp_millis() + 1000);
+        let meanwhile = doc! {"stored_at": {"$gte": from, "$lt": DateTime::from_millis(to)}};
+        let mut entries = Reading(self.ledger(meanwhile, doc! {"_id": 1}, None).await?);
         let bar = progress("catching up", 0);
         let mut ids = Vec::new();
         loop {
@@ -213,7 +252,11 @@ impl Rebuild {
             if is_last || ids.len() >= self.settings.batch_size {
                 bar.inc(ids.len() as u64);
                 let single = std::mem::take(&mut ids).into_iter().map(|id| vec![id]).collect();
-                rebuilt.failed.extend(self.batch(single, Work::Reapply).await?.failed);
+                let Done { failed, ended, .. } = self.batch(single, Work::Reapply).await;
+                rebuilt.failed.extend(failed);
+                if let Some(failure) = ended {
+                    return Err(failure);
+                }
             }
             if is_last {
                 bar.finish_and_clear();
@@ -222,19 +265,22 @@ impl Rebuild {
         }
     }
 
-    /// Does the work with these events. The inner failure is a matter of these events alone.
-    async fn write(&self, ids: &[String], work: Work) -> Result<Result<Written, Failure>, Failure> {
-        let events: Arc<[Event]> = self.events(ids).await?.into();
+    /// Does the work with these events, as often as it takes, up to so many failures.
+    async fn write(&self, ids: &[String], work: Work, failures: u32) -> Result<Written, Failure> {
         let (mut attempts, started) = (Attempts::default(), Instant::now());
+        let mut failed = 0;
         loop {
-            let failure = match self.store.write(events.clone(), work, self.dry_run).await {
-                Ok(written) => return Ok(Ok(written)),
-                Err(failure) => failure,
+            let written = match self.events(ids).await {
+                Ok(events) => self.store.write(events.into(), work, self.dry_run).await,
+                Err(failure) => Err(failure),
             };
-            match attempts.failed(&failure, true).1 {
-                Next::Again(_) if started.elapsed() > PATIENCE => return Err(failure),
-                Next::Again(pause) => sleep(pause).await,
-                Next::Halve | Next::Refuse => return Ok(Err(failure)),
+            let Err(failure) = written else { return written };
+            failed += 1;
+            let is_too_late =
+                failed >= failures || started.elapsed() > PATIENCE || self.started.elapsed() > LONGEST_RUN;
+            match attempts.failed(&failure, false).1 {
+                Next::Again(pause) if !is_too_late => sleep(pause).await,
+                _ => return Err(failure),
             }
         }
     }
@@ -247,7 +293,11 @@ impl Rebuild {
             let wanted = doc! {"_id": {"$in": ids}};
             let mut entries = Reading(self.ledger(wanted, ledger::fields_of_events(), None).await?);
             while let Some(entry) = entries.next().await? {
-                events.extend(ledger::event(&self.tenant, &entry));
+                let Some(mut event) = ledger::event(&self.tenant, &entry) else { continue };
+                if event.is_large() {
+                    event.shed_members();
+                }
+                events.push(event);
             }
         }
         Ok(events)
@@ -260,13 +310,15 @@ impl Rebuild {
         sort: Option<Document>,
     ) -> Result<Cursor<Document>, Failure> {
         let ledger = self.store.ledger();
-        let mut find = ledger.find(filter).projection(fields).read_concern(ReadConcern::majority());
+        // Whatever the URI says: a secondary may not have yet what workers have just stored.
+        let primary = SelectionCriteria::ReadPreference(ReadPreference::Primary);
+        let find = ledger.find(filter).projection(fields).read_concern(ReadConcern::majority());
+        let mut find = find.selection_criteria(primary);
         if let Some(sort) = sort {
             find = find.sort(sort).limit(1);
         }
-        timeout(DEADLINE, find.into_future())
-            .await
-            .map_or(Err(Failure::TimedOut(DEADLINE)), |found| Ok(found?))
+        let found = timeout(DEADLINE, find.into_future()).await;
+        found.map_or(Err(Failure::TimedOut(DEADLINE)), |found| Ok(found?))
     }
 }
 
@@ -276,6 +328,14 @@ struct Done {
     events: usize,
     written: Written,
     failed: Vec<Failed>,
+    /// Why it makes no sense to go on.
+    ended: Option<Failure>,
+}
+
+/// Whether a failure has nothing to do with the events. A missed deadline may have: their group may be large.
+fn matters_to_all(failure: &Failure) -> bool {
+    let class = failure.class(1);
+    matches!(class, Class::Infrastructure | Class::Configuration) && !matches!(failure, Failure::TimedOut(_))
 }
 
 fn failed(group: &[String], failure: &Failure) -> Option<Failed> {
@@ -283,9 +343,8 @@ fn failed(group: &[String], failure: &Failure) -> Option<Failed> {
 }
 
 fn before(at: DateTime, by: Duration) -> DateTime {
-    DateTime::from_millis(
-        at.timestamp_millis().saturating_sub(i64::try_from(by.as_millis()).unwrap_or(i64::MAX)),
-    )
+    let by = i64::try_from(by.as_millis()).unwrap_or(i64::MAX);
+    DateTime::from_millis(at.timestamp_millis().saturating_sub(by))
 }
 
 /// A cursor with a deadline.

@@ -79,13 +79,13 @@ pub async fn run(arguments: Arguments, env: Env, out: &mut impl Write) -> Result
         tenants = arguments.tenant.iter().map(find).collect::<Result<_, _>>()?;
     }
     let accepted = match &arguments.accepted {
-        Some(path) => Some(read_accepted(path, &tenants)?),
+        Some(path) => Some(read_accepted(path, &tenants, &settings.tenants)?),
         None => None,
     };
     let broker = queue::connect(settings.amqp_url.clone()).await?;
-    let mut missing = 0;
+    let (mut accepted, mut missing) = (accepted, 0);
     for tenant in &tenants {
-        let keys = accepted.as_ref().map(|accepted| accepted.get(&tenant.name).cloned().unwrap_or_default());
+        let keys = accepted.as_mut().map(|accepted| accepted.remove(&tenant.name).unwrap_or_default());
         let account = account(tenant, &settings, &broker, keys, arguments.wait).await?;
         missing += account.missing.len();
         if arguments.json {
@@ -195,8 +195,8 @@ async fn length(broker: &Publisher, name: &str) -> Result<u32, QueueError> {
 /// What workers say that they have in hand.
 async fn in_workers(broker: &Publisher, tenant: &str) -> Result<usize, QueueError> {
     let session = broker.link().session().ok_or(QueueError::NotConnected)?;
-    let until = Instant::now() + 2 * ANNOUNCE_INTERVAL;
     let mut announcements = timeout(DEADLINE, status::subscribe(&session)).await??;
+    let until = Instant::now() + 2 * ANNOUNCE_INTERVAL;
     let mut workers: BTreeMap<String, Announcement> = BTreeMap::new();
     while let Ok(Some(delivery)) = timeout_at(until, announcements.next()).await {
         if let Ok(announcement) = serde_json::from_slice::<Announcement>(&delivery?.data) {
@@ -214,9 +214,11 @@ struct Logged {
     event_key: String,
 }
 
+/// What was accepted, by tenant. A list that names nothing is an error: it would look as if all were well.
 fn read_accepted(
     path: &Path,
     tenants: &[Tenant],
+    known: &[Tenant],
 ) -> Result<BTreeMap<String, BTreeSet<String>>, CommandError> {
     let failed = |source| CommandError::Io { what: format!("can't read {}", path.display()), source };
     let reader: Box<dyn BufRead> = if path == Path::new("-") {
@@ -228,6 +230,9 @@ fn read_accepted(
     let mut accepted: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for line in reader.lines() {
         match accepted_by(&line.map_err(failed)?, only) {
+            Ok(Some((tenant, _))) if known.iter().all(|known| known.name != tenant) => {
+                return Err(CommandError::UnknownTenant(tenant));
+            }
             Ok(Some((tenant, key))) => drop(accepted.entry(tenant).or_default().insert(key)),
             Ok(None) => {}
             Err(line) => {
@@ -235,6 +240,10 @@ fn read_accepted(
                 return Err(failed(source));
             }
         }
+    }
+    if accepted.is_empty() {
+        let source = std::io::Error::other("it names no event; was ingest's RUST_LOG as the help says?");
+        return Err(failed(source));
     }
     Ok(accepted)
 }
@@ -245,9 +254,10 @@ fn accepted_by(line: &str, only: Option<&str>) -> Result<Option<(String, String)
     if line.is_empty() {
         return Ok(None);
     }
-    if line.starts_with('{') {
-        let logged = serde_json::from_str::<Logged>(line).ok();
-        let accepted = logged.filter(|logged| matches!(logged.message.as_str(), "received" | "quarantined"));
+    if serde_json::from_str::<serde_json::Map<_, _>>(line).is_ok() {
+        let accepted = serde_json::from_str::<Logged>(line).ok();
+        let accepted =
+            accepted.filter(|logged| matches!(logged.message.as_str(), "received" | "quarantined"));
         return Ok(accepted.map(|logged| (logged.tenant, logged.event_key)));
     }
     let tenant = only.ok_or_else(|| line.to_owned())?;

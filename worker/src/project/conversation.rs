@@ -4,6 +4,7 @@ use mongodb::bson::{Bson, DateTime, Document, doc};
 use shared::json::Json;
 
 use super::message::Counted;
+use super::rebuild::Neighbours;
 use super::table::Table;
 use super::{Documents, Stamp, contact, rebuild};
 use crate::convert;
@@ -117,29 +118,8 @@ pub fn forget(conversation: &mut Document) {
     rebuild::reset(conversation, &GROWING, &new);
 }
 
-/// Applies what a stored message says of its conversation, except the counts.
-pub fn note_stored_message(conversations: &mut Table, message: &Document) {
-    let conversation = message.get_str("chat_id").ok().and_then(|chat_id| conversations.get_mut(chat_id));
-    let Some(conversation) = conversation else { return };
-    if let Ok(ts) = message.get_datetime("ts") {
-        move_date(conversation, "first_message_ts", ts.timestamp_millis(), i64::min);
-        move_date(conversation, "last_message_ts", ts.timestamp_millis(), i64::max);
-    }
-    let text = |name: &str| message.get_str(name).ok().filter(|text| !text.is_empty());
-    if let Some(name) = text("channel_name").or_else(|| text("channel_source")) {
-        add_sorted(conversation, "channel", name.to_owned());
-    }
-}
-
-/// Applies what a stored note says of its conversation, except the count.
-pub fn note_stored_note(conversations: &mut Table, note: &Document) {
-    if let (Ok(chat_id), Ok(at)) = (note.get_str("chat_id"), note.get_datetime("created_at")) {
-        note_internal_note(conversations, chat_id, at.timestamp_millis());
-    }
-}
-
-/// Counts the messages and notes that are there.
-pub fn recount(documents: &mut Documents) {
+/// Counts the messages and notes that are there: those of these documents, and their neighbours.
+pub fn recount(documents: &mut Documents, neighbours: &Neighbours) {
     let Documents { messages, notes, conversations, .. } = documents;
     let new = empty(DateTime::MIN);
     for conversation in conversations.iter_mut() {
@@ -150,6 +130,24 @@ pub fn recount(documents: &mut Documents) {
     }
     for note in notes.iter() {
         count_note(conversations, note.get_str("chat_id").ok(), 1);
+    }
+    for (chat_id, seen) in neighbours.iter() {
+        for (media, count) in &seen.messages {
+            let counted = Counted { chat_id: Some(chat_id.clone()), media: media.clone() };
+            count_message(conversations, &counted, *count);
+        }
+        count_note(conversations, Some(chat_id), seen.notes);
+        let Some(conversation) = conversations.get_mut(chat_id) else { continue };
+        if let Some((first, last)) = seen.span {
+            move_date(conversation, "first_message_ts", first, i64::min);
+            move_date(conversation, "last_message_ts", last, i64::max);
+        }
+        if let Some(at) = seen.last_note {
+            move_date(conversation, "last_internal_note_at", at, i64::max);
+        }
+        for name in &seen.channels {
+            add_sorted(conversation, "channel", name.clone());
+        }
     }
 }
 

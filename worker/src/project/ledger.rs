@@ -49,7 +49,7 @@ pub fn enter(ledger: &mut Table, event: &Event, now: DateTime) -> Outcome {
     let beside = variant(&event.key, &event.digest);
     for id in [&event.key, &beside] {
         if let Some(known) = ledger.get_mut(id).filter(|entry| is_of(entry, event)) {
-            return again(known, event);
+            return again(known, event, now);
         }
     }
     let Some(holder) = ledger.get_mut(&event.key) else {
@@ -64,6 +64,8 @@ pub fn enter(ledger: &mut Table, event: &Event, now: DateTime) -> Outcome {
     let mut moved = std::mem::replace(holder, doc! {"_id": id});
     holder.extend(entry(event, now));
     moved.remove("_id");
+    // It counts as stored now, so that whoever follows the ledger by this time sees it again under its new name.
+    moved.insert("stored_at", now);
     let moved_to = variant(&event.key, moved.get_str("body_sha256").unwrap_or_default());
     ledger.get_or_insert(&moved_to, || moved);
     Outcome::Stored
@@ -100,7 +102,7 @@ pub fn event(tenant: &str, entry: &Document) -> Option<Event> {
 }
 
 /// The same body once more: the entry tells when it was received first, and which stream made something of it.
-fn again(entry: &mut Document, event: &Event) -> Outcome {
+fn again(entry: &mut Document, event: &Event, now: DateTime) -> Outcome {
     let received_at = DateTime::from_millis(event.received_at_ms);
     if entry.get_datetime("received_at").is_ok_and(|stored| received_at < *stored) {
         entry.insert("received_at", received_at);
@@ -110,6 +112,7 @@ fn again(entry: &mut Document, event: &Event) -> Outcome {
         return Outcome::Duplicate;
     }
     entry.insert("stream", event.stream.name());
+    entry.insert("stored_at", now);
     Outcome::Stored
 }
 

@@ -4,34 +4,80 @@
 //! events that aren't at hand stays: documents of their own, parts that carry their stamp, and, of documents that
 //! are older than the ledger, also what only ever grows. Everything else is computed from nothing.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use mongodb::bson::{DateTime, Document};
 
+use super::message::Counted;
+use super::stamp::MERGE_FIELD;
 use super::table::Table;
 use super::{Documents, Stamp, Wanted, contact, conversation, ledger, message};
 use crate::decode::Event;
 
 /// Fields of a message by which it counts in its conversation.
-pub const MESSAGES_COUNTED_BY: [&str; 7] = [
-    "chat_id",
-    "ts",
-    "channel_id",
-    "channel_name",
-    "channel_source",
-    "raw_message.type",
-    "raw_message.attachment.type",
-];
+pub const MESSAGES_COUNTED_BY: [&str; 6] =
+    ["chat_id", "ts", "channel_name", "channel_source", "raw_message.type", "raw_message.attachment.type"];
 /// Fields of a note by which it counts in its conversation.
 pub const NOTES_COUNTED_BY: [&str; 2] = ["chat_id", "created_at"];
+
+/// What else is in conversations: messages and notes of which no event is at hand.
+#[derive(Clone, Debug, Default)]
+pub struct Neighbours {
+    chats: BTreeMap<String, Seen>,
+}
+
+/// What they add to their conversation.
+#[derive(Clone, Debug, Default)]
+pub struct Seen {
+    /// Messages, by kind of medium.
+    pub messages: BTreeMap<Option<String>, i64>,
+    /// Times of the first and the last message, in milliseconds since 1970.
+    pub span: Option<(i64, i64)>,
+    /// Names of channels.
+    pub channels: BTreeSet<String>,
+    /// Notes.
+    pub notes: i64,
+    /// Time of the last note, in milliseconds since 1970.
+    pub last_note: Option<i64>,
+}
+
+impl Neighbours {
+    /// Adds a message, of which the fields [`MESSAGES_COUNTED_BY`] are known.
+    pub fn add_message(&mut self, message: &Document) {
+        let Counted { chat_id: Some(chat_id), media } = Counted::of(message) else { return };
+        let seen = self.chats.entry(chat_id).or_default();
+        *seen.messages.entry(media).or_default() += 1;
+        if let Ok(at) = message.get_datetime("ts") {
+            let at = at.timestamp_millis();
+            let (first, last) = seen.span.unwrap_or((at, at));
+            seen.span = Some((first.min(at), last.max(at)));
+        }
+        let text = |name: &str| message.get_str(name).ok().filter(|text| !text.is_empty());
+        seen.channels.extend(text("channel_name").or_else(|| text("channel_source")).map(str::to_owned));
+    }
+
+    /// Adds a note, of which the fields [`NOTES_COUNTED_BY`] are known.
+    pub fn add_note(&mut self, note: &Document) {
+        let Ok(chat_id) = note.get_str("chat_id") else { return };
+        let seen = self.chats.entry(chat_id.to_owned()).or_default();
+        seen.notes += 1;
+        let at = note.get_datetime("created_at").ok().map(|at| at.timestamp_millis());
+        seen.last_note = seen.last_note.max(at);
+    }
+
+    /// By conversation.
+    pub fn iter(&self) -> impl Iterator<Item = (&String, &Seen)> {
+        self.chats.iter()
+    }
+}
 
 impl Documents {
     /// Computes the documents that these events concern anew.
     ///
-    /// `events` must be all that were read from the ledger of any of these documents. The documents in [`Wanted`], the
-    /// conversations in [`Documents::conversations_left`], and what else is in all these conversations must have been
-    /// loaded. The ledger has every event stored since `horizon`.
-    pub fn rebuild(&mut self, events: &[Event], horizon: DateTime, now: DateTime) {
+    /// `events` must be all that were read from the ledger of any of these documents. The documents in [`Wanted`] and the
+    /// conversations in [`Documents::conversations_left`] must have been loaded; `neighbours` are what else is in all these
+    /// conversations. The ledger has every event stored since `horizon`.
+    pub fn rebuild(&mut self, events: &[Event], neighbours: &Neighbours, horizon: DateTime, now: DateTime) {
         let wanted = Wanted::by(events);
         let digests: Vec<String> =
             events.iter().map(|event| event.digest.chars().take(ledger::VARIANT_DIGITS).collect()).collect();
@@ -47,19 +93,10 @@ impl Documents {
         forgetting.all(&mut self.calls, &wanted.calls, |_| {});
         forgetting.all(&mut self.contacts, &wanted.contacts, contact::forget);
         forgetting.all(&mut self.conversations, &wanted.conversations, conversation::forget);
-        let is_neighbour = |told: &BTreeSet<String>, document: &Document| {
-            document.get_str("_id").is_ok_and(|id| !told.contains(id))
-        };
-        for message in self.messages.iter().filter(|message| is_neighbour(&wanted.messages, message)) {
-            conversation::note_stored_message(&mut self.conversations, message);
-        }
-        for note in self.notes.iter().filter(|note| is_neighbour(&wanted.notes, note)) {
-            conversation::note_stored_note(&mut self.conversations, note);
-        }
         for event in events {
             self.effects(event, now);
         }
-        conversation::recount(self);
+        conversation::recount(self, neighbours);
     }
 }
 
@@ -86,7 +123,9 @@ impl Forgetting<'_> {
             // A contact's `created_at` may be the sender's word, which says nothing about when it was first stored.
             let first_stored =
                 document.get_datetime("created_at").ok().filter(|_| !Stamp::is_on(document, "created_at"));
-            let is_known_whole = first_stored.is_some_and(|at| *at >= self.horizon);
+            // Without stamps it is the bridge's.
+            let is_known_whole =
+                document.contains_key(MERGE_FIELD) && first_stored.is_some_and(|at| *at >= self.horizon);
             Stamp::forget(document, &self.told_by);
             if is_known_whole {
                 forget(document);

@@ -33,13 +33,6 @@ impl Table {
         }
     }
 
-    /// Takes in documents as they are stored, unless they are here already. Of these, fields may be missing.
-    pub fn load_missing(&mut self, documents: impl IntoIterator<Item = Document>) {
-        let missing = |document: &Document| document.get_str("_id").is_ok_and(|id| !self.0.contains_key(id));
-        let missing: Vec<_> = documents.into_iter().filter(missing).collect();
-        self.load(missing);
-    }
-
     /// The document of this id, if there is one.
     #[must_use]
     pub fn get(&self, id: &str) -> Option<&Document> {

@@ -5,6 +5,8 @@ use proptest::prelude::*;
 use super::order::arrivals;
 use super::*;
 use crate::project::Stamp;
+use crate::project::rebuild::{MESSAGES_COUNTED_BY, NOTES_COUNTED_BY, Neighbours};
+use crate::project::stamp::MERGE_FIELD;
 
 impl Database {
     /// The events that the ledger has.
@@ -13,15 +15,16 @@ impl Database {
     }
 
     /// Loads, computes anew and writes as the store does.
-    fn rebuild(&mut self, horizon: i64) {
-        let (events, now) = (self.events(), DateTime::from_millis(RECEIVED + 1_000_000));
-        let mut documents = self.load(&events);
+    fn rebuild(&mut self, events: &[Event], horizon: i64) {
+        let now = DateTime::from_millis(RECEIVED + 1_000_000);
+        let mut documents = self.load(events);
         documents.ledger = Table::default();
-        let mut chats = Wanted::by(&events).conversations;
+        let mut chats = Wanted::by(events).conversations;
         chats.extend(documents.conversations_left());
-        let in_chats = |collection: &Collection, fields: &[&str]| -> Vec<Document> {
+        let in_chats = |collection: &Collection, fields: &[&str], known: &Table| -> Vec<Document> {
             let is_in = |document: &&Document| {
                 document.get_str("chat_id").is_ok_and(|chat_id| chats.contains(chat_id))
+                    && known.get(document.get_str("_id").unwrap()).is_none()
             };
             let tops: BTreeSet<_> = fields.iter().map(|name| name.split('.').next().unwrap()).collect();
             let cut = |document: &Document| {
@@ -30,11 +33,14 @@ impl Database {
             };
             collection.0.values().filter(is_in).map(cut).collect()
         };
-        documents
-            .messages
-            .load_missing(in_chats(&self.messages, &super::super::rebuild::MESSAGES_COUNTED_BY));
-        documents.notes.load_missing(in_chats(&self.notes, &super::super::rebuild::NOTES_COUNTED_BY));
-        documents.rebuild(&events, DateTime::from_millis(horizon), now);
+        let mut neighbours = Neighbours::default();
+        for message in in_chats(&self.messages, &MESSAGES_COUNTED_BY, &documents.messages) {
+            neighbours.add_message(&message);
+        }
+        for note in in_chats(&self.notes, &NOTES_COUNTED_BY, &documents.notes) {
+            neighbours.add_note(&note);
+        }
+        documents.rebuild(events, &neighbours, DateTime::from_millis(horizon), now);
         self.save(&documents, now);
     }
 
@@ -71,8 +77,9 @@ fn harm(database: &mut Database, collection: usize, which: prop::sample::Index, 
     }
     let id = documents.keys().nth(which.index(documents.len())).unwrap().clone();
     let document = documents.get_mut(&id).unwrap();
-    if Stamp::is_on(document, "created_at") && !matches!(damage, Damage::Delete) {
-        // When this contact was first stored isn't known, so parts that no event has set may be another's.
+    let is_anothers = Stamp::is_on(document, "created_at") || !document.contains_key(MERGE_FIELD);
+    if is_anothers && !matches!(damage, Damage::Delete) {
+        // It isn't known when we first stored this, or whether we did: parts that no event has set may be another's.
         return;
     }
     // The other by which it is known whether the ledger has all of a document, and who has set what.
@@ -95,7 +102,7 @@ proptest! {
     fn what_is_as_it_should_be_stays((_, batches) in arrivals()) {
         let before = order::after(&batches);
         let mut after = before.clone();
-        after.rebuild(RECEIVED);
+        after.rebuild(&before.events(), RECEIVED);
         prop_assert_eq!(after, before);
     }
 
@@ -106,7 +113,7 @@ proptest! {
         for (collection, which, damage) in &damages {
             harm(&mut after, *collection, *which, damage);
         }
-        after.rebuild(RECEIVED);
+        after.rebuild(&before.events(), RECEIVED);
         let (mut before, mut after) = (before.timeless(), after.timeless());
         for (before, after) in before.collections().into_iter().zip(after.collections()) {
             prop_assert_eq!(before.ids(), after.ids());
@@ -124,8 +131,28 @@ proptest! {
             entry.get_datetime("stored_at").unwrap().timestamp_millis() >= horizon
         });
         let mut after = before.clone();
-        after.rebuild(horizon);
+        after.rebuild(&before.events(), horizon);
         prop_assert_eq!(after.timeless(), before.timeless());
+    }
+
+    #[test]
+    fn what_was_stored_after_the_ledger_was_read_stays_or_is_applied_again((_, batches) in arrivals(), read in 0..8_usize) {
+        let early = order::after(&batches[..read.min(batches.len())]);
+        let before = order::after(&batches);
+        let mut after = before.clone();
+        // Each group by itself would see the same, but all of it is simpler.
+        after.rebuild(&early.events(), RECEIVED);
+        let caught_up = before.events();
+        let mut documents = after.load(&caught_up);
+        documents.ledger = Table::default();
+        for event in &caught_up {
+            documents.effects(event, DateTime::from_millis(RECEIVED));
+        }
+        after.save(&documents, DateTime::from_millis(RECEIVED));
+        let (mut before, mut after) = (before.timeless(), after.timeless());
+        for (before, after) in before.collections().into_iter().zip(after.collections()) {
+            prop_assert_eq!(before, after);
+        }
     }
 
     #[test]
