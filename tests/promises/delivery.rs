@@ -1,5 +1,7 @@
 //! Whatever is received is stored, as it was said, where it belongs.
 
+use lapin::BasicProperties;
+use lapin::types::{AMQPValue, FieldTable};
 use penstock_tests::broker::{Broker, header};
 use penstock_tests::database::{Database, readable};
 use penstock_tests::http::{metric, post_received};
@@ -133,7 +135,7 @@ async fn ugly_but_valid_bodies_are_stored() {
 #[tokio::test]
 async fn what_is_no_event_or_refused_by_mongodb_goes_to_the_dead_letters_and_the_rest_is_stored() {
     let place = Place::new().await;
-    let worker = Worker::start(&place, &[("BATCH_LINGER", "500ms")]).await;
+    let worker = Worker::start(&place, &[("BATCH_LINGER", "100ms")]).await;
     let (broker, database) = (Broker::connect(&place.amqp_url).await, Database::of(&place, "faster").await);
     poll::until("indexes are made", true, async || {
         database.0.list_collection_names().await.unwrap().len() == 6
@@ -148,13 +150,13 @@ async fn what_is_no_event_or_refused_by_mongodb_goes_to_the_dead_letters_and_the
             "message": {"messageId": n}, "channel": {"name": channel}})
         .to_string()
     };
-    for n in 0..60 {
-        let channel = if n % 20 == 7 { "forbidden" } else { "allowed" };
+    for n in 0..500 {
+        let channel = if n % 50 == 7 { "forbidden" } else { "allowed" };
         broker.publish_event("faster", "any", 1_700_000_000_000, event(n, channel).as_bytes()).await;
     }
     broker.publish_event("faster", "any", 1_700_000_000_000, b"[not an event").await;
-    database.until_stored(57).await;
-    poll::until("dead letters", Some(4), async || broker.depth("dead.faster").await).await;
+    database.until_stored(490).await;
+    poll::until("dead letters", Some(11), async || broker.depth("dead.faster").await).await;
     let mut reasons = Vec::new();
     while let Some(letter) = broker.take("dead.faster").await {
         let reason = header(&letter.properties, "reason").unwrap();
@@ -170,13 +172,121 @@ async fn what_is_no_event_or_refused_by_mongodb_goes_to_the_dead_letters_and_the
         reasons.push(reason);
     }
     reasons.sort();
-    assert_eq!(reasons, ["no_event", "refused_by_mongodb", "refused_by_mongodb", "refused_by_mongodb"]);
-    assert_eq!(database.sum("conversations", "message_count").await, 57);
+    assert_eq!(
+        (reasons[0].as_str(), reasons[1..].to_vec()),
+        ("no_event", vec!["refused_by_mongodb".to_owned(); 10])
+    );
+    assert_eq!(
+        (database.count("messages").await, database.sum("conversations", "message_count").await),
+        (490, 490)
+    );
     let dead = [("tenant", "faster"), ("reason", "refused_by_mongodb")];
-    assert_eq!(metric(&worker.admin, "worker_dead_lettered_total", &dead).await, Some(3.0));
+    assert_eq!(metric(&worker.admin, "worker_dead_lettered_total", &dead).await, Some(10.0));
+    assert_eq!(metric(&worker.admin, "worker_redelivered_total", &[("tenant", "faster")]).await, Some(0.0));
     penstock_tests::process::until_idle(&broker, &[&worker]).await;
     worker.process.stop().await;
     assert_eq!(broker.depth("webhooks.faster").await, Some(0));
+    place.remove().await;
+}
+
+/// Messages such as no ingest sends: bodies, and what is said about them.
+fn strange_messages() -> Vec<(Vec<u8>, BasicProperties)> {
+    let text = |text: &str| AMQPValue::LongString(text.into());
+    let plain = BasicProperties::default;
+    let with = |name: &str, value| {
+        let mut headers = FieldTable::default();
+        headers.insert(name.into(), value);
+        plain().with_headers(headers)
+    };
+    let deep = |levels: usize| {
+        let message = format!("{}1{}", r#"{"a":"#.repeat(levels), "}".repeat(levels));
+        format!(
+            r#"{{"event_type":"message.sent","message":{{"messageId":"deep {levels}","message":{message}}}}}"#
+        )
+    };
+    let long = "x".repeat(100_000);
+    let bodies = [
+        Vec::new(),
+        b" \n".to_vec(),
+        b"not JSON".to_vec(),
+        b"[{\"event_type\":\"message.sent\"}]".to_vec(),
+        b"null".to_vec(),
+        b"\0\0\0".to_vec(),
+        b"{\"event_type\":\"message.sent\",\"message\":{\"messageId\":\"\xff\"}}".to_vec(),
+        b"{\"event_type\":\"message.sent\"".to_vec(),
+        b"{\"a\":\"\0\"}".to_vec(),
+        "[".repeat(100_000).into_bytes(),
+        deep(100).into_bytes(),
+        deep(127).into_bytes(),
+        deep(200).into_bytes(),
+        br#"{"$serde_json::private::Number":"x"}"#.to_vec(),
+        br#"{"event_type":"call.ended","call":{"id":{"$serde_json::private::Number":"x"},"end_time":{"$serde_json::private::Number":"-"}}}"#.to_vec(),
+        br#"{"event_type":"message.sent","message":{"messageId":1e999999999,"timestamp":-99999999999999999999999}}"#.to_vec(),
+        br#"{"event_type":"conversation.closed","contact":{"id":1e400},"conversation":{"closedTime":9.9e999,"firstResponseTime":1e308}}"#.to_vec(),
+        br#"{"event_type":"conversation.opened","contact":{"id":-0},"conversation":{"conversationOpenedAt":9007199254740993e3}}"#.to_vec(),
+        br#"{"event_type":"contact.updated","contact":{"id":{},"phone":[[]],"tags":{"a":1},"assignee":"me","lifecycle":7}}"#.to_vec(),
+        br#"{"event_type":"contact.lifecycle.updated","event_id":{},"contact":[],"lifecycle":[{}],"oldLifecycle":9}"#.to_vec(),
+        br#"{"event_type":"comment.created","text":["no","text"],"mentionedUserIds":"x","contact":"y"}"#.to_vec(),
+        format!(r#"{{"event_type":"message.sent","event_id":"{long}","contact":{{"phone":"{long}"}},"message":{{"messageId":"{long}"}}}}"#).into_bytes(),
+        format!(r#"{{"event_type":"{long}","message":{{"messageId":"long type"}}}}"#).into_bytes(),
+    ];
+    let mut messages: Vec<_> = bodies.into_iter().map(|body| (body, plain())).collect();
+    let envelopes = [
+        with("received_at_ms", text("soon")),
+        with("received_at_ms", AMQPValue::LongLongInt(i64::MAX)),
+        with("received_at_ms", AMQPValue::LongLongInt(i64::MIN)),
+        with("received_at_ms", AMQPValue::Timestamp(u64::MAX)),
+        with("received_at_ms", AMQPValue::Double(1e308)),
+        with("received_at_ms", AMQPValue::FieldTable(FieldTable::default())),
+        with("stream", AMQPValue::Boolean(true)),
+        with("stream", text("no such stream")),
+        with("signature", AMQPValue::LongString(b"\xff\0"[..].into())),
+        with("tenant", text("vip")),
+        with("x-delivery-count", text("many")),
+        plain().with_timestamp(u64::MAX),
+        plain().with_timestamp(99_999_999_999),
+        plain().with_message_id("m".repeat(255).into()).with_type("t".repeat(255).into()),
+        plain().with_content_type("text/plain".into()).with_content_encoding("gzip".into()),
+    ];
+    for (n, properties) in envelopes.into_iter().enumerate() {
+        let body = json!({"event_type": "message.sent", "contact": {"id": n}, "message": {"messageId": format!("envelope {n}"), "timestamp": 1_700_000_000}});
+        messages.push((body.to_string().into_bytes(), properties));
+    }
+    messages
+}
+
+#[tokio::test]
+async fn strange_messages_past_ingest_are_stored_or_dead_letters_and_harm_no_other() {
+    let place = Place::new().await;
+    let worker = Worker::start(&place, &[]).await;
+    let (broker, database) = (Broker::connect(&place.amqp_url).await, Database::of(&place, "faster").await);
+    let (strange, mut good) = (strange_messages(), 0);
+    for (body, properties) in &strange {
+        for _ in 0..5 {
+            let event = json!({"event_id": format!("good {good}"), "event_type": "message.received", "contact": {"id": good % 3}, "message": {"messageId": format!("good {good}")}});
+            broker.publish_event("faster", "any", 1_700_000_000_000, event.to_string().as_bytes()).await;
+            good += 1;
+        }
+        broker.publish_as("webhooks", "faster.test", properties.clone(), body).await;
+    }
+    let all = good + strange.len() as u64;
+    poll::until("each is stored or a dead letter", all, async || {
+        let dead = broker.depth("dead.faster").await.unwrap();
+        database.count("webhook_events").await + u64::from(dead)
+    })
+    .await;
+    let messages = database.ids("messages").await;
+    assert_eq!(messages.iter().filter(|id| id.starts_with("good")).count() as u64, good);
+    let mut dead = 0;
+    while let Some(letter) = broker.take("dead.faster").await {
+        let body = String::from_utf8_lossy(&letter.data);
+        assert_eq!(header(&letter.properties, "reason").as_deref(), Some("no_event"), "{body}");
+        dead += 1;
+    }
+    println!("strange messages: {} stored, {dead} dead letters", strange.len() - dead);
+    assert_eq!(metric(&worker.admin, "worker_redelivered_total", &[("tenant", "faster")]).await, Some(0.0));
+    penstock_tests::process::until_idle(&broker, &[&worker]).await;
+    worker.process.stop().await;
     place.remove().await;
 }
 

@@ -8,16 +8,18 @@ use penstock_tests::http::metric;
 use penstock_tests::poll;
 use penstock_tests::process::{Ingest, Worker, until_idle};
 use penstock_tests::relay::{Fault, Relay};
-use penstock_tests::stack::{OwnMongo, Place};
+use penstock_tests::replica_set::ReplicaSet;
+use penstock_tests::stack::Place;
 use serde_json::json;
 
 const EVENTS: u64 = 100;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_long_outage_of_mongodb_costs_one_delivery() {
-    let (place, mongo) = (Place::new().await, OwnMongo::start());
+    let (place, mongo) = (Place::new().await, ReplicaSet::start(1).await);
+    let (uri, member) = (mongo.uri(), &mongo.members[0].server);
     let settings = [
-        ("MONGO_URI", mongo.uri.as_str()),
+        ("MONGO_URI", uri.as_str()),
         ("MONGO_TIMEOUT", "500ms"),
         ("HOLD_TIMEOUT", "2s"),
         ("CIRCUIT_BREAKER_THRESHOLD", "2"),
@@ -25,7 +27,7 @@ async fn a_long_outage_of_mongodb_costs_one_delivery() {
     ];
     let worker = Worker::start(&place, &settings).await;
     let (broker, database) =
-        (Broker::connect(&place.amqp_url).await, Database::on(&mongo.uri, &place, "faster").await);
+        (Broker::connect(&place.amqp_url).await, Database::on(&uri, &place, "faster").await);
     let publish = async |n: u64| {
         let body = json!({"event_id": n.to_string(), "event_type": "message.sent", "message": {"messageId": n}, "contact": {"id": 1}});
         broker.publish_event("faster", "any", 1_700_000_000_000, body.to_string().as_bytes()).await;
@@ -33,7 +35,7 @@ async fn a_long_outage_of_mongodb_costs_one_delivery() {
     publish(0).await;
     database.until_stored(1).await;
 
-    mongo.signal("STOP");
+    member.signal("STOP");
     for n in 1..EVENTS {
         publish(n).await;
     }
@@ -46,7 +48,7 @@ async fn a_long_outage_of_mongodb_costs_one_delivery() {
     poll::until("it tries again", true, async || tries() > tried + 1).await;
     assert_eq!((broker.depth("webhooks.faster").await, gave_back()), (Some(99), 1));
 
-    mongo.signal("CONT");
+    member.signal("CONT");
     database.until_stored(EVENTS).await;
     until_idle(&broker, &[&worker]).await;
     let redelivered = metric(&worker.admin, "worker_redelivered_total", &[("tenant", "faster")]).await;

@@ -1,7 +1,6 @@
 //! What Penstock promises, checked from outside against real servers. Run with `tests/run`.
 #![expect(clippy::disallowed_methods, reason = "tests talk to the script that starts them by variables")]
 
-mod breaker;
 mod commands;
 mod contract;
 mod delivery;
@@ -10,6 +9,7 @@ mod evidence;
 mod exactly_once;
 mod holding;
 mod hostile;
+mod mongodb;
 mod order;
 mod outages;
 mod pressure;

@@ -1,5 +1,6 @@
 //! Settings are those of the Flask bridge, and what is wrong with them is said at once.
 
+use penstock_tests::broker::Broker;
 use penstock_tests::database::Database;
 use penstock_tests::http::{get, post_received};
 use penstock_tests::process::{Ingest, Process, Worker, run};
@@ -48,6 +49,25 @@ async fn a_tenant_of_ones_own_needs_no_more_than_its_settings() {
     post_received(&ingest.path("/webhook/acme"), r#"{"n":1}"#).await;
     Database::of(&place, "acme").await.until_stored(1).await;
     assert_eq!(penstock_tests::http::post(&ingest.path("/webhook/faster"), "{}").await.status, 404);
+    place.remove().await;
+}
+
+#[tokio::test]
+async fn a_worker_serves_only_the_tenants_that_are_listed() {
+    let place = Place::new().await;
+    // It declares the queues of both.
+    let ingest = Ingest::start(&place, &[]).await;
+    let worker = Worker::start(&place, &[("TENANTS", "vip")]).await;
+    for n in 0..20 {
+        for tenant in ["faster", "vip"] {
+            post_received(&ingest.path(&format!("/webhook/{tenant}")), format!(r#"{{"n":{n}}}"#)).await;
+        }
+    }
+    Database::of(&place, "vip").await.until_stored(20).await;
+    worker.process.stop().await;
+    let broker = Broker::connect(&place.amqp_url).await;
+    assert_eq!(broker.depth("webhooks.vip").await, Some(0));
+    assert_eq!(broker.depth("webhooks.faster").await, Some(20));
     place.remove().await;
 }
 

@@ -65,7 +65,12 @@ impl Broker {
 
     /// Publishes a message and waits for the confirm.
     pub async fn publish(&self, exchange: &str, key: &str, headers: FieldTable, body: &[u8]) {
-        let properties = BasicProperties::default().with_delivery_mode(2).with_headers(headers);
+        self.publish_as(exchange, key, BasicProperties::default().with_headers(headers), body).await;
+    }
+
+    /// As [`Broker::publish`], with any properties.
+    pub async fn publish_as(&self, exchange: &str, key: &str, properties: BasicProperties, body: &[u8]) {
+        let properties = properties.with_delivery_mode(2);
         let options = BasicPublishOptions::default();
         let confirm =
             self.channel.basic_publish(exchange.into(), key.into(), options, body, properties).await;

@@ -4,9 +4,11 @@
 
 pub mod broker;
 pub mod database;
+pub mod feed;
 pub mod http;
 pub mod load;
 pub mod poll;
 pub mod process;
 pub mod relay;
+pub mod replica_set;
 pub mod stack;

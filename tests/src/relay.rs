@@ -29,6 +29,7 @@ pub struct Relay {
     /// Where it listens.
     pub address: SocketAddr,
     fault: Arc<watch::Sender<Fault>>,
+    breaks: Arc<watch::Sender<()>>,
 }
 
 impl Relay {
@@ -37,13 +38,25 @@ impl Relay {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let fault = Arc::new(watch::Sender::new(Fault::None));
-        let faults = fault.clone();
+        let breaks = Arc::new(watch::Sender::new(()));
+        let (faults, broken) = (fault.clone(), breaks.clone());
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                tokio::spawn(relay(client, target, faults.subscribe()));
+                let (fault, mut broken) = (faults.subscribe(), broken.subscribe());
+                tokio::spawn(async move {
+                    tokio::select! {
+                        _ = broken.changed() => {}
+                        () = relay(client, target, fault) => {}
+                    }
+                });
             }
         });
-        Self { address, fault }
+        Self { address, fault, breaks }
+    }
+
+    /// Breaks all connections, once: new ones are let through.
+    pub fn break_all(&self) {
+        self.breaks.send_replace(());
     }
 
     /// Begins or, with [`Fault::None`], ends a fault.

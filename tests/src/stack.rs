@@ -104,10 +104,59 @@ fn stack() -> PathBuf {
     PathBuf::from(variable("PENSTOCK_STACK"))
 }
 
-/// A RabbitMQ for one test, to be harmed at will.
+/// A server for one test, to be harmed at will. Gone when dropped.
+#[derive(Debug)]
+pub struct OwnServer {
+    kind: &'static str,
+    /// Where it lives.
+    pub folder: PathBuf,
+}
+
+impl OwnServer {
+    /// The folder of a server of this kind, as `deploy/local/servers` calls it. It isn't started yet.
+    pub fn new(kind: &'static str) -> Self {
+        let folder = stack().join(format!("{kind}-{:08x}", fastrand::u32(..)));
+        std::fs::create_dir(&folder).expect("a folder for the server");
+        Self { kind, folder }
+    }
+
+    /// Starts it, also again, and then on the same ports.
+    pub fn start(&self) {
+        run_servers(&["start", self.kind, self.folder.to_str().expect("a name")]);
+    }
+
+    /// What `deploy/local/servers` tells of it.
+    pub fn env(&self, name: &str) -> String {
+        server_env(&self.folder)[name].clone()
+    }
+
+    /// Sends its process a signal.
+    pub fn signal(&self, signal: &str) {
+        let pid = std::fs::read_to_string(self.folder.join("pid")).expect("it runs");
+        signal_pid(pid.trim().parse().expect("a number"), signal);
+    }
+
+    /// Stops it in order, as an operator would.
+    pub fn stop(&self) {
+        run_servers(&["stop", self.folder.to_str().expect("a name")]);
+    }
+}
+
+impl Drop for OwnServer {
+    fn drop(&mut self) {
+        run_servers(&["stop", self.folder.to_str().expect("a name"), "--delete"]);
+    }
+}
+
+fn run_servers(arguments: &[&str]) {
+    let done = Command::new(variable("PENSTOCK_SERVERS")).args(arguments).output().expect("the script runs");
+    assert!(done.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&done.stderr));
+}
+
+/// A RabbitMQ for one test.
 #[derive(Debug)]
 pub struct OwnRabbit {
-    folder: PathBuf,
+    server: OwnServer,
     /// A place on it.
     pub place: Place,
 }
@@ -115,29 +164,29 @@ pub struct OwnRabbit {
 impl OwnRabbit {
     /// Starts one.
     pub async fn start() -> Self {
-        let folder = stack().join(format!("rabbitmq-{:08x}", fastrand::u32(..)));
-        run_servers(&["start", "rabbitmq", folder.to_str().expect("a name")]);
-        Self { place: Place::on(&folder).await, folder }
+        let server = OwnServer::new("rabbitmq");
+        server.start();
+        Self { place: Place::on(&server.folder).await, server }
     }
 
     /// Sends its server process a signal.
     pub fn signal(&self, signal: &str) {
-        signal_pid(server_env(&self.folder)["AMQP_PID"].parse().expect("a number"), signal);
+        self.server.signal(signal);
     }
 
     /// Starts it again on the same ports.
     pub fn restart(&self) {
-        run_servers(&["start", "rabbitmq", self.folder.to_str().expect("a name")]);
+        self.server.start();
     }
 
     /// Stops it in order, as an operator would.
     pub fn stop(&self) {
-        run_servers(&["stop", self.folder.to_str().expect("a name")]);
+        self.server.stop();
     }
 
     /// Raises or lifts the memory alarm.
     pub fn alarm(&self, raised: bool) {
-        let ports = std::fs::read_to_string(self.folder.join("ports")).expect("its ports");
+        let ports = std::fs::read_to_string(self.server.folder.join("ports")).expect("its ports");
         let port =
             |name: &str| ports.lines().find_map(|line| line.strip_prefix(name)).expect("a port").to_owned();
         let watermark = if raised { "0.000001" } else { "0.7" };
@@ -148,54 +197,10 @@ impl OwnRabbit {
                 "set_vm_memory_high_watermark",
                 watermark,
             ])
-            .env("HOME", &self.folder)
+            .env("HOME", &self.server.folder)
             .env("ERL_EPMD_PORT", port("EPMD="))
             .output()
             .expect("rabbitmqctl runs");
         assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     }
-}
-
-impl Drop for OwnRabbit {
-    fn drop(&mut self) {
-        run_servers(&["stop", self.folder.to_str().expect("a name"), "--delete"]);
-    }
-}
-
-/// A mongod for one test, to be harmed at will.
-#[derive(Debug)]
-pub struct OwnMongo {
-    folder: PathBuf,
-    /// Its URI.
-    pub uri: String,
-}
-
-impl OwnMongo {
-    /// Starts one.
-    pub fn start() -> Self {
-        let folder = stack().join(format!("mongod-{:08x}", fastrand::u32(..)));
-        run_servers(&["start", "mongod", folder.to_str().expect("a name")]);
-        Self { uri: server_env(&folder)["MONGO_URI"].clone(), folder }
-    }
-
-    /// Sends its server process a signal.
-    pub fn signal(&self, signal: &str) {
-        signal_pid(server_env(&self.folder)["MONGO_PID"].parse().expect("a number"), signal);
-    }
-
-    /// Starts it again on the same port.
-    pub fn restart(&self) {
-        run_servers(&["start", "mongod", self.folder.to_str().expect("a name")]);
-    }
-}
-
-impl Drop for OwnMongo {
-    fn drop(&mut self) {
-        run_servers(&["stop", self.folder.to_str().expect("a name"), "--delete"]);
-    }
-}
-
-fn run_servers(arguments: &[&str]) {
-    let done = Command::new(variable("PENSTOCK_SERVERS")).args(arguments).output().expect("the script runs");
-    assert!(done.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&done.stderr));
 }

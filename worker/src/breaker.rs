@@ -66,6 +66,12 @@ impl Breaker {
         self.until(BreakerState::Closed).await;
     }
 
+    /// Waits until it isn't closed.
+    pub async fn not_closed(&self) {
+        // As below.
+        let _ = self.seen.subscribe().wait_for(|seen| seen.state != BreakerState::Closed).await;
+    }
+
     async fn until(&self, state: BreakerState) {
         // The sender lives as long as `self`.
         let _ = self.seen.subscribe().wait_for(|seen| seen.state == state).await;

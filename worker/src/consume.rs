@@ -217,7 +217,12 @@ async fn finish(
         }
         lanes.join(&context.tenant).await;
     };
-    if timeout(context.settings.shutdown_grace, in_hand).await.is_err() {
+    let finished = tokio::select! {
+        finished = timeout(context.settings.shutdown_grace, in_hand) => finished.is_ok(),
+        // What is held can't be written soon, and others wait for this process to end.
+        () = context.state.breaker().not_closed() => false,
+    };
+    if !finished {
         let (tenant, in_flight) = (&context.tenant, context.state.in_flight());
         warn!(tenant, in_flight, "gave events back that could not be stored in time");
         lost.cancel();

@@ -1,5 +1,6 @@
 //! What others see of a tenant's worker: its MongoDB, its breaker, what it has in hand.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -24,7 +25,7 @@ pub struct TenantState {
     connected: AtomicBool,
     in_flight: AtomicUsize,
     failing_since: Mutex<Option<Instant>>,
-    logged: Mutex<Option<(Class, Instant)>>,
+    logged: Mutex<BTreeMap<Class, Instant>>,
 }
 
 impl TenantState {
@@ -37,7 +38,7 @@ impl TenantState {
             connected: AtomicBool::new(false),
             in_flight: AtomicUsize::new(0),
             failing_since: Mutex::new(None),
-            logged: Mutex::new(None),
+            logged: Mutex::default(),
         }
     }
 
@@ -55,14 +56,16 @@ impl TenantState {
         *lock(&self.failing_since) = None;
         if !self.connected.swap(true, Ordering::Relaxed) {
             info!(tenant, failures, "MongoDB works");
-            *lock(&self.logged) = None;
+            lock(&self.logged).clear();
         }
     }
 
     /// An operation on MongoDB failed. Logged when that is news, and now and then while it lasts.
     pub fn mongodb_fails(&self, tenant: &str, class: Class, failure: &Failure) {
-        if class == Class::Infrastructure {
-            self.breaker.failed();
+        match class {
+            Class::Infrastructure => self.breaker.failed(),
+            // It has answered.
+            _ => self.breaker.worked(),
         }
         let failures = self.breaker.seen().failures;
         lock(&self.failing_since).get_or_insert_with(Instant::now);
@@ -93,9 +96,9 @@ impl TenantState {
     /// Whether a failure deserves a line in the log; then it counts as logged.
     fn is_news(&self, class: Class, now: Instant) -> bool {
         let mut logged = lock(&self.logged);
-        let known = logged.is_some_and(|(known, at)| known == class && now.duration_since(at) < REMINDER);
+        let known = logged.get(&class).is_some_and(|at| now.duration_since(*at) < REMINDER);
         if !known {
-            *logged = Some((class, now));
+            logged.insert(class, now);
         }
         !known
     }
@@ -168,12 +171,13 @@ mod tests {
     const LIMITS: Limits = Limits { failures: 10, open: Duration::from_mins(1), successes: 3 };
 
     #[test]
-    fn a_failure_is_logged_when_its_class_changes_and_once_a_minute() {
+    fn a_failure_is_logged_once_a_minute_for_each_class() {
         let (state, start) = (TenantState::new("faster", LIMITS), Instant::now());
         let is_news = |class, seconds| state.is_news(class, start + Duration::from_secs(seconds));
         assert!(is_news(Class::Infrastructure, 0));
         assert!(!is_news(Class::Infrastructure, 59));
         assert!(is_news(Class::Configuration, 59));
+        assert!(!is_news(Class::Infrastructure, 59), "which of the two it is may change every moment");
         assert!(!is_news(Class::Configuration, 118));
         assert!(is_news(Class::Configuration, 119));
         state.mongodb_fails("t", Class::Configuration, &Failure::NoReplicaSet);

@@ -24,6 +24,9 @@ const ABANDONED_PATIENCE: Duration = Duration::from_secs(30);
 /// Most bytes of large bodies that a tenant's lanes unfold at the same time: a body like `[0,0,0]` takes two hundred
 /// times its size when it is parsed and made into documents.
 const UNFOLDED_BYTES: usize = 1 << 20;
+/// The shortest heartbeat that the driver allows, and its default.
+const SHORTEST_HEARTBEAT: Duration = Duration::from_millis(500);
+const LONGEST_HEARTBEAT: Duration = Duration::from_secs(10);
 /// Building an index on a large collection takes its time.
 const INDEX_TIMEOUT: Duration = Duration::from_mins(10);
 /// `NamespaceNotFound`: there is no such collection.
@@ -63,7 +66,10 @@ impl Store {
         options.min_pool_size = Some(settings.pool.0);
         options.max_pool_size = Some(settings.pool.1);
         options.connect_timeout = Some(deadline);
-        options.server_selection_timeout = Some(deadline);
+        // Twice within our own deadline, which knows no reason: once to write, and once to abort.
+        options.server_selection_timeout = Some(deadline.mul_f64(0.4));
+        // A server that is silent is noticed by what watches it, not by those who wait for its answer.
+        options.heartbeat_freq.get_or_insert(deadline.clamp(SHORTEST_HEARTBEAT, LONGEST_HEARTBEAT));
         let client = Client::with_options(options)?;
         let prefixed =
             |name: &str| if settings.test_mode { format!("test_{name}") } else { String::from(name) };
