@@ -293,14 +293,18 @@ impl File {
 }
 
 /// A record as it is in the table.
-struct Row {
+pub struct Row {
     received_at_ms: i64,
-    facts: String,
-    body: Bytes,
+    /// What is known of the webhook, as JSON.
+    pub facts: String,
+    /// The sender's bytes.
+    pub body: Bytes,
 }
 
 impl Row {
-    fn of(webhook: &Webhook) -> Self {
+    /// What is written of a webhook.
+    #[must_use]
+    pub fn of(webhook: &Webhook) -> Self {
         Self {
             received_at_ms: webhook.facts.received_at_ms,
             // A struct of texts and numbers can always be written as JSON.
@@ -313,14 +317,19 @@ impl Row {
         (self.facts.len() + self.body.len()) as u64 + RECORD_OVERHEAD
     }
 
+    /// What its checksum must be.
+    #[must_use]
+    pub fn checksum(&self) -> Vec<u8> {
+        checksum(&self.facts, &self.body)
+    }
+
     fn insert(&self, connection: &Connection) -> rusqlite::Result<()> {
         let insert = "INSERT INTO records (received_at_ms, facts, body, checksum) VALUES (?1, ?2, ?3, ?4)";
-        let checksum = checksum(&self.facts, &self.body);
         connection.prepare_cached(insert)?.execute(params![
             self.received_at_ms,
             self.facts,
             &self.body[..],
-            checksum
+            self.checksum()
         ])?;
         connection
             .prepare_cached("UPDATE totals SET records = records + 1, bytes = bytes + ?1")?
@@ -329,9 +338,10 @@ impl Row {
     }
 }
 
-/// SQLite notices damage to its own structure, but not within a body.
+/// SQLite notices damage to its own structure, but not within a body. The length tells where the body begins.
 fn checksum(facts: &str, body: &[u8]) -> Vec<u8> {
-    let hash = Sha256::new().chain_update(facts).chain_update(body).finalize();
+    let length = (facts.len() as u64).to_be_bytes();
+    let hash = Sha256::new().chain_update(length).chain_update(facts).chain_update(body).finalize();
     hash[..8].to_vec()
 }
 
@@ -439,7 +449,9 @@ fn bytes_of(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<Vec<u8>>
     })
 }
 
-fn webhook(facts: &[u8], body: Vec<u8>, stored: &[u8]) -> Option<Webhook> {
+/// The webhook of which this was written; none if the checksum is wrong.
+#[must_use]
+pub fn webhook(facts: &[u8], body: Vec<u8>, stored: &[u8]) -> Option<Webhook> {
     let facts = std::str::from_utf8(facts).ok()?;
     if checksum(facts, &body) != stored {
         return None;

@@ -1,0 +1,117 @@
+//! Any body in any circumstances: what ingest decides, and what it calls the message that it makes of it.
+
+use actix_web::http::header::{CONTENT_ENCODING, HeaderMap, HeaderName, HeaderValue};
+use bytes::Bytes;
+use ingest::receive::{self, Body, Named, Reason, Verdict};
+use ingest::settings::{Policy, Signing};
+use ingest::webhook::{Evidence, Facts, Webhook};
+use shared::event::{self, Stream};
+use shared::json;
+use shared::verify;
+use worker::decode::{Envelope, Event};
+
+use crate::Choices;
+use crate::signature::sign;
+
+const TENANT: &str = "faster";
+const KEY: &str = "a key for tests";
+
+/// A byte that chooses the circumstances, and a body.
+#[must_use]
+pub fn target(input: &[u8]) -> bool {
+    let Some((choices, body)) = input.split_first() else { return false };
+    let circumstances = Circumstances::of(&mut Choices(*choices), body);
+    let verdict = circumstances.judge(body);
+
+    let is_event = circumstances.is_readable() && json::parse(body).is_ok();
+    let can_be_checked = !circumstances.is_cut;
+    let is_trusted = circumstances.policy == Policy::Off || circumstances.is_signed;
+    match verdict {
+        Verdict::Accept(named) => {
+            assert!(is_event && is_trusted);
+            check_message(&named, body, None);
+            check_agreement(&named, body);
+        }
+        Verdict::Quarantine(named, reason) => {
+            assert!(!is_event || !is_trusted);
+            check_message(&named, body, Some(reason));
+        }
+        Verdict::Reject(_) => {
+            assert!(circumstances.policy == Policy::Reject && !is_trusted && can_be_checked);
+        }
+    }
+    true
+}
+
+struct Circumstances {
+    policy: Policy,
+    encoding: Option<&'static str>,
+    is_signed: bool,
+    is_cut: bool,
+    headers: HeaderMap,
+}
+
+impl Circumstances {
+    fn of(choices: &mut Choices, body: &[u8]) -> Self {
+        let policy = choices.among([Policy::Off, Policy::Quarantine, Policy::Reject]).unwrap_or(Policy::Off);
+        let encoding = choices.among([None, Some("identity"), Some(" "), Some("gzip")]).flatten();
+        let is_signed = choices.among([false, true]).unwrap_or_default();
+        let is_cut = choices.among([false, true]).unwrap_or_default();
+        let mut headers = HeaderMap::new();
+        if let Some(encoding) = encoding {
+            headers.insert(CONTENT_ENCODING, HeaderValue::from_static(encoding));
+        }
+        let signature = HeaderValue::try_from(sign(KEY.as_bytes(), body));
+        if let (true, Ok(name), Ok(signature)) = (is_signed, HeaderName::try_from(verify::HEADER), signature)
+        {
+            headers.insert(name, signature);
+        }
+        Self { policy, encoding, is_signed, is_cut, headers }
+    }
+
+    fn judge(&self, body: &[u8]) -> Verdict {
+        let signing = Signing { policy: self.policy, keys: [KEY].into_iter().collect() };
+        let sent = body.len() + usize::from(self.is_cut);
+        let limit = body.len();
+        let body = Body { bytes: body.to_vec(), sent, digest: None, memory: Vec::new() };
+        receive::judge(TENANT, &signing, &self.headers, &body, limit)
+    }
+
+    fn is_readable(&self) -> bool {
+        self.encoding != Some("gzip") && !self.is_cut
+    }
+}
+
+/// What the broker takes, whatever the sender calls things.
+fn check_message(named: &Named, body: &[u8], reason: Option<Reason>) {
+    let Named { key, event_type, signature } = named;
+    assert!((1..=255).contains(&key.len()) && !key.chars().any(char::is_control), "{key:?}");
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
+    assert!((1..=100).contains(&event_type.len()) && event_type.bytes().all(is_plain), "{event_type:?}");
+    let facts = Facts {
+        tenant: TENANT.to_owned(),
+        stream: Stream::Any.name().to_owned(),
+        received_at_ms: 0,
+        key: key.clone(),
+        event_type: event_type.clone(),
+        signature: (*signature).to_owned(),
+        traceparent: String::new(),
+        evidence: reason.map(|reason| evidence(reason.name().to_owned())),
+    };
+    let message = Webhook { facts, body: Bytes::copy_from_slice(body) }.message();
+    assert!(message.is_ok(), "{message:?}");
+}
+
+fn evidence(reason: String) -> Evidence {
+    Evidence { reason, body_bytes: 0, body_sha256: None, sent_signature: None }
+}
+
+/// What ingest accepts the worker understands, under the same name.
+fn check_agreement(named: &Named, body: &[u8]) {
+    let envelope =
+        Envelope { tenant: TENANT, stream: Stream::Any, received_at_ms: 0, signature: named.signature };
+    let decoded = Event::decode(body, envelope);
+    let understood =
+        decoded.as_ref().map(|event| (&event.key, event::routable_type(event.event_type.as_deref())));
+    assert_eq!(understood, Ok((&named.key, named.event_type.as_str())));
+}

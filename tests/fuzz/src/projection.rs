@@ -1,0 +1,183 @@
+//! Any two events: they become documents that MongoDB takes, the same ones in whatever order they come.
+
+use mongodb::bson::{Bson, DateTime, Document};
+use shared::event::Stream;
+use worker::decode::{Envelope, Event};
+use worker::project::table::{Table, Writes};
+use worker::project::{Documents, Outcome};
+
+use crate::{Choices, lines};
+
+/// When the events may have been received, in milliseconds since 1970. Nobody checks what the header says.
+const RECEIVED: [i64; 8] =
+    [1_800_000_000_000, 1_800_000_000_001, 1_790_000_000_000, 1, 0, -1, i64::MIN, i64::MAX];
+/// What documents may take for each byte of the bodies, and besides that: with ingest's limit for bodies they stay
+/// below MongoDB's 16 MiB.
+const GROWTH: usize = 12;
+const OVERHEAD: usize = 4 << 10;
+/// MongoDB refuses 180 levels.
+const MAX_DEPTH: usize = 150;
+
+/// A byte for each of two bodies that chooses stream and time, and the bodies, a line each. Worth breeding from are pairs
+/// of events.
+#[must_use]
+pub fn target(input: &[u8]) -> bool {
+    let Some(([first_choices, second_choices], bodies)) = input.split_first_chunk() else { return false };
+    let mut bodies = lines(bodies, 2);
+    let first = bodies.next().and_then(|body| event(*first_choices, body));
+    let second = bodies.next().and_then(|body| event(*second_choices, body));
+    match (first, second) {
+        (Some(first), Some(second)) => {
+            check_one(&first);
+            check_one(&second);
+            check_both(&first, &second);
+            true
+        }
+        (Some(only), None) => {
+            check_one(&only);
+            false
+        }
+        _ => false,
+    }
+}
+
+fn event(choices: u8, body: &[u8]) -> Option<Event> {
+    let mut choices = Choices(choices);
+    let stream = choices.among(Stream::ALL)?;
+    let received_at_ms = choices.among(RECEIVED)?;
+    Event::decode(body, Envelope { tenant: "t", stream, received_at_ms, signature: "unsigned" }).ok()
+}
+
+fn check_one(event: &Event) {
+    let mut documents = Documents::default();
+    assert_eq!(documents.apply(event, now()), Outcome::Stored);
+    check_inserts(&documents, event.body.len());
+
+    let stored = documents.clone();
+    assert_eq!(documents.apply(event, now()), Outcome::Duplicate);
+    documents.effects(event, now());
+    assert_same(&documents, &stored, "applied again");
+}
+
+fn check_both(first: &Event, second: &Event) {
+    let length = first.body.len() + second.body.len();
+    let forwards = in_one_batch([first, second]);
+    check_inserts(&forwards, length);
+    assert_same(&in_two_batches(first, second, length), &forwards, "in two batches");
+    // Of two copies of a body the first has its say, whatever their stamps.
+    if first.digest != second.digest {
+        assert_same(&in_one_batch([second, first]), &forwards, "in reverse");
+        assert_same(&in_two_batches(second, first, length), &forwards, "in reverse, in two batches");
+    }
+}
+
+fn in_one_batch(events: [&Event; 2]) -> Documents {
+    let mut documents = Documents::default();
+    for event in events {
+        documents.apply(event, now());
+    }
+    documents
+}
+
+fn in_two_batches(first: &Event, second: &Event, length: usize) -> Documents {
+    let mut stored = Documents::default();
+    stored.apply(first, now());
+    let mut documents = Documents::default();
+    for (table, stored) in tables_mut(&mut documents).into_iter().zip(tables(&stored)) {
+        table.load(stored.clone().into_writes(None).inserts);
+    }
+    documents.apply(second, now());
+    for (table, stored) in tables(&documents).into_iter().zip(tables(&stored)) {
+        check_updates(table, stored, length);
+    }
+    documents
+}
+
+fn now() -> DateTime {
+    DateTime::from_millis(RECEIVED[0])
+}
+
+fn tables(documents: &Documents) -> [&Table; 6] {
+    let Documents { ledger, messages, conversations, contacts, notes, calls } = documents;
+    [ledger, messages, conversations, contacts, notes, calls]
+}
+
+fn tables_mut(documents: &mut Documents) -> [&mut Table; 6] {
+    let Documents { ledger, messages, conversations, contacts, notes, calls } = documents;
+    [ledger, messages, conversations, contacts, notes, calls]
+}
+
+fn assert_same(documents: &Documents, others: &Documents, how: &str) {
+    for (table, other) in tables(documents).into_iter().zip(tables(others)) {
+        assert!(table.iter().eq(other.iter()), "{how}: {table:#?} instead of {other:#?}");
+    }
+}
+
+fn check_inserts(documents: &Documents, length: usize) {
+    for table in tables(documents) {
+        let Writes { inserts, updates } = table.clone().into_writes(None);
+        assert!(inserts.iter().eq(table.iter()) && updates.is_empty());
+        for document in &inserts {
+            assert!(document.get_str("_id").is_ok(), "{document}");
+            check_document(document, length);
+        }
+    }
+}
+
+/// What is written makes the stored documents what they are to be.
+fn check_updates(table: &Table, stored: &Table, length: usize) {
+    let Writes { inserts, updates } = table.clone().into_writes(Some(now()));
+    for document in &inserts {
+        check_document(document, length);
+    }
+    for statement in &updates {
+        let id = statement.get_document("q").and_then(|query| query.get_str("_id")).unwrap_or_default();
+        let mut document = stored.get(id).cloned().unwrap_or_default();
+        for (operator, fields) in statement.get_document("u").into_iter().flatten() {
+            let fields = fields.as_document().into_iter().flatten();
+            for (name, value) in fields {
+                // MongoDB would take such a name for a path, or an operator.
+                assert!(!name.is_empty() && !name.contains(['.', '$']) && name != "_id", "{statement}");
+                match operator.as_str() {
+                    "$set" => drop(document.insert(name, value)),
+                    "$unset" => drop(document.remove(name)),
+                    other => unreachable!("{other}"),
+                }
+            }
+        }
+        let mut expected = table.get(id).cloned().unwrap_or_default();
+        for dated in [&mut document, &mut expected] {
+            dated.insert("updated_at", now());
+        }
+        assert_eq!(document, expected);
+        assert!(!document.is_empty());
+        check_document(&document, length);
+    }
+}
+
+/// MongoDB takes it.
+fn check_document(document: &Document, length: usize) {
+    for name in document.keys() {
+        assert!(!name.is_empty() && !name.contains('.') && !name.starts_with('$'), "{name:?} in {document}");
+    }
+    assert!(depth(document) <= MAX_DEPTH);
+    let written = document.to_vec().map(|bytes| bytes.len());
+    assert!(
+        written.as_ref().is_ok_and(|bytes| *bytes <= GROWTH * length + OVERHEAD),
+        "{written:?} of {length}"
+    );
+}
+
+/// Levels of documents and arrays. No name within has a NUL.
+fn depth(document: &Document) -> usize {
+    assert!(!document.keys().any(|name| name.contains('\0')), "{document}");
+    1 + document.values().map(depth_of).max().unwrap_or_default()
+}
+
+fn depth_of(value: &Bson) -> usize {
+    match value {
+        Bson::Document(document) => depth(document),
+        Bson::Array(list) => 1 + list.iter().map(depth_of).max().unwrap_or_default(),
+        _ => 0,
+    }
+}
