@@ -16,4 +16,5 @@ mod pressure;
 mod settings;
 mod shutdown;
 mod spool;
+mod tls;
 mod visible;

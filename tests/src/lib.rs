@@ -3,6 +3,7 @@
 #![expect(clippy::disallowed_methods, reason = "tests talk to the script that starts them by variables")]
 
 pub mod broker;
+pub mod certificates;
 pub mod database;
 pub mod feed;
 pub mod http;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use mongodb::Client;
 use mongodb::bson::{Document, doc};
 
+use crate::certificates::Certificates;
 use crate::poll;
 use crate::stack::OwnServer;
 
@@ -38,6 +39,17 @@ impl ReplicaSet {
             let settled = async || member.is_primary().await || member.says("secondary").await;
             poll::until("the set is complete", true, settled).await;
         }
+        set
+    }
+
+    /// Starts a single member that also takes TLS connections.
+    pub async fn encrypted(certificates: &Certificates) -> Self {
+        let server = OwnServer::new("member");
+        certificates.copy_to(&server.folder);
+        server.start();
+        let address = server.env("MONGO_ADDRESS").parse().expect("an address");
+        let set = Self { members: vec![Member { server, address }] };
+        set.initiate().await;
         set
     }
 

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use anyhow::Context;
 use reqwest::Method;
 
+use crate::certificates::Certificates;
 use crate::process::signal_pid;
 use crate::relay::Relay;
 
@@ -164,7 +165,19 @@ pub struct OwnRabbit {
 impl OwnRabbit {
     /// Starts one.
     pub async fn start() -> Self {
+        Self::start_in(OwnServer::new("rabbitmq")).await
+    }
+
+    /// Starts one that also takes TLS connections, and gives the URL for them.
+    pub async fn start_with(certificates: &Certificates) -> (Self, String) {
         let server = OwnServer::new("rabbitmq");
+        certificates.copy_to(&server.folder);
+        let rabbit = Self::start_in(server).await;
+        let url = rabbit.server.env("AMQPS_URL").replace("%2f", &rabbit.place.name);
+        (rabbit, url)
+    }
+
+    async fn start_in(server: OwnServer) -> Self {
         server.start();
         Self { place: Place::on(&server.folder).await, server }
     }

@@ -1,0 +1,39 @@
+//! Connections to RabbitMQ and MongoDB can be encrypted, and are made to nobody whose certificate isn't trusted.
+
+use penstock_tests::certificates::Certificates;
+use penstock_tests::database::Database;
+use penstock_tests::http::{get, post_received};
+use penstock_tests::poll;
+use penstock_tests::process::{Ingest, Worker};
+use penstock_tests::replica_set::ReplicaSet;
+use penstock_tests::stack::{OwnRabbit, Place};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn events_go_through_encrypted_connections() {
+    let common = Place::new().await;
+    let certificates = Certificates::make(&common.folder);
+    let authority = certificates.authority();
+    let (rabbit, amqps) = OwnRabbit::start_with(&certificates).await;
+    let set = ReplicaSet::encrypted(&certificates).await;
+    let place = &rabbit.place;
+    let mongo =
+        format!("mongodb://localhost:{}/?directConnection=true&tls=true", set.members[0].address.port());
+    let trusting = format!("{mongo}&tlsCAFile={authority}");
+    let known = [("AMQP_URL", amqps.as_str()), ("SSL_CERT_FILE", &authority), ("MONGO_URI", &trusting)];
+    let (ingest, worker) = (Ingest::start(place, &known).await, Worker::start(place, &known).await);
+    post_received(&ingest.path("/webhook/faster"), r#"{"event_id":"secret"}"#).await;
+    Database::on(&set.uri(), place, "faster").await.until_stored(1).await;
+
+    // The same without knowing the authority.
+    let unknown = [("AMQP_URL", amqps.as_str()), ("MONGO_URI", &mongo)];
+    let stranger = Ingest::start_unconnected(place, &unknown).await;
+    let refused = async || stranger.process.log_text().contains("can't use RabbitMQ");
+    poll::until("RabbitMQ isn't trusted", true, refused).await;
+    assert_ne!(get(&stranger.path("/health")).await.body["broker"]["connected"], true);
+    let plain = [("AMQP_URL", place.amqp_url.as_str()), ("MONGO_URI", &mongo)];
+    let stranger = Worker::start(place, &plain).await;
+    let refused = async || stranger.process.log_text().contains("MongoDB fails");
+    poll::until("MongoDB isn't trusted", true, refused).await;
+    worker.process.stop().await;
+    common.remove().await;
+}
