@@ -32,7 +32,7 @@ async fn events_go_through_encrypted_connections() {
     assert_ne!(get(&stranger.path("/health")).await.body["broker"]["connected"], true);
     let plain = [("AMQP_URL", place.amqp_url.as_str()), ("MONGO_URI", &mongo)];
     let stranger = Worker::start(place, &plain).await;
-    let refused = async || stranger.process.log_text().contains("MongoDB fails");
+    let refused = async || stranger.process.log_text().contains("MongoDB refuses us");
     poll::until("MongoDB isn't trusted", true, refused).await;
     worker.process.stop().await;
     common.remove().await;

@@ -30,8 +30,8 @@ const CONFIGURATION: [i32; 5] = [11, 13, 18, 20, 8000];
 /// `BadValue`, `FailedToParse`, `TypeMismatch`, `Overflow` (nesting), `InvalidIdField`, `EmptyFieldName`, `DollarPrefixedFieldName`,
 /// `NotSingleValueField`, `ImmutableField`, `DocumentValidationFailure`, and the codes for documents over 16 MiB.
 const DATA: [i32; 13] = [2, 9, 14, 15, 52, 53, 56, 57, 66, 121, 10334, 17280, 17419];
-/// The server's words for code 18.
-const AUTHENTICATION_FAILED: &str = "Authentication failed";
+/// The server's words for code 18, and rustls's for a certificate that isn't trusted.
+const CONFIGURATION_WORDS: [&str; 2] = ["Authentication failed", "invalid peer certificate"];
 /// `DuplicateKey`: a unique index that somebody has added makes it a matter of data, see [`Failure::class`].
 const DUPLICATE_KEY: i32 = 11000;
 /// So many attempts in a row may fail by a duplicate key before it counts as a matter of data.
@@ -90,10 +90,10 @@ impl Failure {
             Self::Refused { code } => by_code(*code, duplicate_keys),
             Self::Mongo(error) => match &*error.kind {
                 ErrorKind::Authentication { .. } | ErrorKind::InvalidTlsConfig { .. } => Class::Configuration,
-                // Once a server has refused our password, others only hear that it can't be used; the words tell why.
+                // Once a connection was refused, those who wait for one only hear that there is none; the words tell why.
                 ErrorKind::ServerSelection { message, .. }
                 | ErrorKind::ConnectionPoolCleared { message, .. }
-                    if message.contains(AUTHENTICATION_FAILED) =>
+                    if CONFIGURATION_WORDS.iter().any(|words| message.contains(words)) =>
                 {
                     Class::Configuration
                 }
