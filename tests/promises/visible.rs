@@ -168,6 +168,40 @@ async fn logs_are_json_and_hold_no_body_phone_or_password() {
     place.remove().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn secrets_are_shown_nowhere() {
+    let place = Place::new().await;
+    let amqp = place.amqp_url.replace("guest:guest@", "guest:secret-1@");
+    let settings = [
+        ("AMQP_URL", amqp.as_str()),
+        ("MONGO_URI", "mongodb://user:secret-2@127.0.0.1:1/d?replicaSet=rs0"),
+        ("VIP_MONGO_URI", "mongodb://user:secret-3@127.0.0.1:1/d2"),
+        ("SIGNING_KEYS", "secret-4"),
+        ("RUST_LOG", "trace"),
+        ("MONGO_TIMEOUT", "300ms"),
+    ];
+    let ingest = Ingest::start_unconnected(&place, &settings).await;
+    let worker = Worker::start_unconnected(&place, &settings).await;
+    for (process, message) in [(&ingest.process, "can't use RabbitMQ"), (&worker.process, "MongoDB fails")] {
+        poll::until("it fails", true, async || process.log_text().contains(message)).await;
+    }
+    let mut shown = Vec::new();
+    for (process, admin) in [(&ingest.process, &ingest.admin), (&worker.process, &worker.admin)] {
+        shown.push(process.log_text());
+        shown.push(penstock_tests::http::metrics(admin).await);
+        shown.push(get(&format!("{admin}/health")).await.body.to_string());
+        shown.push(get(&format!("{admin}/readyz")).await.body.to_string());
+        shown.push(std::fs::read_to_string(format!("/proc/{}/cmdline", process.pid())).unwrap());
+        let check = tokio::task::block_in_place(|| run(&process.binary, &place.folder, &["--check"], &settings));
+        assert!(check.status.success());
+        shown.push(String::from_utf8([check.stdout, check.stderr].concat()).unwrap());
+    }
+    for text in shown {
+        assert!(!text.contains("secret-"), "{text}");
+    }
+    place.remove().await;
+}
+
 #[tokio::test]
 async fn a_queue_of_the_same_name_with_other_arguments_is_named_and_can_be_replaced() {
     let place = Place::new().await;
