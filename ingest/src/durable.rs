@@ -105,7 +105,8 @@ impl Durable {
             Ok(message) => message,
             Err(error) => {
                 // Names are bounded well below what AMQP allows, so this is a defect of ours.
-                error!(event_key = webhook.facts.key, error = chain(&error), "a webhook can't be published");
+                let (event_key, trace_id) = (&webhook.facts.key, webhook.facts.trace_id());
+                error!(event_key, trace_id, error = chain(&error), "a webhook can't be published");
                 return Err(PublishError::Nacked);
             }
         };

@@ -134,14 +134,15 @@ impl Gateway {
     /// Neither RabbitMQ nor the spool has it. A refusal makes respond.io send it again, but only so many
     /// refusals are harmless; beyond them one webhook is given up to keep the others coming.
     fn refuse_or_lose(&self, facts: &Facts, why: &Nowhere) -> HttpResponse {
-        let Facts { tenant, key, event_type, .. } = facts;
+        let Facts { tenant, key: event_key, event_type, .. } = facts;
+        let (trace_id, error) = (facts.trace_id(), chain(why));
         if self.refusals().spend(Instant::now()) {
             self.metrics.refused.inc();
-            error!(tenant, event_key = key, event_type, error = chain(why), "refused a webhook");
+            error!(tenant, event_key, event_type, trace_id, error, "refused a webhook");
             return reply::refused();
         }
         self.metrics.lost.inc();
-        error!(tenant, event_key = key, event_type, error = chain(why), "LOST a webhook: no refusal is left");
+        error!(tenant, event_key, event_type, trace_id, error, "LOST a webhook: no refusal is left");
         reply::lost()
     }
 }
@@ -231,15 +232,16 @@ async fn webhook(
         evidence: reason.map(evidence),
     };
     let webhook = Webhook { facts, body: body.bytes.into() };
+    let (event_key, trace_id) = (&webhook.facts.key, webhook.facts.trace_id());
     match (gateway.durable.keep(&webhook).await, reason) {
         (Ok(via), None) => {
             gateway.metrics.accepted(tenant, via, signature);
-            debug!(tenant, event_key = webhook.facts.key, via = via.name(), "received");
+            debug!(tenant, event_key, trace_id, via = via.name(), "received");
             reply::received()
         }
         (Ok(_), Some(reason)) => {
             gateway.metrics.quarantined(tenant, reason);
-            warn!(tenant, event_key = webhook.facts.key, reason = reason.name(), "quarantined");
+            warn!(tenant, event_key, trace_id, reason = reason.name(), "quarantined");
             reply::quarantined(reason)
         }
         (Err(why), _) => gateway.refuse_or_lose(&webhook.facts, &why),

@@ -6,6 +6,7 @@ use lapin::BasicProperties;
 use lapin::types::{AMQPValue, ShortStringError};
 use serde::{Deserialize, Serialize};
 use shared::publisher::{DELIVERY_MODE_PERSISTENT, Message};
+use shared::telemetry::trace_id;
 use shared::topology;
 
 /// Everything about a webhook but its body.
@@ -71,6 +72,12 @@ impl Webhook {
 }
 
 impl Facts {
+    /// The id of its trace.
+    #[must_use]
+    pub fn trace_id(&self) -> Option<&str> {
+        trace_id(&self.traceparent)
+    }
+
     fn properties(&self) -> Result<BasicProperties, ShortStringError> {
         let text = |value: &str| AMQPValue::LongString(value.into());
         let mut headers = vec![

@@ -75,6 +75,12 @@ pub fn chain(error: &(dyn Error + 'static)) -> String {
     causes.join(": ")
 }
 
+/// The id of the trace that a W3C `traceparent` belongs to, for the field `trace_id` of a log line.
+#[must_use]
+pub fn trace_id(traceparent: &str) -> Option<&str> {
+    traceparent.split('-').nth(1)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -82,6 +88,13 @@ mod tests {
     #[derive(Debug, thiserror::Error)]
     #[error("outer")]
     struct Outer(#[source] io::Error);
+
+    #[test]
+    fn a_trace_has_an_id() {
+        let traceparent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        assert_eq!(trace_id(traceparent), Some("4bf92f3577b34da6a3ce929d0e0e4736"));
+        assert_eq!(trace_id(""), None);
+    }
 
     #[test]
     fn the_chain_names_every_cause() {

@@ -4,7 +4,7 @@ use penstock_tests::broker::Broker;
 use penstock_tests::database::Database;
 use penstock_tests::http::{get, metric, metrics, post_received};
 use penstock_tests::poll;
-use penstock_tests::process::{Ingest, Process, Worker};
+use penstock_tests::process::{Ingest, Process, Worker, run};
 use penstock_tests::stack::Place;
 use serde_json::json;
 
@@ -162,7 +162,14 @@ async fn logs_are_json_and_hold_no_body_phone_or_password() {
         let lines = text.lines().filter(|line| !line.is_empty()).count();
         assert_eq!(process.log_lines().len(), lines, "every line is JSON: {text}");
     };
-    assert!(ingest.process.log_text().contains("logged-1"), "the event's key is logged");
+    let trace_of = |process: &Process, message: &str| {
+        let lines = process.log_lines();
+        let line = lines.iter().find(|line| line["message"] == message && line["event_key"] == "logged-1");
+        line.map(|line| line["trace_id"].clone())
+    };
+    poll::until("it is settled", true, async || trace_of(&worker.process, "settled").is_some()).await;
+    assert_eq!(trace_of(&ingest.process, "received"), trace_of(&worker.process, "settled"));
+    assert_eq!(trace_of(&worker.process, "settled").unwrap().as_str().map(str::len), Some(32));
     is_quiet(&ingest.process);
     is_quiet(&worker.process);
     place.remove().await;
@@ -192,7 +199,8 @@ async fn secrets_are_shown_nowhere() {
         shown.push(get(&format!("{admin}/health")).await.body.to_string());
         shown.push(get(&format!("{admin}/readyz")).await.body.to_string());
         shown.push(std::fs::read_to_string(format!("/proc/{}/cmdline", process.pid())).unwrap());
-        let check = tokio::task::block_in_place(|| run(&process.binary, &place.folder, &["--check"], &settings));
+        let check =
+            tokio::task::block_in_place(|| run(&process.binary, &place.folder, &["--check"], &settings));
         assert!(check.status.success());
         shown.push(String::from_utf8([check.stdout, check.stderr].concat()).unwrap());
     }

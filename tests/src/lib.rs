@@ -10,6 +10,7 @@ pub mod http;
 pub mod load;
 pub mod poll;
 pub mod process;
+pub mod rabbit_cluster;
 pub mod relay;
 pub mod replica_set;
 pub mod stack;

@@ -35,18 +35,26 @@ pub struct Relay {
 impl Relay {
     /// Starts relaying to `target`.
     pub async fn start(target: SocketAddr) -> Self {
+        Self::balance(vec![target]).await
+    }
+
+    /// Starts relaying to these targets in turn, past those that nobody listens on: a load balancer.
+    pub async fn balance(targets: Vec<SocketAddr>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let fault = Arc::new(watch::Sender::new(Fault::None));
         let breaks = Arc::new(watch::Sender::new(()));
         let (faults, broken) = (fault.clone(), breaks.clone());
         tokio::spawn(async move {
+            let mut targets = targets;
             while let Ok((client, _)) = listener.accept().await {
+                targets.rotate_left(1);
+                let targets = targets.clone();
                 let (fault, mut broken) = (faults.subscribe(), broken.subscribe());
                 tokio::spawn(async move {
                     tokio::select! {
                         _ = broken.changed() => {}
-                        () = relay(client, target, fault) => {}
+                        () = relay(client, targets, fault) => {}
                     }
                 });
             }
@@ -65,11 +73,12 @@ impl Relay {
     }
 }
 
-async fn relay(client: TcpStream, target: SocketAddr, mut fault: watch::Receiver<Fault>) {
+async fn relay(client: TcpStream, targets: Vec<SocketAddr>, mut fault: watch::Receiver<Fault>) {
     let both_ways = {
         let fault = fault.clone();
         async move {
-            let Ok(server) = TcpStream::connect(target).await else { return };
+            // Tries one after the other.
+            let Ok(server) = TcpStream::connect(&targets[..]).await else { return };
             let ((from_client, to_client), (from_server, to_server)) =
                 (client.into_split(), server.into_split());
             tokio::select! {

@@ -35,11 +35,16 @@ impl ReplicaSet {
     pub async fn start(members: usize) -> Self {
         let set = Self { members: (0..members).map(|_| Member::start(false)).collect() };
         set.initiate().await;
-        for member in &set.members {
+        set.until_settled().await;
+        set
+    }
+
+    /// Waits until every member is the primary or follows it.
+    pub async fn until_settled(&self) {
+        for member in &self.members {
             let settled = async || member.is_primary().await || member.says("secondary").await;
             poll::until("the set is complete", true, settled).await;
         }
-        set
     }
 
     /// Starts a single member that also takes TLS connections.

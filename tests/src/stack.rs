@@ -51,7 +51,8 @@ impl Place {
         Self::on(&stack().join("rabbitmq")).await
     }
 
-    async fn on(rabbitmq: &Path) -> Self {
+    /// A place on another RabbitMQ, whose folder this is.
+    pub async fn on(rabbitmq: &Path) -> Self {
         static COUNTER: AtomicU32 = AtomicU32::new(0);
         let name = format!("t{}x{}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed));
         let (rabbitmq, mongod) = (server_env(rabbitmq), server_env(&stack().join("mongod")));

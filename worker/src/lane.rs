@@ -134,7 +134,7 @@ async fn write(context: &Context, batch: Batch, lost: &CancellationToken) {
         match hold_until_written(context, &events, lost).await {
             Written::Done(outcomes) => {
                 settle::acknowledge(receipts.iter().map(|receipt| &receipt.acker), lost).await;
-                count(context, &events, &outcomes);
+                count(context, &events, &receipts, &outcomes);
             }
             Written::Refused(failure) if events.len() == 1 => {
                 let letter = (events[0].body.as_bytes(), &receipts[0]);
@@ -219,9 +219,9 @@ async fn bury(
     }
 }
 
-fn count(context: &Context, events: &[Event], outcomes: &[Outcome]) {
+fn count(context: &Context, events: &[Event], receipts: &[Receipt], outcomes: &[Outcome]) {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    for (event, outcome) in events.iter().zip(outcomes) {
+    for ((event, receipt), outcome) in events.iter().zip(receipts).zip(outcomes) {
         let outcome = match outcome {
             Outcome::Stored => {
                 let received = u64::try_from(event.received_at_ms).unwrap_or_default();
@@ -231,5 +231,7 @@ fn count(context: &Context, events: &[Event], outcomes: &[Outcome]) {
             Outcome::Duplicate => metrics::DUPLICATE,
         };
         context.metrics.settled(&context.tenant, event.label(), outcome);
+        let trace_id = settle::trace_id(&receipt.properties);
+        debug!(tenant = context.tenant, event_key = event.key, trace_id, outcome, "settled");
     }
 }

@@ -8,7 +8,7 @@ use lapin::BasicProperties;
 use lapin::options::BasicAckOptions;
 use lapin::types::AMQPValue;
 use shared::publisher::{DELIVERY_MODE_PERSISTENT, Message, PublishError, Publisher};
-use shared::telemetry::chain;
+use shared::telemetry::{self, chain};
 use shared::topology;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -85,13 +85,14 @@ pub struct DeadLetter<'a> {
 /// Publishes a dead letter until it is confirmed; false if `lost` came first.
 pub async fn bury(publisher: &Publisher, letter: &DeadLetter<'_>, lost: &CancellationToken) -> bool {
     let key = letter.properties.message_id().as_ref().map(ToString::to_string);
-    let (tenant, reason) = (letter.tenant, letter.reason.name());
+    let (tenant, reason, trace_id) = (letter.tenant, letter.reason.name(), trace_id(letter.properties));
     while !lost.is_cancelled() {
         match publish(publisher, letter).await {
             Ok(()) => {
                 warn!(
                     tenant,
                     event_key = key,
+                    trace_id,
                     reason,
                     error = letter.error,
                     "an event went to the dead letters"
@@ -99,7 +100,13 @@ pub async fn bury(publisher: &Publisher, letter: &DeadLetter<'_>, lost: &Cancell
                 return true;
             }
             Err(error) => {
-                error!(tenant, event_key = key, error = chain(&error), "can't publish a dead letter");
+                error!(
+                    tenant,
+                    event_key = key,
+                    trace_id,
+                    error = chain(&error),
+                    "can't publish a dead letter"
+                );
             }
         }
         tokio::select! {
@@ -116,6 +123,15 @@ enum BuryError {
     Name(#[from] lapin::types::ShortStringError),
     #[error(transparent)]
     Publish(#[from] PublishError),
+}
+
+/// The id of the trace that a message belongs to.
+#[must_use]
+pub fn trace_id(properties: &BasicProperties) -> Option<&str> {
+    match properties.headers().as_ref()?.inner().get("traceparent")? {
+        AMQPValue::LongString(text) => telemetry::trace_id(str::from_utf8(text.as_bytes()).ok()?),
+        _ => None,
+    }
 }
 
 /// How often it was delivered: RabbitMQ counts the deliveries of a quorum queue's messages before this one.
