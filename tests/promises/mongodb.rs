@@ -24,8 +24,8 @@ const MEDIAN_AGE: Duration = Duration::from_millis(100);
 const RECOVERY: Duration = Duration::from_secs(60);
 /// The load of a tenant.
 const USUAL: Pace = Pace { every: Duration::from_millis(20), at_once: 1, chats: 20 };
-/// The load of a tenant two of whose contacts talk a lot.
-const HOT: Pace = Pace { every: Duration::from_millis(5), at_once: 2, chats: 2 };
+/// The load of a tenant two of whose contacts talk a lot, all at once.
+const HOT: Pace = Pace { every: Duration::from_millis(250), at_once: 50, chats: 2 };
 /// Events that each tenant gets before, during and after a fault, at least.
 const SOME: u64 = 60;
 /// Settings with which a fault shows soon.
