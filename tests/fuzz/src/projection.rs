@@ -22,23 +22,15 @@ const MAX_DEPTH: usize = 150;
 /// of events.
 #[must_use]
 pub fn target(input: &[u8]) -> bool {
-    let Some(([first_choices, second_choices], bodies)) = input.split_first_chunk() else { return false };
+    let Some((first, second)) = events(input) else { return false };
+    check(&first, &second);
+    true
+}
+
+fn events(input: &[u8]) -> Option<(Event, Event)> {
+    let ([first_choices, second_choices], bodies) = input.split_first_chunk()?;
     let mut bodies = lines(bodies, 2);
-    let first = bodies.next().and_then(|body| event(*first_choices, body));
-    let second = bodies.next().and_then(|body| event(*second_choices, body));
-    match (first, second) {
-        (Some(first), Some(second)) => {
-            check_one(&first);
-            check_one(&second);
-            check_both(&first, &second);
-            true
-        }
-        (Some(only), None) => {
-            check_one(&only);
-            false
-        }
-        _ => false,
-    }
+    Some((event(*first_choices, bodies.next()?)?, event(*second_choices, bodies.next()?)?))
 }
 
 fn event(choices: u8, body: &[u8]) -> Option<Event> {
@@ -48,27 +40,23 @@ fn event(choices: u8, body: &[u8]) -> Option<Event> {
     Event::decode(body, Envelope { tenant: "t", stream, received_at_ms, signature: "unsigned" }).ok()
 }
 
-fn check_one(event: &Event) {
-    let mut documents = Documents::default();
-    assert_eq!(documents.apply(event, now()), Outcome::Stored);
-    check_inserts(&documents, event.body.len());
+fn check(first: &Event, second: &Event) {
+    let documents = in_one_batch([first, second]);
+    check_inserts(&documents, first.body.len() + second.body.len());
+    assert_same(&in_two_batches(first, second), &documents, "in two batches");
 
-    let stored = documents.clone();
-    assert_eq!(documents.apply(event, now()), Outcome::Duplicate);
-    documents.effects(event, now());
-    assert_same(&documents, &stored, "applied again");
-}
-
-fn check_both(first: &Event, second: &Event) {
-    let length = first.body.len() + second.body.len();
-    let forwards = in_one_batch([first, second]);
-    check_inserts(&forwards, length);
-    assert_same(&in_two_batches(first, second, length), &forwards, "in two batches");
+    let mut again = documents.clone();
+    for event in [first, second] {
+        assert_eq!(again.apply(event, now()), Outcome::Duplicate);
+    }
     // Of two copies of a body the first has its say, whatever their stamps.
     if first.digest != second.digest {
-        assert_same(&in_one_batch([second, first]), &forwards, "in reverse");
-        assert_same(&in_two_batches(second, first, length), &forwards, "in reverse, in two batches");
+        for event in [first, second] {
+            again.effects(event, now());
+        }
+        assert_same(&in_two_batches(second, first), &documents, "in reverse");
     }
+    assert_same(&again, &documents, "again");
 }
 
 fn in_one_batch(events: [&Event; 2]) -> Documents {
@@ -79,16 +67,17 @@ fn in_one_batch(events: [&Event; 2]) -> Documents {
     documents
 }
 
-fn in_two_batches(first: &Event, second: &Event, length: usize) -> Documents {
+fn in_two_batches(first: &Event, second: &Event) -> Documents {
     let mut stored = Documents::default();
-    stored.apply(first, now());
+    assert_eq!(stored.apply(first, now()), Outcome::Stored);
+    check_inserts(&stored, first.body.len());
     let mut documents = Documents::default();
     for (table, stored) in tables_mut(&mut documents).into_iter().zip(tables(&stored)) {
         table.load(stored.clone().into_writes(None).inserts);
     }
     documents.apply(second, now());
     for (table, stored) in tables(&documents).into_iter().zip(tables(&stored)) {
-        check_updates(table, stored, length);
+        check_updates(table, stored, first.body.len() + second.body.len());
     }
     documents
 }
