@@ -14,6 +14,7 @@ use actix_web::{App, HttpServer, web};
 use shared::admin::{self, Admin};
 use shared::amqp::{Link, Purpose};
 use shared::publisher::Publisher;
+use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -111,7 +112,8 @@ pub fn build(settings: Settings, stop: CancellationToken) -> Result<Ingest, Star
         metrics,
         refusals: Mutex::new(Refusals::new(settings.refusal_budget, settings.refusal_window)),
         memory: Memory::default(),
-        large: Arc::new(Semaphore::new(1)),
+        large: Semaphore::new(1),
+        runtime: Handle::current(),
         allowances,
         stop: stop.clone(),
         settings,

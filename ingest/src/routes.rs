@@ -15,6 +15,7 @@ use serde_json::json;
 use shared::amqp::Link;
 use shared::telemetry::chain;
 use shared::verify;
+use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
@@ -57,7 +58,9 @@ pub struct Gateway {
     /// For bodies that are being read.
     pub memory: Memory,
     /// For large bodies that are being judged.
-    pub large: Arc<Semaphore>,
+    pub large: Semaphore,
+    /// Where they are judged. The threads that serve have each a pool of their own, and in each a body unfolds anew.
+    pub runtime: Handle,
     /// How much evidence is kept of each tenant.
     pub allowances: BTreeMap<String, Mutex<Allowance>>,
     /// Cancelled when this process was told to stop.
@@ -264,7 +267,8 @@ async fn judge(
     }
     let _turn = gateway.large.acquire().await;
     let (gateway, tenant, headers) = (gateway.clone(), tenant.to_owned(), request.headers().clone());
-    web::block(move || Some((judge(&gateway, &tenant, &headers, &body)?, body))).await.ok()?
+    let runtime = gateway.runtime.clone();
+    runtime.spawn_blocking(move || Some((judge(&gateway, &tenant, &headers, &body)?, body))).await.ok()?
 }
 
 fn sent_signature(request: &HttpRequest) -> Option<String> {
