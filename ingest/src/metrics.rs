@@ -45,6 +45,8 @@ pub struct Metrics {
     pub spool_records: IntGauge,
     /// Their bytes.
     pub spool_bytes: IntGauge,
+    /// Most bytes that it may hold.
+    pub spool_bytes_max: IntGauge,
     /// Seconds since the oldest of them was received.
     pub spool_oldest_age: IntGauge,
     /// Webhooks that wait to be written to the spool.
@@ -99,6 +101,10 @@ impl Metrics {
             ))?,
             spool_records: IntGauge::new("ingest_spool_records", "Webhooks in the spool")?,
             spool_bytes: IntGauge::new("ingest_spool_bytes", "Bytes of the webhooks in the spool")?,
+            spool_bytes_max: IntGauge::new(
+                "ingest_spool_bytes_max",
+                "Most bytes of webhooks that the spool may hold",
+            )?,
             spool_oldest_age: IntGauge::new(
                 "ingest_spool_oldest_age_seconds",
                 "Time since the oldest webhook in the spool was received",
@@ -143,6 +149,7 @@ impl Metrics {
         register(Box::new(self.spool_commit_duration.clone()))?;
         register(Box::new(self.spool_records.clone()))?;
         register(Box::new(self.spool_bytes.clone()))?;
+        register(Box::new(self.spool_bytes_max.clone()))?;
         register(Box::new(self.spool_oldest_age.clone()))?;
         register(Box::new(self.spool_waiting.clone()))?;
         register(Box::new(self.spool_writable.clone()))?;

@@ -109,6 +109,7 @@ impl Gateway {
         metrics.refusal_budget_left.set(gauge(self.refusals().left(Instant::now())));
         metrics.spool_records.set(gauge(spool.size().records));
         metrics.spool_bytes.set(gauge(spool.size().bytes));
+        metrics.spool_bytes_max.set(gauge(self.settings.spool_max_bytes));
         metrics.spool_oldest_age.set(gauge(spool.oldest_age().as_secs()));
         metrics.spool_waiting.set(gauge(spool.waiting()));
         metrics.spool_writable.set(i64::from(spool.is_writable()));

@@ -352,10 +352,12 @@ async fn log_while_held(pipeline: &Pipeline) -> String {
     log()
 }
 
-/// Who configured the worker has to act, and one line tells so.
+/// Who configured the worker has to act, and the log tells so: once, or again if what was under way still went through.
 fn assert_refused(log: &str) {
-    assert_eq!(log.matches("MongoDB refuses us").count(), 1, "{log}");
-    assert_eq!(log.matches("ERROR").count(), 1, "{log}");
+    let (told, passed) = (log.matches("MongoDB refuses us").count(), log.matches("MongoDB works").count());
+    // Both tenants' MongoDB has worked once before.
+    assert!(told >= 1 && told < passed, "{log}");
+    assert_eq!(log.matches("ERROR").count(), told, "{log}");
     assert!(!log.contains("circuit breaker"), "{log}");
     assert!(!PASSWORDS.iter().any(|password| log.contains(password)), "{log}");
 }
