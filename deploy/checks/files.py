@@ -1,0 +1,99 @@
+"""What the rules compare the manifests with, read where it is written."""
+
+import functools
+import re
+from pathlib import Path
+
+import yaml
+
+DEPLOY = Path(__file__).resolve().parent.parent
+ROOT = DEPLOY.parent
+UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def load_all(text):
+    return [document for document in yaml.safe_load_all(text) if document]
+
+
+@functools.cache
+def settings():
+    """Name → (default, binaries) of each setting in the table of README.md."""
+    table = {}
+    for line in (ROOT / "README.md").read_text().splitlines():
+        cells = [cell.strip() for cell in line.split("|")]
+        if len(cells) != 6 or cells[3] not in ("both", "ingest", "worker"):
+            continue
+        names = re.findall(r"`([A-Z_]+)`", cells[1])
+        defaults = [text.strip("` ") for text in cells[2].split(",")]
+        for position, name in enumerate(names):
+            default = defaults[position] if position < len(defaults) else defaults[-1]
+            table[name] = (default, ("ingest", "worker") if cells[3] == "both" else (cells[3],))
+    assert len(table) > 30, "README.md: the table of settings can't be read"
+    return table
+
+
+def binaries(name, tenants):
+    """Which binaries know a setting; `name` may end in _FILE, or begin with a tenant."""
+    if name == "SSL_CERT_FILE":
+        return ("ingest", "worker")
+    name = name.removesuffix("_FILE")
+    for tenant in tenants:
+        name = name.removeprefix(tenant.upper().replace("-", "_") + "_")
+    return settings().get(name, ("", ()))[1]
+
+
+def admin_port(binary):
+    return int(re.search(rf"(\d+) {binary}", setting_row("ADMIN_PORT"))[1])
+
+
+def setting_row(name):
+    return next(line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("|") and f"`{name}`" in line)
+
+
+def seconds(text):
+    parts = re.fullmatch(r"(\d+)(ms|s|m|h|d)", text)
+    if not parts:
+        raise SystemExit(f"{text!r} is no duration such as 5s")
+    return int(parts[1]) * UNITS[parts[2]]
+
+
+def constant(path, name):
+    """The seconds in a Rust constant."""
+    text = (ROOT / path).read_text()
+    found = re.search(rf"const {name}: \w+ = (?:Duration::from_secs\()?(\d+)\)?;", text)
+    assert found, f"{path}: no constant {name} in seconds"
+    return int(found[1])
+
+
+def amount(text):
+    """Bytes of a quantity such as 4Gi."""
+    number, unit = re.fullmatch(r"(\d+)([KMGT]i)?", str(text)).groups()
+    return int(number) << {None: 0, "Ki": 10, "Mi": 20, "Gi": 30, "Ti": 40}[unit]
+
+
+@functools.cache
+def dockerfile():
+    """Target → (its environment, its exposed ports)."""
+    targets, target = {}, None
+    for line in (DEPLOY / "Dockerfile").read_text().splitlines():
+        words = line.split()
+        if words[:1] == ["FROM"]:
+            target = targets.setdefault(words[-1], ({}, []))
+        elif words[:1] == ["ENV"]:
+            target[0].update(word.split("=", 1) for word in words[1:])
+        elif words[:1] == ["EXPOSE"]:
+            target[1].extend(map(int, words[1:]))
+    return targets
+
+
+def least_grace(binary, environment, pre_stop=0):
+    """How long the binary may take from SIGTERM to its end, with 5 s in which the spool may be emptied."""
+    def of(name):
+        return seconds(environment.get(name) or settings()[name][0])
+    if binary == "worker":
+        # README.md promises no more than that this is enough.
+        return pre_stop + of("SHUTDOWN_GRACE") + 15
+    lib, drain = "ingest/src/lib.rs", "ingest/src/spool/drain.rs"
+    spool = constant(drain, "PATIENCE") + constant(lib, "DRAIN_PATIENCE") + 5
+    closing = constant(lib, "CONFIRM_PATIENCE") + 1
+    return pre_stop + of("DRAIN_DELAY") + constant(lib, "SHUTDOWN_SECONDS") + spool + closing

@@ -1,0 +1,121 @@
+"""prove.py BUILT: breaks what was built, and the files of compose, in one way after the other; each has to be found."""
+
+import copy
+import sys
+from pathlib import Path
+
+import compose
+import rules
+import schemas
+from files import load_all
+
+
+def main(path):
+    good = load_all(path.read_text())
+    missed = [what for what, kind, name, change in RESOURCES if not found(good, kind, name, change)]
+    files = compose.load()
+    missed += [what for what, change in FILES if not found_in_compose(files, change)]
+    for what in missed:
+        print(f"nobody notices {what}", file=sys.stderr)
+    print(f"{len(RESOURCES) + len(FILES) - len(missed)} mistakes were found, {len(missed)} were not")
+    return 1 if missed else 0
+
+
+def found(good, kind, name, change):
+    resources = copy.deepcopy(good)
+    broken = next(r for r in resources if r["kind"] == kind and r["metadata"]["name"].split("-")[0] == name)
+    if change is None:
+        resources.remove(broken)
+    else:
+        change(broken)
+        if list(schemas.problems([broken])):
+            return True
+    return any(rules.problems(rules.Build(resources)))
+
+
+def found_in_compose(good, change):
+    files = copy.deepcopy(good)
+    change(files)
+    return any(compose.problems(files))
+
+
+def put(path, value):
+    """Sets what is at the path, or removes it if the value is None."""
+    def change(into):
+        *parents, last = [int(key) if key.isdigit() else key for key in path.split("/")]
+        for key in parents:
+            into = into[key]
+        if value is None:
+            del into[last]
+        else:
+            into[last] = value
+    return change
+
+
+POD = "spec/template/spec"
+BOX = f"{POD}/containers/0"
+RESOURCES = [
+    ("a field that doesn't exist", "Deployment", "worker", put("spec/replica", 2)),
+    ("a number as text", "StatefulSet", "ingest", put("spec/replicas", "3")),
+    ("an unknown kind", "Ingress", "ingest", put("kind", "Ingres")),
+    ("a misspelled field of KEDA", "ScaledObject", "worker", put("spec/minReplicas", 2)),
+    ("a number where KEDA wants text", "ScaledObject", "worker", put("spec/triggers/0/metadata/value", 5000)),
+    ("KEDA over AMQP", "ScaledObject", "worker", put("spec/triggers/0/metadata/protocol", "amqp")),
+    ("a tenant that doesn't scale", "ScaledObject", "worker", put("spec/triggers/1", None)),
+    ("a trigger that can't log in", "TriggerAuthentication", "rabbitmq", None),
+    ("a key that the Secret lacks", "TriggerAuthentication", "rabbitmq", put("spec/secretTargetRef/0/key", "URL")),
+    ("a scaler of something else", "ScaledObject", "worker", put("spec/scaleTargetRef/name", "workers")),
+    ("replicas set by two", "Deployment", "worker", put("spec/replicas", 2)),
+    ("a misspelled field of a monitor", "PodMonitor", "worker", put("spec/endpoints", [])),
+    ("a monitor of no port", "ServiceMonitor", "ingest", put("spec/endpoints/0/port", "metrics")),
+    ("a monitor of nothing", "PodMonitor", "worker", put("spec/selector/matchLabels", {"app": "worker"})),
+    ("a setting that doesn't exist", "ConfigMap", "worker", put("data/BATCHSIZE", "1")),
+    ("a setting of the other binary", "ConfigMap", "worker", put("data/DRAIN_DELAY", "5s")),
+    ("an admin port for this pod alone", "ConfigMap", "ingest", put("data/ADMIN_HOST", "127.0.0.1")),
+    ("a grace that is too short", "StatefulSet", "ingest", put(f"{POD}/terminationGracePeriodSeconds", 30)),
+    ("a longer DRAIN_DELAY", "ConfigMap", "ingest", put("data/DRAIN_DELAY", "60s")),
+    ("a longer preStop", "StatefulSet", "ingest", put(f"{BOX}/lifecycle/preStop/sleep/seconds", 60)),
+    ("a longer SHUTDOWN_GRACE", "ConfigMap", "worker", put("data/SHUTDOWN_GRACE", "1m")),
+    ("too many refusals", "StatefulSet", "ingest", put("spec/replicas", 4)),
+    ("a larger spool", "ConfigMap", "ingest", put("data/SPOOL_MAX_BYTES", "8589934592")),
+    ("a spool beside the volume", "ConfigMap", "ingest", put("data/SPOOL_DIR", "/var/spool")),
+    ("a spool that is deleted", "StatefulSet", "ingest", put("spec/persistentVolumeClaimRetentionPolicy/whenScaled", "Delete")),
+    ("a port that nobody listens on", "StatefulSet", "ingest", put(f"{BOX}/ports/1/containerPort", 9101)),
+    ("a Service of no port", "Service", "ingest", put("spec/ports/0/targetPort", "web")),
+    ("a Service of nothing", "Service", "ingest", put("spec/selector", {"app": "ingest"})),
+    ("a missing Service", "Service", "ingest", put("metadata/name", "other")),
+    ("a missing probe", "Deployment", "worker", put(f"{BOX}/readinessProbe", None)),
+    ("a missing budget", "PodDisruptionBudget", "worker", None),
+    ("a missing NetworkPolicy", "NetworkPolicy", "worker", None),
+    ("a root file system that can be written", "Deployment", "worker", put(f"{BOX}/securityContext/readOnlyRootFilesystem", False)),
+    ("root", "Deployment", "worker", put(f"{POD}/securityContext/runAsUser", 0)),
+    ("a token", "Deployment", "worker", put(f"{POD}/automountServiceAccountToken", True)),
+    ("an image that isn't pinned", "Deployment", "worker", put(f"{BOX}/image", "penstock/worker:latest")),
+    ("a missing ConfigMap", "ConfigMap", "worker", None),
+    ("a Secret that nobody brings", "Deployment", "worker", put(f"{BOX}/envFrom/1/secretRef/name", "secrets")),
+    ("a policy that differs", "Policy", "webhooks", put("spec/definition/max-length-bytes", 1)),
+    ("a policy that breaks a promise", "Policy", "webhooks", put("spec/definition/message-ttl", 1000)),
+    ("other metrics than in compose", "ServiceMonitor", "rabbitmq", put("spec/endpoints/1/params/family", ["node_metrics"])),
+    ("an even number of nodes", "RabbitmqCluster", "rabbitmq", put("spec/replicas", 4)),
+    ("a HOLD_TIMEOUT beyond RabbitMQ's patience", "ConfigMap", "worker", put("data/HOLD_TIMEOUT", "30m")),
+]
+SERVICE = "compose/services"
+FILES = [
+    ("an image that isn't pinned", put(f"{SERVICE}/mongodb/image", "mongo")),
+    ("a target that isn't built", put(f"{SERVICE}/ingest/build/target", "gateway")),
+    ("a port that is open to everybody", put(f"{SERVICE}/grafana/ports/0", "3000:3000")),
+    ("a port that nobody listens on", put(f"{SERVICE}/ingest/ports/0", "127.0.0.1:8000:8080")),
+    ("a file that isn't there", put(f"{SERVICE}/samples/volumes/0", "./samples:/samples:ro")),
+    ("a volume that isn't declared", put("compose/volumes/spool", None)),
+    ("a wait for ever", put(f"{SERVICE}/rabbitmq/healthcheck", None)),
+    ("a setting that doesn't exist", put(f"{SERVICE}/worker/environment/MONGO_URL", "mongodb://mongodb")),
+    ("a grace that is too short", put(f"{SERVICE}/worker/stop_grace_period", "10s")),
+    ("a spool in the container", put(f"{SERVICE}/ingest/volumes/0", "spool:/spool")),
+    ("a scrape of the wrong port", put("prometheus/scrape_configs/0/static_configs/0/targets/0", "ingest:9101")),
+    ("missing rules", put("prometheus/rule_files/0", "/etc/prometheus/rules.yaml")),
+    ("a dashboard elsewhere", put("dashboards/providers/0/options/path", "/dashboards")),
+    ("a datasource that doesn't answer", put("datasources/datasources/0/url", "http://localhost:9090")),
+]
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

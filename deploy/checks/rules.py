@@ -1,0 +1,291 @@
+"""What no schema says: that the manifests agree with each other, with README.md and with the binaries."""
+
+import json
+import operator
+import re
+
+import yaml
+
+from files import DEPLOY, admin_port, amount, binaries, dockerfile, least_grace, seconds, settings
+
+# Brought by whoever deploys; deploy/kubernetes/README.md says what is in them.
+BROUGHT_SECRETS = {
+    "ingest": {"AMQP_URL"},
+    "worker": {"AMQP_URL", "MONGO_URI", "VIP_MONGO_URI"},
+    "keda": {"RABBITMQ_URL"},
+}
+WORKLOADS = ("StatefulSet", "Deployment", "Job")
+OURS = ("ingest", "worker", "drain")
+
+
+class Build:
+    """All resources of one overlay."""
+
+    def __init__(self, resources):
+        self.resources = resources
+
+    def of(self, *kinds):
+        return [resource for resource in self.resources if resource["kind"] in kinds]
+
+    def named(self, kind, name):
+        return next((r for r in self.of(kind) if r["metadata"]["name"] == name), None)
+
+    def ours(self):
+        """Workload, its pod, and its container, for those of Penstock."""
+        for workload in self.of(*WORKLOADS):
+            pod = workload["spec"]["template"]["spec"]
+            container = pod["containers"][0]
+            if container["name"] in OURS:
+                yield workload, pod, container
+
+    def pod_labels(self):
+        return [w["spec"]["template"]["metadata"]["labels"] for w in self.of(*WORKLOADS)]
+
+    def environment(self, container):
+        """Name → value of all that the container is given; None where the value is a Secret that is brought."""
+        given = {}
+        for source in container.get("envFrom", []):
+            if "configMapRef" in source:
+                given.update((self.named("ConfigMap", source["configMapRef"]["name"]) or {}).get("data", {}))
+            else:
+                name = source["secretRef"]["name"]
+                secret = self.named("Secret", name)
+                given.update(secret["stringData"] if secret else dict.fromkeys(BROUGHT_SECRETS.get(name, ())))
+        given.update((entry["name"], entry.get("value")) for entry in container.get("env", []))
+        return given
+
+
+def problems(build):
+    for rule in (names, grace, budget, spool, references, selectors, ports, locked, images, scaling, rabbitmq):
+        for problem in rule(build):
+            yield f"{rule.__name__}: {problem}"
+
+
+def binary(container):
+    return "worker" if container["name"] == "worker" else "ingest"
+
+
+def names(build):
+    for workload, _, container in build.ours():
+        given = build.environment(container)
+        tenants = (given.get("TENANTS") or "").split(",")
+        for name in given:
+            if binary(container) not in binaries(name, tenants):
+                yield f"{name} is no setting of {binary(container)}"
+        if workload["kind"] != "Job" and given.get("ADMIN_HOST") != "0.0.0.0":
+            yield f"ADMIN_HOST of {container['name']}: probes come from elsewhere"
+
+
+def grace(build):
+    for workload, pod, container in build.ours():
+        if workload["kind"] == "Job":
+            continue
+        pre_stop = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
+        least = least_grace(container["name"], build.environment(container), pre_stop)
+        if pod.get("terminationGracePeriodSeconds", 30) < least:
+            yield f"terminationGracePeriodSeconds of {container['name']} is below {least:g}"
+
+
+def budget(build):
+    for workload, _, container in build.ours():
+        if workload["kind"] == "StatefulSet":
+            each = int(build.environment(container).get("REFUSAL_BUDGET") or settings()["REFUSAL_BUDGET"][0])
+            if each * workload["spec"]["replicas"] >= 30:
+                yield f"REFUSAL_BUDGET of {each} × {workload['spec']['replicas']} replicas is not below 30"
+
+
+def spool(build):
+    for workload, pod, container in build.ours():
+        if binary(container) != "ingest":
+            continue
+        given = build.environment(container)
+        folder = given.get("SPOOL_DIR") or dockerfile()["ingest"][0]["SPOOL_DIR"]
+        mounts = [mount for mount in container["volumeMounts"] if folder.startswith(mount["mountPath"] + "/")]
+        if not mounts or mounts[0].get("readOnly"):
+            yield f"SPOOL_DIR {folder} is on no volume"
+        if workload["kind"] != "StatefulSet":
+            continue
+        bound = int(given.get("SPOOL_MAX_BYTES") or settings()["SPOOL_MAX_BYTES"][0])
+        claims = {claim["metadata"]["name"]: claim["spec"] for claim in workload["spec"]["volumeClaimTemplates"]}
+        claim = claims.get(mounts[0]["name"]) if mounts else None
+        if not claim or amount(claim["resources"]["requests"]["storage"]) < 2 * bound:
+            yield f"the volume is smaller than twice SPOOL_MAX_BYTES ({bound})"
+        if set(workload["spec"].get("persistentVolumeClaimRetentionPolicy", {}).values()) != {"Retain"}:
+            yield "the spool's volume has to outlive its pod"
+
+
+def references(build):
+    for workload, pod, container in build.ours():
+        if not build.named("ServiceAccount", pod["serviceAccountName"]) and workload["kind"] != "Job":
+            yield f"no ServiceAccount {pod['serviceAccountName']}"
+        for source in container.get("envFrom", []):
+            config, secret = source.get("configMapRef", {}).get("name"), source.get("secretRef", {}).get("name")
+            if config and not build.named("ConfigMap", config):
+                yield f"no ConfigMap {config}"
+            if secret and not build.named("Secret", secret) and secret not in BROUGHT_SECRETS:
+                yield f"no Secret {secret}"
+    for workload in build.of("StatefulSet"):
+        service = build.named("Service", workload["spec"]["serviceName"])
+        if not service or service["spec"].get("clusterIP") != "None":
+            yield f"serviceName {workload['spec']['serviceName']} is no headless Service"
+    for path in [p for i in build.of("Ingress") for rule in i["spec"]["rules"] for p in rule["http"]["paths"]]:
+        backend = path["backend"]["service"]
+        service = build.named("Service", backend["name"])
+        if not service or backend["port"]["name"] not in [port["name"] for port in service["spec"]["ports"]]:
+            yield f"Ingress: no Service {backend['name']} with the port {backend['port']['name']}"
+    for scaler in build.of("ScaledObject", "HorizontalPodAutoscaler"):
+        target = scaler["spec"]["scaleTargetRef"]
+        if not build.named(target["kind"], target["name"]):
+            yield f"{scaler['kind']}: no {target['kind']} {target['name']}"
+    for trigger in [trigger for scaler in build.of("ScaledObject") for trigger in scaler["spec"]["triggers"]]:
+        if not build.named("TriggerAuthentication", trigger["authenticationRef"]["name"]):
+            yield f"no TriggerAuthentication {trigger['authenticationRef']['name']}"
+    for authentication in build.of("TriggerAuthentication"):
+        for target in authentication["spec"]["secretTargetRef"]:
+            if target["key"] not in BROUGHT_SECRETS.get(target["name"], ()):
+                yield f"TriggerAuthentication: {target['key']} of the Secret {target['name']} is nobody's"
+
+
+def matches(labels, wanted):
+    return wanted.items() <= labels.items()
+
+
+def wanted_labels(selector):
+    """All sets of labels that a selector takes."""
+    base = selector.get("matchLabels", {})
+    choices = selector.get("matchExpressions", [])
+    return [base | {choices[0]["key"]: value} for value in choices[0]["values"]] if choices else [base]
+
+
+def selectors(build):
+    pods = build.pod_labels()
+    for resource in build.of("Service", "PodDisruptionBudget", "NetworkPolicy", "PodMonitor"):
+        spec = resource["spec"]
+        selector = spec.get("podSelector", spec.get("selector", {}))
+        if resource["kind"] == "Service":
+            selector = {"matchLabels": selector}
+        if not any(matches(labels, wanted) for labels in pods for wanted in wanted_labels(selector)):
+            yield f"{resource['kind']} {resource['metadata']['name']} selects nothing"
+    for resource in build.of("ServiceMonitor"):
+        if resource["metadata"]["name"] != "rabbitmq" and not monitored(build, resource):
+            yield f"ServiceMonitor {resource['metadata']['name']} selects nothing"
+    covered = [wanted for policy in build.of("NetworkPolicy") for wanted in wanted_labels(policy["spec"]["podSelector"])]
+    for workload, _, container in build.ours():
+        labels = workload["spec"]["template"]["metadata"]["labels"]
+        if build.of("NetworkPolicy") and not any(matches(labels, wanted) for wanted in covered):
+            yield f"no NetworkPolicy for {container['name']}"
+        if workload["kind"] != "Job" and not any(
+            matches(labels, b["spec"]["selector"]["matchLabels"]) for b in build.of("PodDisruptionBudget")
+        ):
+            yield f"no PodDisruptionBudget for {container['name']}"
+
+
+def monitored(build, monitor):
+    wanted = monitor["spec"]["selector"]["matchLabels"]
+    return [s for s in build.of("Service") if matches(s["metadata"].get("labels", {}), wanted)]
+
+
+def ports(build):
+    open_ports = {}
+    for workload, _, container in build.ours():
+        if workload["kind"] == "Job":
+            continue
+        mine = {port["name"]: port["containerPort"] for port in container["ports"]}
+        open_ports.setdefault(container["name"], mine)
+        given, right = build.environment(container), {"admin": admin_port(container["name"])}
+        right["admin"] = int(given.get("ADMIN_PORT") or right["admin"])
+        if container["name"] == "ingest":
+            right["http"] = int(given.get("PORT") or settings()["PORT"][0])
+        if mine != right:
+            yield f"{container['name']} listens on {right}, not on {mine}"
+        if "PORT" not in given and sorted(mine.values()) != sorted(dockerfile()[container["name"]][1]):
+            yield f"EXPOSE of {container['name']} in the Dockerfile says otherwise"
+        for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+            if container.get(probe, {}).get("httpGet", {}).get("port") != "admin":
+                yield f"{probe} of {container['name']} is missing, or not for the admin port"
+    every = {name for mine in open_ports.values() for name in mine}
+    for service in build.of("Service"):
+        for port in service["spec"]["ports"]:
+            target = port.get("targetPort", port["port"])
+            if isinstance(target, str) and target not in every:
+                yield f"Service {service['metadata']['name']}: no port {target}"
+    for policy in build.of("NetworkPolicy"):
+        for port in [port for rule in policy["spec"].get("ingress", []) for port in rule["ports"]]:
+            if port["port"] not in every:
+                yield f"NetworkPolicy {policy['metadata']['name']}: no port {port['port']}"
+    for monitor in build.of("ServiceMonitor", "PodMonitor"):
+        offered = every
+        if monitor["kind"] == "ServiceMonitor":
+            offered = {port["name"] for service in monitored(build, monitor) for port in service["spec"]["ports"]}
+        for end in monitor["spec"].get("endpoints", monitor["spec"].get("podMetricsEndpoints")):
+            if monitor["metadata"]["name"] != "rabbitmq" and end["port"] not in offered:
+                yield f"{monitor['kind']} {monitor['metadata']['name']}: no port {end['port']}"
+
+
+def locked(build):
+    for _, pod, container in build.ours():
+        context, outer = container.get("securityContext", {}), pod.get("securityContext", {})
+        if not (
+            outer.get("runAsNonRoot")
+            and outer.get("runAsUser")
+            and outer.get("seccompProfile", {}).get("type") == "RuntimeDefault"
+            and context.get("readOnlyRootFilesystem")
+            and context.get("allowPrivilegeEscalation") is False
+            and context.get("capabilities", {}).get("drop") == ["ALL"]
+            and pod.get("automountServiceAccountToken") is False
+            and pod.get("enableServiceLinks") is False
+        ):
+            yield f"{container['name']} may do more than it needs"
+        if not {"cpu", "memory"} <= container["resources"]["requests"].keys():
+            yield f"{container['name']} requests no resources"
+
+
+def images(build):
+    for workload in build.of(*WORKLOADS):
+        for container in workload["spec"]["template"]["spec"]["containers"]:
+            if not re.search(r"(@sha256:|:(?!latest$)[\w.-]+$)", container["image"]):
+                yield f"{container['image']} is not pinned"
+
+
+def scaling(build):
+    for scaler in build.of("ScaledObject", "HorizontalPodAutoscaler"):
+        target = build.named(scaler["spec"]["scaleTargetRef"]["kind"], scaler["spec"]["scaleTargetRef"]["name"])
+        if target and "replicas" in target["spec"]:
+            yield f"replicas of {target['metadata']['name']} is set by two"
+    if len(build.of("ScaledObject", "HorizontalPodAutoscaler")) > 1:
+        yield "KEDA makes an autoscaler of its own: choose one"
+    for scaler in build.of("ScaledObject"):
+        triggers = scaler["spec"]["triggers"]
+        queues = {trigger["metadata"]["queueName"] for trigger in triggers}
+        _, _, worker = next(ours for ours in build.ours() if ours[2]["name"] == "worker")
+        if queues != {f"webhooks.{tenant}" for tenant in (build.environment(worker).get("TENANTS") or "").split(",")}:
+            yield f"not one trigger for each tenant: {sorted(queues)}"
+        if any(trigger["metadata"].get("protocol") != "http" for trigger in triggers):
+            yield "over AMQP, KEDA doesn't see what workers hold"
+
+
+def rabbitmq(build):
+    if not build.of("Policy"):
+        return
+    by_name = operator.itemgetter("name")
+    ours = []
+    for policy in build.of("Policy"):
+        spec = {key: value for key, value in policy["spec"].items() if key != "rabbitmqClusterReference"}
+        spec["apply-to"] = spec.pop("applyTo")
+        ours.append(spec)
+    definitions = json.loads((DEPLOY / "rabbitmq/definitions.json").read_text())
+    theirs = json.loads((DEPLOY / "rabbitmq/definitions.json").read_text())["policies"]
+    if sorted(ours, key=by_name) != sorted(theirs, key=by_name):
+        yield "the policies differ from deploy/rabbitmq/definitions.json"
+    scrapes = yaml.safe_load((DEPLOY / "prometheus/prometheus.yml").read_text())["scrape_configs"]
+    asked = [scrape["params"] for scrape in scrapes if "params" in scrape]
+    for monitor in build.of("ServiceMonitor"):
+        if monitor["metadata"]["name"] == "rabbitmq":
+            if [end["params"] for end in monitor["spec"]["endpoints"] if "params" in end] != asked:
+                yield "deploy/prometheus/prometheus.yml asks for other families of metrics"
+    for cluster in build.of("RabbitmqCluster"):
+        text = cluster["spec"]["rabbitmq"]["additionalConfig"]
+        patience = int(re.search(r"^consumer_timeout = (\d+)$", text, re.MULTILINE)[1]) / 1000
+        _, _, worker = next(ours for ours in build.ours() if ours[2]["name"] == "worker")
+        if seconds(build.environment(worker).get("HOLD_TIMEOUT") or settings()["HOLD_TIMEOUT"][0]) >= patience:
+            yield "consumer_timeout has to be longer than HOLD_TIMEOUT"
