@@ -24,6 +24,8 @@ const ABANDONED_PATIENCE: Duration = Duration::from_secs(30);
 /// Most bytes of large bodies that a tenant's lanes unfold at the same time: a body like `[0,0,0]` takes two hundred
 /// times its size when it is parsed and made into documents.
 const UNFOLDED_BYTES: usize = 1 << 20;
+/// A server under load may take so long to answer a heartbeat.
+const SHORTEST_CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// The shortest heartbeat that the driver allows, and its default.
 const SHORTEST_HEARTBEAT: Duration = Duration::from_millis(500);
 const LONGEST_HEARTBEAT: Duration = Duration::from_secs(10);
@@ -65,7 +67,8 @@ impl Store {
         options.app_name = Some("penstock-worker".to_owned());
         options.min_pool_size = Some(settings.pool.0);
         options.max_pool_size = Some(settings.pool.1);
-        options.connect_timeout = Some(deadline);
+        // It is also how long the driver waits for a heartbeat, and without one it drops all connections.
+        options.connect_timeout = Some(deadline.max(SHORTEST_CONNECT_TIMEOUT));
         // Twice within our own deadline, which knows no reason: once to write, and once to abort.
         options.server_selection_timeout = Some(deadline.mul_f64(0.4));
         // A server that is silent is noticed by what watches it, not by those who wait for its answer.
