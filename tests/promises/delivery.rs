@@ -404,7 +404,10 @@ async fn an_index_that_is_in_the_way_does_not_keep_events_from_being_stored() {
 #[tokio::test]
 async fn an_event_that_always_takes_too_long_holds_up_only_its_own_lane() {
     let place = Place::new().await;
-    let worker = Worker::start(&place, &[("MONGO_TIMEOUT", "250ms"), ("WEBHOOK_WORKERS", "8")]).await;
+    // On a machine with much to do others miss this deadline too, now and then: that is not for the breaker to judge here.
+    let settings =
+        [("MONGO_TIMEOUT", "250ms"), ("WEBHOOK_WORKERS", "8"), ("CIRCUIT_BREAKER_THRESHOLD", "10000")];
+    let worker = Worker::start(&place, &settings).await;
     let (broker, database) = (Broker::connect(&place.amqp_url).await, Database::of(&place, "faster").await);
     broker.publish_event("faster", "any", 1_700_000_000_000, attachment(0, 520_000).as_bytes()).await;
     let retries = async || metric(&worker.admin, "worker_retries_total", &[]).await > Some(2.0);
