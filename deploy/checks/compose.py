@@ -5,7 +5,7 @@ import re
 
 import yaml
 
-from files import DEPLOY, admin_port, binaries, dockerfile, least_grace, seconds, settings
+from files import DEPLOY, admin_port, binaries, dockerfile, settings
 
 
 def load():
@@ -67,8 +67,8 @@ def ours(files):
         for setting in given:
             if name not in binaries(setting, ["faster", "vip"]):
                 yield f"{setting} is no setting of {name}"
-        if seconds(service["stop_grace_period"]) < least_grace(name, given):
-            yield f"stop_grace_period of {name} is below {least_grace(name, given):g} s"
+        if service["stop_grace_period"] != given.get("TERMINATION_GRACE"):
+            yield f"TERMINATION_GRACE of {name} is not its stop_grace_period"
         if not service.get("read_only") or service.get("cap_drop") != ["ALL"]:
             yield f"{name} may do more than it needs"
         known = {int(given.get("ADMIN_PORT", admin_port(name)))}

@@ -57,14 +57,6 @@ def seconds(text):
     return int(parts[1]) * UNITS[parts[2]]
 
 
-def constant(path, name):
-    """The seconds in a Rust constant."""
-    text = (ROOT / path).read_text()
-    found = re.search(rf"const {name}: \w+ = (?:Duration::from_secs\()?(\d+)\)?;", text)
-    assert found, f"{path}: no constant {name} in seconds"
-    return int(found[1])
-
-
 def amount(text):
     """Bytes of a quantity such as 4Gi."""
     number, unit = re.fullmatch(r"(\d+)([KMGT]i)?", str(text)).groups()
@@ -84,16 +76,3 @@ def dockerfile():
         elif words[:1] == ["EXPOSE"]:
             target[1].extend(map(int, words[1:]))
     return targets
-
-
-def least_grace(binary, environment, pre_stop=0):
-    """How long the binary may take from SIGTERM to its end, with 5 s in which the spool may be emptied."""
-    def of(name):
-        return seconds(environment.get(name) or settings()[name][0])
-    if binary == "worker":
-        # README.md promises no more than that this is enough.
-        return pre_stop + of("SHUTDOWN_GRACE") + 15
-    lib, drain = "ingest/src/lib.rs", "ingest/src/spool/drain.rs"
-    spool = constant(drain, "PATIENCE") + constant(lib, "DRAIN_PATIENCE") + 5
-    closing = constant(lib, "CONFIRM_PATIENCE") + 1
-    return pre_stop + of("DRAIN_DELAY") + constant(lib, "SHUTDOWN_SECONDS") + spool + closing

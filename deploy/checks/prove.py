@@ -1,4 +1,4 @@
-"""prove.py BUILT: breaks what was built, and the files of compose, in one way after the other; each has to be found."""
+"""prove.py BINARIES BUILT: breaks what was built, and the files of compose, in one way after the other; each has to be found."""
 
 import copy
 import sys
@@ -7,12 +7,13 @@ from pathlib import Path
 import compose
 import rules
 import schemas
+import try_settings
 from files import load_all
 
 
-def main(path):
+def main(binaries, path):
     good = load_all(path.read_text())
-    missed = [what for what, kind, name, change in RESOURCES if not found(good, kind, name, change)]
+    missed = [what for what, kind, name, change in RESOURCES if not found(binaries, good, kind, name, change)]
     files = compose.load()
     missed += [what for what, change in FILES if not found_in_compose(files, change)]
     for what in missed:
@@ -21,7 +22,7 @@ def main(path):
     return 1 if missed else 0
 
 
-def found(good, kind, name, change):
+def found(binaries, good, kind, name, change):
     resources = copy.deepcopy(good)
     broken = next(r for r in resources if r["kind"] == kind and r["metadata"]["name"].split("-")[0] == name)
     if change is None:
@@ -30,7 +31,8 @@ def found(good, kind, name, change):
         change(broken)
         if list(schemas.problems([broken])):
             return True
-    return any(rules.problems(rules.Build(resources)))
+    build = rules.Build(resources)
+    return any(rules.problems(build)) or any(try_settings.problems(binaries, build))
 
 
 def found_in_compose(good, change):
@@ -118,4 +120,4 @@ FILES = [
 ]
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main(*map(Path, sys.argv[1:])))

@@ -6,7 +6,7 @@ import re
 
 import yaml
 
-from files import DEPLOY, admin_port, amount, binaries, dockerfile, least_grace, seconds, settings
+from files import DEPLOY, admin_port, amount, binaries, dockerfile, seconds, settings
 
 # Brought by whoever deploys; deploy/kubernetes/README.md says what is in them.
 BROUGHT_SECRETS = {
@@ -81,9 +81,9 @@ def grace(build):
         if workload["kind"] == "Job":
             continue
         pre_stop = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
-        least = least_grace(container["name"], build.environment(container), pre_stop)
-        if pod.get("terminationGracePeriodSeconds", 30) < least:
-            yield f"terminationGracePeriodSeconds of {container['name']} is below {least:g}"
+        told = seconds(build.environment(container).get("TERMINATION_GRACE") or "0s")
+        if told != pod.get("terminationGracePeriodSeconds", 30) - pre_stop:
+            yield f"TERMINATION_GRACE of {container['name']} is not what is left of terminationGracePeriodSeconds after preStop"
 
 
 def budget(build):

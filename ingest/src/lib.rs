@@ -50,14 +50,26 @@ const PUBLISH_CHANNELS: usize = 2;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longer than the idle time of common load balancers, so that they close a connection before we do.
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
-/// Requests under way get this long when stopping, in seconds: body and publish have shorter deadlines.
-const SHUTDOWN_SECONDS: u64 = 10;
+/// Requests under way get this long when stopping: body and publish have shorter deadlines.
+const FINISHING: Duration = Duration::from_secs(10);
 /// Connections at the same time, per thread that serves them. Each can hold a small body.
 const MAX_CONNECTIONS: usize = 4096;
 /// What is in the spool when stopping is published as long as that goes on, at most with such gaps.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(1);
 /// Confirms under way get this long when stopping.
 const CONFIRM_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Time to drain a spool from which RabbitMQ takes, and to close the admin port.
+const DRAINING: Duration = Duration::from_secs(6);
+
+/// How long stopping may take after `DRAIN_DELAY`. What is in the spool by then stays there.
+const STOPPING: Duration = Duration::from_secs(
+    FINISHING.as_secs()
+        + drain::PATIENCE.as_secs()
+        + DRAIN_PATIENCE.as_secs()
+        + DRAINING.as_secs()
+        + CONFIRM_PATIENCE.as_secs(),
+);
 
 /// Why ingest can't start.
 #[derive(Debug, thiserror::Error)]
@@ -140,7 +152,7 @@ fn bind_public(gateway: &web::Data<Gateway>, stop: CancellationToken) -> Result<
     .on_connect(|_, data| {
         data.insert(routes::Requests::default());
     })
-    .shutdown_timeout(SHUTDOWN_SECONDS)
+    .shutdown_timeout(FINISHING.as_secs())
     .shutdown_signal(async move {
         stop.cancelled().await;
         tokio::time::sleep(delay).await;

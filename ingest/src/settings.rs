@@ -7,7 +7,9 @@ use std::time::Duration;
 use lapin::uri::AMQPUri;
 use shared::env::{Env, Problems};
 use shared::verify::Keys;
-use shared::{amqp, tenant};
+use shared::{amqp, shutdown, tenant};
+
+use crate::STOPPING;
 
 /// Everything that can be set from outside, checked.
 #[derive(Debug)]
@@ -113,6 +115,7 @@ impl Settings {
         if settings.public == settings.admin && settings.public.1 != 0 {
             env.problem("ADMIN_PORT: is the public port too");
         }
+        shutdown::check_grace(&mut env, settings.drain_delay + STOPPING);
         env.finish(settings)
     }
 }
@@ -187,9 +190,10 @@ mod tests {
             ("PUBLISH_TIMEOUT", "9s"),
             ("SIGNATURE_POLICY", "maybe"),
             ("TENANTS", "a.b"),
+            ("TERMINATION_GRACE", "20s"),
         ]));
         let problems = problems.unwrap_err();
-        assert_eq!(problems.0.len(), 6, "{problems}");
+        assert_eq!(problems.0.len(), 7, "{problems}");
         assert!(!problems.to_string().contains("secret"));
     }
 }

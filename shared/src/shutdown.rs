@@ -1,8 +1,21 @@
 //! One path to the end, whoever asks for it.
 
+use std::time::Duration;
+
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
+
+use crate::env::Env;
+
+/// Notes a problem if `TERMINATION_GRACE`, the time from SIGTERM to SIGKILL, is shorter than stopping may take.
+/// Where it isn't set, nobody knows.
+pub fn check_grace(env: &mut Env, needed: Duration) {
+    let given = env.duration("TERMINATION_GRACE", Duration::MAX, Duration::ZERO..=Duration::MAX);
+    if given < needed {
+        env.problem(format!("TERMINATION_GRACE: stopping may take {needed:?} with these settings"));
+    }
+}
 
 /// A token that is cancelled on the first SIGTERM or SIGINT. A second signal ends the process at once.
 pub fn on_signal() -> std::io::Result<CancellationToken> {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use lapin::uri::AMQPUri;
 use mongodb::options::{ConnectionString, HostInfo, ServerAddress, Tls};
 use shared::env::{self, Env, Problems};
-use shared::{amqp, tenant};
+use shared::{amqp, shutdown, tenant};
 
 use crate::breaker::Limits;
 
@@ -60,6 +60,9 @@ impl std::fmt::Debug for Tenant {
     }
 }
 
+/// Time after `SHUTDOWN_GRACE` to write acknowledgements, give back what is left and close connections.
+const CLOSING: Duration = Duration::from_secs(15);
+
 const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_mins(1);
@@ -93,6 +96,7 @@ impl Settings {
             hold_timeout: env.duration("HOLD_TIMEOUT", 15 * MINUTE, SECOND..=25 * MINUTE),
             shutdown_grace: env.duration("SHUTDOWN_GRACE", 20 * SECOND, SECOND..=600 * SECOND),
         };
+        shutdown::check_grace(&mut env, settings.shutdown_grace + CLOSING);
         env.finish(settings)
     }
 }
@@ -233,10 +237,12 @@ mod tests {
             ("BATCH_SIZE", "0"),
             ("MONGO_TIMEOUT", "5"),
             ("MONGO_MIN_POOL_SIZE", "51"),
+            ("SHUTDOWN_GRACE", "26s"),
+            ("TERMINATION_GRACE", "40s"),
         ]));
         let problems = problems.unwrap_err();
-        // The URI, the name of the database, acme's database, vip's URI, the batch, the timeout, the pool.
-        assert_eq!(problems.0.len(), 7, "{problems}");
+        // The URI, the name of the database, acme's database, vip's URI, the batch, the timeout, the pool, the grace.
+        assert_eq!(problems.0.len(), 8, "{problems}");
         assert!(!problems.to_string().contains("secret"));
         let mixed =
             [("MONGO_URI", "mongodb://h/d"), ("VIP_MONGO_URI", "mongodb://h/d"), ("VIP_DB_NAME", "d")];

@@ -15,7 +15,7 @@ use crate::durable::Durable;
 /// Records published at the same time: a share of what may be in flight, so that live traffic keeps its latency.
 const CONCURRENCY: usize = 64;
 /// Longest wait for a confirm. Longer than any caller would wait, since here nobody does.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub const PATIENCE: Duration = Duration::from_secs(5);
 /// First and longest pause after RabbitMQ has taken nothing.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 
