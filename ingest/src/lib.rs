@@ -14,6 +14,7 @@ use actix_web::{App, HttpServer, web};
 use shared::admin::{self, Admin};
 use shared::amqp::{Link, Purpose};
 use shared::publisher::Publisher;
+use shared::traces::{self, Traces};
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -68,7 +69,8 @@ const STOPPING: Duration = Duration::from_secs(
         + drain::PATIENCE.as_secs()
         + DRAIN_PATIENCE.as_secs()
         + DRAINING.as_secs()
-        + CONFIRM_PATIENCE.as_secs(),
+        + CONFIRM_PATIENCE.as_secs()
+        + traces::FLUSH_TIMEOUT.as_secs(),
 );
 
 /// Why ingest can't start.
@@ -88,6 +90,9 @@ pub enum StartError {
     /// The metrics are defined wrongly, a defect of ours.
     #[error("can't define the metrics")]
     Metrics(#[from] prometheus::Error),
+    /// Traces can't be exported.
+    #[error(transparent)]
+    Traces(#[from] traces::StartError),
 }
 
 /// ingest, bound to its ports and ready to run.
@@ -121,6 +126,7 @@ pub fn build(settings: Settings, stop: CancellationToken) -> Result<Ingest, Star
         durable: Arc::new(durable(&settings, &metrics)?),
         status_link: link(&settings, "ingest status", Purpose::Consume),
         pipeline: Arc::default(),
+        traces: Traces::start(&settings.traces, metrics.registry())?,
         metrics,
         refusals: Mutex::new(Refusals::new(settings.refusal_budget, settings.refusal_window)),
         memory: Memory::default(),
@@ -201,6 +207,7 @@ impl Ingest {
         gateway.status_link.close().await;
         admin_handle.stop(true).await;
         let _ = admin.await;
+        gateway.traces.stop().await;
         info!("stopped");
         served
     }

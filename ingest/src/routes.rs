@@ -14,6 +14,7 @@ use actix_web::{Error, HttpRequest, HttpResponse, web};
 use serde_json::json;
 use shared::amqp::Link;
 use shared::telemetry::chain;
+use shared::traces::{Span, SpanKind, Traces};
 use shared::verify;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
@@ -53,6 +54,8 @@ pub struct Gateway {
     pub pipeline: Arc<Pipeline>,
     /// The metrics.
     pub metrics: Arc<Metrics>,
+    /// For spans of webhooks.
+    pub traces: Traces,
     /// Refusals of late.
     pub refusals: Mutex<Refusals>,
     /// For bodies that are being read.
@@ -219,6 +222,9 @@ async fn webhook(
         Verdict::Quarantine(named, reason) => (named, Some(reason)),
     };
     let signature = named.signature;
+    let caller = caller(&request);
+    let span = span(&gateway, &request, received_at_ms, caller);
+    let traceparent = span.as_ref().map(Span::traceparent).or_else(|| caller.map(str::to_owned));
     let evidence = |reason: Reason| Evidence {
         reason: reason.name().to_owned(),
         body_bytes: gauge(body.sent),
@@ -232,12 +238,14 @@ async fn webhook(
         key: named.key,
         event_type: named.event_type,
         signature: named.signature.to_owned(),
-        traceparent: traceparent(&request),
+        traceparent: traceparent.unwrap_or_else(webhook::new_traceparent),
         evidence: reason.map(evidence),
     };
     let webhook = Webhook { facts, body: body.bytes.into() };
     let (event_key, trace_id) = (&webhook.facts.key, webhook.facts.trace_id());
-    match (gateway.durable.keep(&webhook).await, reason) {
+    let kept = gateway.durable.keep(&webhook).await;
+    let is_durable = kept.is_ok();
+    let reply = match (kept, reason) {
         (Ok(via), None) => {
             gateway.metrics.accepted(tenant, via, signature);
             debug!(tenant, event_key, trace_id, via = via.name(), "received");
@@ -249,6 +257,30 @@ async fn webhook(
             reply::quarantined(reason)
         }
         (Err(why), _) => gateway.refuse_or_lose(&webhook.facts, &why),
+    };
+    if let Some(span) = span {
+        finish(span, &webhook.facts, &reply, is_durable);
+    }
+    reply
+}
+
+/// A span from the moment when a webhook came, within its caller's trace.
+fn span(gateway: &Gateway, request: &HttpRequest, received_at_ms: i64, caller: Option<&str>) -> Option<Span> {
+    let route = || request.match_pattern().unwrap_or_default();
+    let received_at = UNIX_EPOCH + Duration::from_millis(u64::try_from(received_at_ms).unwrap_or_default());
+    let name = || format!("POST {}", route());
+    let mut span = gateway.traces.span(name, SpanKind::Server, received_at, caller)?;
+    span.set("http.request.method", "POST");
+    span.set("http.route", route());
+    Some(span)
+}
+
+fn finish(mut span: Span, facts: &Facts, reply: &HttpResponse, is_durable: bool) {
+    span.set("http.response.status_code", i64::from(reply.status().as_u16()));
+    span.set("messaging.message.id", facts.key.clone());
+    span.set("penstock.tenant", facts.tenant.clone());
+    if !is_durable {
+        span.fail("neither RabbitMQ nor the spool can take it");
     }
 }
 
@@ -286,9 +318,10 @@ fn keep_until_closed(payload: web::Payload) {
     });
 }
 
-fn traceparent(request: &HttpRequest) -> String {
+/// The trace context that a caller has sent.
+fn caller(request: &HttpRequest) -> Option<&str> {
     let sent = request.headers().get("traceparent").and_then(|value| value.to_str().ok());
-    sent.filter(|text| webhook::is_traceparent(text)).map_or_else(webhook::new_traceparent, str::to_owned)
+    sent.filter(|text| webhook::is_traceparent(text))
 }
 
 async fn service() -> HttpResponse {

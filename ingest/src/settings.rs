@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use lapin::uri::AMQPUri;
 use shared::env::{Env, Problems};
+use shared::traces::Export;
 use shared::verify::Keys;
 use shared::{amqp, shutdown, tenant};
 
@@ -42,6 +43,8 @@ pub struct Settings {
     pub breaker_threshold: u32,
     /// How long a stopping ingest goes on serving, unready, so that load balancers notice.
     pub drain_delay: Duration,
+    /// Where traces go.
+    pub traces: Export,
 }
 
 /// What becomes of a webhook without a good signature.
@@ -111,6 +114,7 @@ impl Settings {
             ),
             breaker_threshold: env.number("CIRCUIT_BREAKER_THRESHOLD", 10, 1..=1_000_000),
             drain_delay: env.duration("DRAIN_DELAY", SECOND, Duration::ZERO..=60 * SECOND),
+            traces: Export::read(&mut env, "penstock-ingest"),
         };
         if settings.public == settings.admin && settings.public.1 != 0 {
             env.problem("ADMIN_PORT: is the public port too");

@@ -12,4 +12,5 @@ pub mod status;
 pub mod telemetry;
 pub mod tenant;
 pub mod topology;
+pub mod traces;
 pub mod verify;

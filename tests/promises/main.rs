@@ -18,4 +18,5 @@ mod settings;
 mod shutdown;
 mod spool;
 mod tls;
+mod traces;
 mod visible;

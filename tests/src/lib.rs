@@ -4,6 +4,7 @@
 
 pub mod broker;
 pub mod certificates;
+pub mod collector;
 pub mod database;
 pub mod feed;
 pub mod http;

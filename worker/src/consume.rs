@@ -15,6 +15,7 @@ use shared::amqp::{self, Link, Session};
 use shared::event::Stream;
 use shared::telemetry::chain;
 use shared::topology;
+use shared::traces::{Span, SpanKind};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::error::Elapsed;
@@ -24,7 +25,7 @@ use tracing::{error, info, warn};
 
 use crate::decode::{Envelope, Event};
 use crate::lane::{self, Content, Context, Job, Receipt};
-use crate::settle::Dead;
+use crate::settle::{self, Dead};
 
 /// Most deliveries in hand per tenant: enough to fill the next batches while others are written, few enough to
 /// hold if each has a body of 1 MiB, since RabbitMQ bounds their number only.
@@ -264,7 +265,8 @@ impl Lanes {
         let envelope = envelope(&context.tenant, &properties);
         // A defect that one body brings to light must not take with it all that is in hand.
         let decoded = catch_unwind(|| Event::decode(&data, envelope));
-        let receipt = Receipt { acker, properties, in_hand: context.state.in_hand() };
+        let span = span(context, &properties);
+        let receipt = Receipt { acker, properties, in_hand: context.state.in_hand(), span };
         let (lane, content) = match decoded {
             Ok(Ok(mut event)) => {
                 if event.is_large() {
@@ -290,6 +292,19 @@ impl Lanes {
             }
         }
     }
+}
+
+/// A span for a delivery, from now until it is settled.
+fn span(context: &Context, properties: &BasicProperties) -> Option<Span> {
+    let (queue, caller) = (|| topology::work_queue(&context.tenant), settle::traceparent(properties));
+    let name = || format!("process {}", queue());
+    let mut span = context.traces.span(name, SpanKind::Consumer, SystemTime::now(), caller)?;
+    span.set("messaging.system", "rabbitmq");
+    span.set("messaging.destination.name", queue());
+    let key = properties.message_id().as_ref().map(ToString::to_string);
+    span.set("messaging.message.id", key.unwrap_or_default());
+    span.set("penstock.tenant", context.tenant.clone());
+    Some(span)
 }
 
 fn lane_of(name: &str, lanes: usize) -> usize {

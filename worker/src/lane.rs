@@ -8,6 +8,7 @@ use lapin::{Acker, BasicProperties};
 use shared::event::UNKNOWN;
 use shared::publisher::Publisher;
 use shared::telemetry::chain;
+use shared::traces::{Span, Traces};
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -54,6 +55,8 @@ pub struct Receipt {
     pub properties: BasicProperties,
     /// Counts it as in hand.
     pub in_hand: InHand,
+    /// Ends when it is settled.
+    pub span: Option<Span>,
 }
 
 /// What the lanes of a tenant share.
@@ -69,6 +72,8 @@ pub struct Context {
     pub publisher: Arc<Publisher>,
     /// The metrics.
     pub metrics: Arc<Metrics>,
+    /// For spans of deliveries.
+    pub traces: Arc<Traces>,
     /// What others see of the tenant.
     pub state: Arc<TenantState>,
 }
@@ -93,8 +98,8 @@ pub async fn run(context: Arc<Context>, mut jobs: mpsc::Receiver<Job>, lost: Can
         if !batch.events.is_empty() {
             write(&context, batch, &lost).await;
         }
-        for (body, reason, error, receipt) in rubbish {
-            bury(&context, reason, error, (&body, &receipt), &lost).await;
+        for (body, reason, error, mut receipt) in rubbish {
+            bury(&context, reason, error, (&body, &mut receipt), &lost).await;
         }
     }
 }
@@ -129,15 +134,15 @@ async fn gather(first: Job, jobs: &mut mpsc::Receiver<Job>, settings: &Settings)
 /// themselves, until what is refused stands alone and goes to the dead letters.
 async fn write(context: &Context, batch: Batch, lost: &CancellationToken) {
     let mut batches = vec![batch];
-    while let Some(Batch { events, receipts }) = batches.pop() {
+    while let Some(Batch { events, mut receipts }) = batches.pop() {
         let events: Arc<[Event]> = events.into();
         match hold_until_written(context, &events, lost).await {
             Written::Done(outcomes) => {
                 settle::acknowledge(receipts.iter().map(|receipt| &receipt.acker), lost).await;
-                count(context, &events, &receipts, &outcomes);
+                count(context, &events, receipts, &outcomes);
             }
             Written::Refused(failure) if events.len() == 1 => {
-                let letter = (events[0].body.as_bytes(), &receipts[0]);
+                let letter = (events[0].body.as_bytes(), &mut receipts[0]);
                 let reason = match failure {
                     Failure::Panicked => Dead::Defect,
                     _ => Dead::RefusedByMongodb,
@@ -206,7 +211,7 @@ async fn bury(
     context: &Context,
     reason: Dead,
     error: String,
-    (body, receipt): (&[u8], &Receipt),
+    (body, receipt): (&[u8], &mut Receipt),
     lost: &CancellationToken,
 ) {
     let letter = DeadLetter { tenant: &context.tenant, reason, error, properties: &receipt.properties, body };
@@ -216,10 +221,14 @@ async fn bury(
         let label =
             if reason == Dead::NoEvent { UNKNOWN } else { shared::event::type_label(event_type.as_deref()) };
         context.metrics.dead_lettered(&context.tenant, label, reason);
+        if let Some(span) = &mut receipt.span {
+            span.set("penstock.outcome", metrics::DEAD);
+            span.fail(reason.name());
+        }
     }
 }
 
-fn count(context: &Context, events: &[Event], receipts: &[Receipt], outcomes: &[Outcome]) {
+fn count(context: &Context, events: &[Event], receipts: Vec<Receipt>, outcomes: &[Outcome]) {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     for ((event, receipt), outcome) in events.iter().zip(receipts).zip(outcomes) {
         let outcome = match outcome {
@@ -231,6 +240,9 @@ fn count(context: &Context, events: &[Event], receipts: &[Receipt], outcomes: &[
             Outcome::Duplicate => metrics::DUPLICATE,
         };
         context.metrics.settled(&context.tenant, event.label(), outcome);
+        if let Some(mut span) = receipt.span {
+            span.set("penstock.outcome", outcome);
+        }
         let trace_id = settle::trace_id(&receipt.properties);
         debug!(tenant = context.tenant, event_key = event.key, trace_id, outcome, "settled");
     }

@@ -13,6 +13,7 @@ use shared::admin::{self, Admin};
 use shared::amqp::{Link, Purpose};
 use shared::publisher::Publisher;
 use shared::telemetry::chain;
+use shared::traces::{self, Traces};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -65,6 +66,9 @@ pub enum StartError {
     /// The metrics are defined wrongly, a defect of ours.
     #[error("can't define the metrics")]
     Metrics(#[from] prometheus::Error),
+    /// Traces can't be exported.
+    #[error(transparent)]
+    Traces(#[from] traces::StartError),
     /// A tenant's MongoDB can't be used, and waiting won't change that.
     #[error("tenant {tenant}")]
     MongoDb {
@@ -82,6 +86,7 @@ pub struct Worker {
     publisher: Arc<Publisher>,
     links: BTreeMap<String, Arc<Link>>,
     announcer: Arc<Announcer>,
+    traces: Arc<Traces>,
     admin: Server,
     stop: CancellationToken,
 }
@@ -102,12 +107,13 @@ pub async fn build(
     let consuming = |name: &String| Arc::new(link(&format!("worker consume {name}"), Purpose::Consume));
     let links: BTreeMap<_, _> = names.iter().map(|name| (name.clone(), consuming(name))).collect();
     let metrics = Arc::new(Metrics::new(names.iter().map(String::as_str))?);
+    let traces = Arc::new(Traces::start(&settings.traces, metrics.registry())?);
     let state = |name: &String| Arc::new(TenantState::new(name, settings.breaker));
     let tenants = names.iter().map(|name| (name.clone(), state(name))).collect();
     let announcer = Arc::new(Announcer { worker, lanes: settings.lanes, tenants });
     let health = Health { publisher: publisher.clone(), links: links.clone(), announcer: announcer.clone() };
     let admin = bind_admin(&settings, Arc::new(health), metrics.clone(), stop.clone())?;
-    Ok(Worker { settings, metrics, publisher, links, announcer, admin, stop })
+    Ok(Worker { settings, metrics, publisher, links, announcer, traces, admin, stop })
 }
 
 async fn refuse_standalone(settings: &Settings) -> Result<(), StartError> {
@@ -205,7 +211,7 @@ fn bind_admin(
 impl Worker {
     /// Works until told to stop, then finishes what is in hand.
     pub async fn run(self) -> io::Result<()> {
-        let Self { settings, metrics, publisher, links, announcer, admin, stop } = self;
+        let Self { settings, metrics, publisher, links, announcer, traces, admin, stop } = self;
         let admin_handle = admin.handle();
         let admin = tokio::spawn(admin);
         let announcing = {
@@ -219,6 +225,7 @@ impl Worker {
                 settings: settings.clone(),
                 metrics: metrics.clone(),
                 publisher: publisher.clone(),
+                traces: traces.clone(),
                 state: announcer.tenants[&tenant.name].clone(),
                 link: links[&tenant.name].clone(),
             };
@@ -232,6 +239,7 @@ impl Worker {
         }
         publisher.close(CONFIRM_PATIENCE).await;
         admin_handle.stop(true).await;
+        traces.stop().await;
         info!("stopped");
         admin.await??;
         served
@@ -262,6 +270,7 @@ struct Serving {
     settings: Settings,
     metrics: Arc<Metrics>,
     publisher: Arc<Publisher>,
+    traces: Arc<Traces>,
     state: Arc<TenantState>,
     link: Arc<Link>,
 }
@@ -275,6 +284,7 @@ impl Serving {
             store,
             publisher: self.publisher,
             metrics: self.metrics,
+            traces: self.traces,
             state: self.state,
         };
         let context = Arc::new(context);

@@ -5,6 +5,7 @@ use std::time::Duration;
 use lapin::uri::AMQPUri;
 use mongodb::options::{ConnectionString, HostInfo, ServerAddress, Tls};
 use shared::env::{self, Env, Problems};
+use shared::traces::{self, Export};
 use shared::{amqp, shutdown, tenant};
 
 use crate::breaker::Limits;
@@ -38,6 +39,8 @@ pub struct Settings {
     pub hold_timeout: Duration,
     /// How long a stopping worker may take to finish what it has in hand.
     pub shutdown_grace: Duration,
+    /// Where traces go.
+    pub traces: Export,
 }
 
 /// A tenant's database.
@@ -60,8 +63,8 @@ impl std::fmt::Debug for Tenant {
     }
 }
 
-/// Time after `SHUTDOWN_GRACE` to write acknowledgements, give back what is left and close connections.
-const CLOSING: Duration = Duration::from_secs(15);
+/// Time after `SHUTDOWN_GRACE` to write acknowledgements, give back what is left, close connections and send traces.
+const CLOSING: Duration = Duration::from_secs(15 + traces::FLUSH_TIMEOUT.as_secs());
 
 const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
@@ -95,6 +98,7 @@ impl Settings {
             // RabbitMQ takes back by itself what a consumer holds for 30 minutes (its consumer_timeout), and closes the channel.
             hold_timeout: env.duration("HOLD_TIMEOUT", 15 * MINUTE, SECOND..=25 * MINUTE),
             shutdown_grace: env.duration("SHUTDOWN_GRACE", 20 * SECOND, SECOND..=600 * SECOND),
+            traces: Export::read(&mut env, "penstock-worker"),
         };
         shutdown::check_grace(&mut env, settings.shutdown_grace + CLOSING);
         env.finish(settings)

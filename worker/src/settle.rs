@@ -128,8 +128,14 @@ enum BuryError {
 /// The id of the trace that a message belongs to.
 #[must_use]
 pub fn trace_id(properties: &BasicProperties) -> Option<&str> {
+    telemetry::trace_id(traceparent(properties)?)
+}
+
+/// The W3C trace context of a message.
+#[must_use]
+pub fn traceparent(properties: &BasicProperties) -> Option<&str> {
     match properties.headers().as_ref()?.inner().get("traceparent")? {
-        AMQPValue::LongString(text) => telemetry::trace_id(str::from_utf8(text.as_bytes()).ok()?),
+        AMQPValue::LongString(text) => str::from_utf8(text.as_bytes()).ok(),
         _ => None,
     }
 }
