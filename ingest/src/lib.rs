@@ -60,7 +60,7 @@ const DRAIN_PATIENCE: Duration = Duration::from_secs(1);
 /// Confirms under way get this long when stopping.
 const CONFIRM_PATIENCE: Duration = Duration::from_secs(2);
 
-/// Time to drain a spool from which RabbitMQ takes, and to close the admin port.
+/// Time to drain a spool from which RabbitMQ takes, at least; and to close the admin port.
 const DRAINING: Duration = Duration::from_secs(6);
 
 /// How long stopping may take after `DRAIN_DELAY`. What is in the spool by then stays there.
@@ -199,7 +199,9 @@ impl Ingest {
         let served = public.await;
         let durable = &gateway.durable;
         // A replica that is gone for good takes its spool along.
-        if !drain::to_the_end(durable, DRAIN_PATIENCE).await {
+        let grace = DRAINING.saturating_add(gateway.settings.spare_grace);
+        let drained = tokio::time::timeout(grace, drain::to_the_end(durable, DRAIN_PATIENCE)).await;
+        if drained != Ok(true) {
             let records = durable.spool().size().records;
             warn!(records, "webhooks stay in the spool: start ingest again, or run `ingest spool drain`");
         }

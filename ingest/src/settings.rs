@@ -43,6 +43,8 @@ pub struct Settings {
     pub breaker_threshold: u32,
     /// How long a stopping ingest goes on serving, unready, so that load balancers notice.
     pub drain_delay: Duration,
+    /// How much longer it may take to drain the spool when stopping.
+    pub spare_grace: Duration,
     /// Where traces go.
     pub traces: Export,
 }
@@ -87,6 +89,7 @@ const DAY: Duration = Duration::from_hours(24);
 impl Settings {
     /// Reads the settings, or reports all that is wrong with them.
     pub fn read(mut env: Env) -> Result<Self, Problems> {
+        let drain_delay = env.duration("DRAIN_DELAY", SECOND, Duration::ZERO..=60 * SECOND);
         let names = tenant::served(&mut env);
         let policy = policy(&mut env);
         let tenants = names.into_iter().map(|name| {
@@ -113,13 +116,13 @@ impl Settings {
                 env.number("QUARANTINE_RATE", 5, 0..=100_000),
             ),
             breaker_threshold: env.number("CIRCUIT_BREAKER_THRESHOLD", 10, 1..=1_000_000),
-            drain_delay: env.duration("DRAIN_DELAY", SECOND, Duration::ZERO..=60 * SECOND),
+            drain_delay,
+            spare_grace: shutdown::spare_grace(&mut env, drain_delay + STOPPING),
             traces: Export::read(&mut env, "penstock-ingest"),
         };
         if settings.public == settings.admin && settings.public.1 != 0 {
             env.problem("ADMIN_PORT: is the public port too");
         }
-        shutdown::check_grace(&mut env, settings.drain_delay + STOPPING);
         env.finish(settings)
     }
 }

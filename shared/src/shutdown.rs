@@ -8,13 +8,14 @@ use tracing::info;
 
 use crate::env::Env;
 
-/// Notes a problem if `TERMINATION_GRACE`, the time from SIGTERM to SIGKILL, is shorter than stopping may take.
-/// Where it isn't set, nobody knows.
-pub fn check_grace(env: &mut Env, needed: Duration) {
+/// How much longer `TERMINATION_GRACE`, the time from SIGTERM to SIGKILL, is than stopping may take; a problem, if it is
+/// shorter. Where it isn't set, nobody knows, and it has no end.
+pub fn spare_grace(env: &mut Env, needed: Duration) -> Duration {
     let given = env.duration("TERMINATION_GRACE", Duration::MAX, Duration::ZERO..=Duration::MAX);
     if given < needed {
         env.problem(format!("TERMINATION_GRACE: stopping may take {needed:?} with these settings"));
     }
+    given.saturating_sub(needed)
 }
 
 /// A token that is cancelled on the first SIGTERM or SIGINT. A second signal ends the process at once.

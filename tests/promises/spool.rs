@@ -269,3 +269,31 @@ async fn what_a_lost_replica_left_can_be_listed_exported_and_drained() {
     assert_eq!(Broker::connect(&place.amqp_url).await.depth("webhooks.faster").await, Some(5));
     place.remove().await;
 }
+
+#[tokio::test]
+async fn a_stopping_ingest_drains_no_longer_than_it_is_given() {
+    let place = Place::new().await;
+    let (relay, url) = place.relay().await;
+    relay.set(Fault::Cut);
+    let spool = place.folder.join("the-spool");
+    let spool = ("SPOOL_DIR", spool.to_str().unwrap());
+    let settings = [("AMQP_URL", url.as_str()), ("DRAIN_DELAY", "0s"), ("TERMINATION_GRACE", "26s"), spool];
+    let ingest = Ingest::start_unconnected(&place, &settings).await;
+    let load = Load::start(&ingest.url, 16, Duration::from_millis(1));
+    poll::until("many are spooled", true, async || records(&ingest).await > Some(4000.0)).await;
+    let report = load.stop().await;
+
+    // 64 records in two tenths of a second: not all of them in the six seconds that are left.
+    relay.set(Fault::Delay(Duration::from_millis(100)));
+    let spooled = records(&ingest).await;
+    poll::until("draining has begun", true, async || records(&ingest).await < spooled).await;
+    ingest.process.stop().await;
+
+    let left = run("ingest", &place.folder, &["spool", "list"], &[spool]);
+    assert!(!left.stdout.is_empty(), "it had time for all, which shows nothing");
+    let (ingest, worker) = (Ingest::start(&place, &[spool]).await, Worker::start(&place, &[]).await);
+    poll::until("the spool is empty", Some(0.0), async || records(&ingest).await).await;
+    report.assert_stored_once(&Database::of(&place, "faster").await).await;
+    worker.process.stop().await;
+    place.remove().await;
+}

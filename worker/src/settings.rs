@@ -100,7 +100,7 @@ impl Settings {
             shutdown_grace: env.duration("SHUTDOWN_GRACE", 20 * SECOND, SECOND..=600 * SECOND),
             traces: Export::read(&mut env, "penstock-worker"),
         };
-        shutdown::check_grace(&mut env, settings.shutdown_grace + CLOSING);
+        shutdown::spare_grace(&mut env, settings.shutdown_grace + CLOSING);
         env.finish(settings)
     }
 }

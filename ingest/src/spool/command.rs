@@ -10,7 +10,8 @@ use clap::Subcommand;
 use serde_json::json;
 
 use super::drain;
-use super::file::{self, OpenError, Record};
+use super::file::{OpenError, Record};
+use super::pages::Pages;
 use crate::metrics::Metrics;
 use crate::settings::Settings;
 
@@ -56,8 +57,11 @@ pub async fn run(command: SpoolCommand, settings: &Settings) -> Result<(), Comma
 
 fn write_all(settings: &Settings, line: impl Fn(&Record) -> String) -> Result<(), CommandError> {
     let mut out = io::stdout().lock();
-    for record in file::read_only(&settings.spool_dir)? {
-        writeln!(out, "{}", line(&record))?;
+    let mut pages = Pages::open(&settings.spool_dir)?;
+    while let Some(records) = pages.next()? {
+        for record in records {
+            writeln!(out, "{}", line(&record))?;
+        }
     }
     Ok(())
 }

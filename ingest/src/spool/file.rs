@@ -23,7 +23,7 @@ const LOG_BYTES: u64 = 4 << 20;
 /// What a record takes besides body and facts, roughly, in bytes.
 const RECORD_OVERHEAD: u64 = 64;
 /// The spool's file, within its folder.
-const FILE: &str = "spool.db";
+pub const FILE: &str = "spool.db";
 
 /// Why the spool can't be opened.
 #[derive(Debug, thiserror::Error)]
@@ -426,10 +426,11 @@ fn salvage(aside: &Path, into: &mut Connection) -> rusqlite::Result<usize> {
     Ok(saved.len())
 }
 
-type Read = (i64, Option<Webhook>);
+/// The id of a record, and what it holds.
+pub type Read = (i64, Option<Webhook>);
 
 /// Reads records; none stands for one whose checksum is wrong.
-fn read(connection: &Connection, which: &str, id: i64, limit: usize) -> rusqlite::Result<Vec<Read>> {
+pub fn read(connection: &Connection, which: &str, id: i64, limit: usize) -> rusqlite::Result<Vec<Read>> {
     let query = format!("SELECT id, facts, body, checksum FROM records WHERE {which}");
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
     let mut query = connection.prepare_cached(&query)?;
@@ -470,16 +471,6 @@ fn raw(connection: &Connection, ids: &[i64]) -> rusqlite::Result<Vec<u8>> {
         text.push(b'\n');
     }
     Ok(text)
-}
-
-/// The records of a spool that nobody needs to own, for listing and exporting.
-pub fn read_only(folder: &Path) -> Result<Vec<Record>, OpenError> {
-    let sqlite = |source| OpenError::Sqlite { path: folder.to_owned(), source };
-    // Not read-only in SQLite's sense: a write-ahead log left by a crash has to be recovered first.
-    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE;
-    let connection = Connection::open_with_flags(folder.join(FILE), flags).map_err(sqlite)?;
-    let rows = read(&connection, "id > ?1 ORDER BY id LIMIT ?2", i64::MIN, usize::MAX).map_err(sqlite)?;
-    Ok(rows.into_iter().filter_map(|(id, webhook)| Some(Record { id, webhook: webhook? })).collect())
 }
 
 fn dated(folder: &Path, what: &str) -> PathBuf {

@@ -19,6 +19,7 @@ use crate::webhook::Webhook;
 pub mod command;
 pub mod drain;
 pub mod file;
+mod pages;
 #[cfg(test)]
 mod tests;
 

@@ -3,6 +3,7 @@ use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use super::file::{File, OpenError, Record};
+use super::pages::Pages;
 use super::{SpoolError, file};
 use crate::webhook::{Facts, Webhook};
 
@@ -150,4 +151,17 @@ fn a_record_that_was_not_committed_is_not_there() {
         fs::OpenOptions::new().create(true).append(true).open(folder.0.join("spool.db-wal")).unwrap();
     log.write_all(&[7; 5000]).unwrap();
     assert_eq!(numbers(&folder.open(PLENTY).after(i64::MIN, 10)), [0, 1, 2]);
+}
+
+#[test]
+fn a_spool_can_be_read_page_by_page_while_it_is_in_use() {
+    let folder = Folder::new();
+    let mut file = folder.open(PLENTY);
+    append(&mut file, 0..150).unwrap();
+    let (mut pages, mut seen, mut number) = (Pages::open(&folder.0).unwrap(), Vec::new(), 0);
+    while let Some(records) = pages.next().unwrap() {
+        seen.extend(numbers(&records));
+        number += 1;
+    }
+    assert_eq!((seen, number), ((0..150).collect(), 3));
 }
