@@ -9,7 +9,12 @@ use ingest::spool::command::{self, SpoolCommand};
 use shared::env::{EXIT_BAD_CONFIGURATION, Env, Problems};
 use shared::telemetry::chain;
 use shared::{shutdown, telemetry};
+use tikv_jemallocator::Jemalloc;
 use tracing::{error, warn};
+
+/// glibc's takes a fifth more of ingest's time, for as much memory.
+#[global_allocator]
+static ALLOCATOR: Jemalloc = Jemalloc;
 
 /// Takes respond.io's webhooks in and hands them to RabbitMQ. Configured by environment variables and .env.
 #[derive(Parser)]
