@@ -8,7 +8,6 @@ use bytes::Bytes;
 use lapin::options::BasicPublishOptions;
 use lapin::types::{ShortString, ShortStringError};
 use lapin::{BasicProperties, Confirmation};
-use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
@@ -105,16 +104,11 @@ pub struct Publisher {
     in_flight: Arc<AtomicUsize>,
     nacks: Arc<AtomicUsize>,
     next_channel: AtomicUsize,
-    // Confirms are awaited here, not on the callers' runtimes, which end with their requests' threads.
-    runtime: Handle,
 }
 
 impl Publisher {
     /// A publisher that has at most `places` messages unconfirmed, fewer if they are large: lapin's own
     /// queue has no bound.
-    ///
-    /// # Panics
-    /// Outside a tokio runtime.
     #[must_use]
     pub fn new(link: Link, places: u32) -> Self {
         Self {
@@ -124,7 +118,6 @@ impl Publisher {
             in_flight: Arc::default(),
             nacks: Arc::default(),
             next_channel: AtomicUsize::new(0),
-            runtime: Handle::current(),
         }
     }
 
@@ -163,7 +156,7 @@ impl Publisher {
         };
         // A task of its own, which outlives this call: a confirm that is dropped leaks in lapin, and the
         // message still takes its place until it is settled.
-        let settled = self.runtime.spawn(sending.send(message));
+        let settled = tokio::spawn(sending.send(message));
         match timeout_at(deadline, settled).await {
             Ok(Ok(outcome)) => outcome,
             // The task was cancelled (shutdown) or panicked; either way nothing is confirmed.
