@@ -63,6 +63,8 @@ RESOURCES = [
     ("a misspelled field of KEDA", "ScaledObject", "worker", put("spec/minReplicas", 2)),
     ("a number where KEDA wants text", "ScaledObject", "worker", put("spec/triggers/0/metadata/value", 5000)),
     ("KEDA over AMQP", "ScaledObject", "worker", put("spec/triggers/0/metadata/protocol", "amqp")),
+    ("a host that KEDA can't find", "ScaledObject", "worker", put("spec/triggers/0/metadata/host", "http://rabbitmq:15672/penstock")),
+    ("a host in another namespace", "ScaledObject", "worker", put("spec/triggers/0/metadata/host", "http://rabbitmq.other.svc:15672/penstock")),
     ("a tenant that doesn't scale", "ScaledObject", "worker", put("spec/triggers/1", None)),
     ("a trigger that can't log in", "TriggerAuthentication", "rabbitmq", None),
     ("a key that the Secret lacks", "TriggerAuthentication", "rabbitmq", put("spec/secretTargetRef/0/key", "URL")),

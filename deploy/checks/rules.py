@@ -3,6 +3,7 @@
 import json
 import operator
 import re
+import urllib.parse
 
 import yaml
 
@@ -12,7 +13,7 @@ from files import DEPLOY, admin_port, amount, binaries, dockerfile, seconds, set
 BROUGHT_SECRETS = {
     "ingest": {"AMQP_URL"},
     "worker": {"AMQP_URL", "MONGO_URI", "VIP_MONGO_URI"},
-    "keda": {"RABBITMQ_URL"},
+    "keda": {"username", "password"},
 }
 WORKLOADS = ("StatefulSet", "Deployment", "Job")
 OURS = ("ingest", "worker", "drain")
@@ -262,6 +263,11 @@ def scaling(build):
             yield f"not one trigger for each tenant: {sorted(queues)}"
         if any(trigger["metadata"].get("protocol") != "http" for trigger in triggers):
             yield "over AMQP, KEDA doesn't see what workers hold"
+        namespace = scaler["metadata"].get("namespace")
+        for host in {trigger["metadata"].get("host", "") for trigger in triggers}:
+            name = (urllib.parse.urlsplit(host).hostname or "").split(".")
+            if len(name) < 2 or name[2:3] == ["svc"] and namespace not in (None, name[1]):
+                yield f"KEDA, in another namespace, doesn't find {host}"
 
 
 def rabbitmq(build):
