@@ -109,6 +109,8 @@ def grafana(files):
     url = re.fullmatch(r"http://(\w+):9090", source["url"])
     if not url or url[1] not in files["compose"]["services"]:
         yield f"nobody answers on {source['url']}"
+    if source["jsonData"]["timeInterval"] != files["prometheus"]["global"]["scrape_interval"]:
+        yield "timeInterval is not the scrape_interval of Prometheus"
     if home in mounted and (path := DEPLOY / mounted[home]).exists():
         used = set(re.findall(r'"uid": *"([^"$]+)"', json.dumps(json.loads(path.read_text()).get("panels", []))))
         if used - {source["uid"], "-- Grafana --", "-- Mixed --", "-- Dashboard --"}:

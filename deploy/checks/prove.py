@@ -118,6 +118,7 @@ FILES = [
     ("a scrape of the wrong port", put("prometheus/scrape_configs/0/static_configs/0/targets/0", "ingest:9101")),
     ("missing rules", put("prometheus/rule_files/0", "/etc/prometheus/rules.yaml")),
     ("a dashboard elsewhere", put("dashboards/providers/0/options/path", "/dashboards")),
+    ("a datasource that thinks scrapes are closer", put("datasources/datasources/0/jsonData/timeInterval", "5s")),
     ("a datasource that doesn't answer", put("datasources/datasources/0/url", "http://localhost:9090")),
 ]
 
