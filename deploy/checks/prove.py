@@ -116,6 +116,7 @@ FILES = [
     ("a grace that is too short", put(f"{SERVICE}/worker/stop_grace_period", "10s")),
     ("a spool in the container", put(f"{SERVICE}/ingest/volumes/0", "spool:/spool")),
     ("a scrape of the wrong port", put("prometheus/scrape_configs/0/static_configs/0/targets/0", "ingest:9101")),
+    ("one worker of several", put("prometheus/scrape_configs/1", {"job_name": "worker", "static_configs": [{"targets": ["worker:9101"]}]})),
     ("missing rules", put("prometheus/rule_files/0", "/etc/prometheus/rules.yaml")),
     ("a dashboard elsewhere", put("dashboards/providers/0/options/path", "/dashboards")),
     ("a datasource that thinks scrapes are closer", put("datasources/datasources/0/jsonData/timeInterval", "5s")),
