@@ -101,6 +101,12 @@ RESOURCES = [
     ("a policy that breaks a promise", "Policy", "webhooks", put("spec/definition/message-ttl", 1000)),
     ("other metrics than in compose", "ServiceMonitor", "rabbitmq", put("spec/endpoints/1/params/family", ["node_metrics"])),
     ("an even number of nodes", "RabbitmqCluster", "rabbitmq", put("spec/replicas", 4)),
+    ("a user without a password", "User", "penstock", put("spec/importCredentialsSecret/name", "penstock")),
+    ("rights of nobody", "User", "penstock", None),
+    ("rights elsewhere", "Permission", "penstock", put("spec/vhost", "/")),
+    ("too few rights", "Permission", "penstock", put("spec/permissions/configure", "")),
+    ("a KEDA that sees nothing", "User", "keda", put("spec/tags", ["management"])),
+    ("a Secret that README.md doesn't tell of", "Ingress", "ingest", put("spec/tls/0/secretName", "certificate")),
     ("a HOLD_TIMEOUT beyond RabbitMQ's patience", "ConfigMap", "worker", put("data/HOLD_TIMEOUT", "30m")),
 ]
 SERVICE = "compose/services"

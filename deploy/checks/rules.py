@@ -14,6 +14,7 @@ BROUGHT_SECRETS = {
     "ingest": {"AMQP_URL"},
     "worker": {"AMQP_URL", "MONGO_URI", "VIP_MONGO_URI"},
     "keda": {"username", "password"},
+    "rabbitmq-penstock": {"username", "password"},
 }
 WORKLOADS = ("StatefulSet", "Deployment", "Job")
 OURS = ("ingest", "worker", "drain")
@@ -57,7 +58,7 @@ class Build:
 
 
 def problems(build):
-    for rule in (names, grace, budget, spool, references, selectors, ports, locked, images, scaling, rabbitmq):
+    for rule in (names, grace, budget, spool, references, secrets, selectors, ports, locked, images, scaling, rabbitmq, users):
         for problem in rule(build):
             yield f"{rule.__name__}: {problem}"
 
@@ -145,6 +146,18 @@ def references(build):
         for target in authentication["spec"]["secretTargetRef"]:
             if target["key"] not in BROUGHT_SECRETS.get(target["name"], ()):
                 yield f"TriggerAuthentication: {target['key']} of the Secret {target['name']} is nobody's"
+
+
+def secrets(build):
+    """README.md tells of each that has to be brought."""
+    wanted = {tls["secretName"] for ingress in build.of("Ingress") for tls in ingress["spec"].get("tls", [])}
+    wanted |= {user["spec"].get("importCredentialsSecret", {}).get("name") for user in build.of("User")} - {None}
+    for _, _, container in build.ours():
+        wanted |= {source["secretRef"]["name"] for source in container.get("envFrom", []) if "secretRef" in source}
+    readme = (DEPLOY / "kubernetes/README.md").read_text()
+    for name in sorted(wanted):
+        if not build.named("Secret", name) and f"| `{name}` |" not in readme:
+            yield f"deploy/kubernetes/README.md doesn't tell of the Secret {name}"
 
 
 def matches(labels, wanted):
@@ -295,3 +308,25 @@ def rabbitmq(build):
         _, _, worker = next(ours for ours in build.ours() if ours[2]["name"] == "worker")
         if seconds(build.environment(worker).get("HOLD_TIMEOUT") or settings()["HOLD_TIMEOUT"][0]) >= patience:
             yield "consumer_timeout has to be longer than HOLD_TIMEOUT"
+
+
+def users(build):
+    for user in build.of("User"):
+        secret = user["spec"].get("importCredentialsSecret", {}).get("name")
+        if not {"username", "password"} <= BROUGHT_SECRETS.get(secret, set()):
+            yield f"the credentials of {user['metadata']['name']} are nobody's"
+    rights = {}
+    for permission in build.of("Permission"):
+        spec = permission["spec"]
+        name = spec["userReference"]["name"]
+        rights[name] = spec["permissions"]
+        if not build.named("User", name):
+            yield f"no User {name}"
+        if spec["vhost"] not in [vhost["spec"]["name"] for vhost in build.of("Vhost")]:
+            yield f"no Vhost {spec['vhost']}"
+    if build.of("User") and rights.get("penstock") != dict.fromkeys(("configure", "write", "read"), ".*"):
+        yield "Penstock declares its queues itself, and needs all rights"
+    for scaler in build.of("ScaledObject"):
+        keda = build.named("User", "keda")
+        if build.of("User") and (not keda or "monitoring" not in keda["spec"].get("tags", []) or not rights["keda"]["read"]):
+            yield f"{scaler['kind']}: KEDA may not see the queues"
