@@ -17,7 +17,9 @@ BROUGHT_SECRETS = {
     "rabbitmq-penstock": {"username", "password"},
 }
 WORKLOADS = ("StatefulSet", "Deployment", "Job")
-OURS = ("ingest", "worker", "drain")
+OURS = ("ingest", "worker", "drain", "rebuild")
+# What each may open connections to, but for a collector of traces: DNS, RabbitMQ, MongoDB.
+REACHES = {"ingest": {53, 5671, 5672}, "worker": {53, 5671, 5672, 27017}}
 
 
 class Build:
@@ -41,7 +43,9 @@ class Build:
                 yield workload, pod, container
 
     def pod_labels(self):
-        return [w["spec"]["template"]["metadata"]["labels"] for w in self.of(*WORKLOADS)]
+        """Those of RabbitMQ are its operator's."""
+        operators = [{"app.kubernetes.io/name": c["metadata"]["name"]} for c in self.of("RabbitmqCluster")]
+        return operators + [w["spec"]["template"]["metadata"]["labels"] for w in self.of(*WORKLOADS)]
 
     def environment(self, container):
         """Name → value of all that the container is given; None where the value is a Secret that is brought."""
@@ -58,13 +62,13 @@ class Build:
 
 
 def problems(build):
-    for rule in (names, grace, budget, spool, references, secrets, selectors, ports, locked, images, scaling, rabbitmq, users):
+    for rule in (names, grace, budget, spool, references, secrets, selectors, network, ports, locked, images, scaling, rabbitmq, users):
         for problem in rule(build):
             yield f"{rule.__name__}: {problem}"
 
 
 def binary(container):
-    return "worker" if container["name"] == "worker" else "ingest"
+    return "worker" if container["name"] in ("worker", "rebuild") else "ingest"
 
 
 def names(build):
@@ -167,7 +171,7 @@ def matches(labels, wanted):
 def wanted_labels(selector):
     """All sets of labels that a selector takes."""
     base = selector.get("matchLabels", {})
-    choices = selector.get("matchExpressions", [])
+    choices = [choice for choice in selector.get("matchExpressions", []) if choice["operator"] == "In"]
     return [base | {choices[0]["key"]: value} for value in choices[0]["values"]] if choices else [base]
 
 
@@ -183,20 +187,48 @@ def selectors(build):
     for resource in build.of("ServiceMonitor"):
         if resource["metadata"]["name"] != "rabbitmq" and not monitored(build, resource):
             yield f"ServiceMonitor {resource['metadata']['name']} selects nothing"
-    covered = [wanted for policy in build.of("NetworkPolicy") for wanted in wanted_labels(policy["spec"]["podSelector"])]
+    # What is for all pods is for none in particular.
+    covered = [w for policy in build.of("NetworkPolicy") for w in wanted_labels(policy["spec"]["podSelector"]) if w]
     for workload, _, container in build.ours():
         labels = workload["spec"]["template"]["metadata"]["labels"]
         if build.of("NetworkPolicy") and not any(matches(labels, wanted) for wanted in covered):
             yield f"no NetworkPolicy for {container['name']}"
-        if workload["kind"] != "Job" and not any(
-            matches(labels, b["spec"]["selector"]["matchLabels"]) for b in build.of("PodDisruptionBudget")
-        ):
+        if workload["kind"] != "Job" and not has_budget(build, labels):
             yield f"no PodDisruptionBudget for {container['name']}"
+    for cluster in build.of("RabbitmqCluster"):
+        if not has_budget(build, {"app.kubernetes.io/name": cluster["metadata"]["name"]}):
+            yield "no PodDisruptionBudget for RabbitMQ"
+
+
+def has_budget(build, labels):
+    return any(matches(labels, b["spec"]["selector"]["matchLabels"]) for b in build.of("PodDisruptionBudget"))
 
 
 def monitored(build, monitor):
     wanted = monitor["spec"]["selector"]["matchLabels"]
     return [s for s in build.of("Service") if matches(s["metadata"].get("labels", {}), wanted)]
+
+
+def network(build):
+    for workload, _, container in build.ours():
+        labels = workload["spec"]["template"]["metadata"]["labels"]
+        policies = [p for p in build.of("NetworkPolicy") if selects(p, labels)]
+        open_ports = {port["port"] for p in policies for rule in p["spec"].get("egress", []) for port in rule["ports"]}
+        if policies and not REACHES[binary(container)] <= open_ports:
+            yield f"{container['name']} may not reach {sorted(REACHES[binary(container)] - open_ports)}"
+    for name in ("rabbitmq", "mongodb"):
+        if build.named("RabbitmqCluster", name) or build.named("StatefulSet", name):
+            if not build.named("NetworkPolicy", name):
+                yield f"anybody may talk to {name}"
+    for policy in build.of("NetworkPolicy"):
+        admitted = {port["port"] for rule in policy["spec"].get("ingress", []) for port in rule["ports"]}
+        if policy["metadata"]["name"] == "rabbitmq" and build.of("RabbitmqCluster"):
+            if missing := {5672, 4369, 25672, 15672, 15692} - admitted:
+                yield f"RabbitMQ doesn't work without {sorted(missing)}"
+
+
+def selects(policy, labels):
+    return any(wanted and matches(labels, wanted) for wanted in wanted_labels(policy["spec"]["podSelector"]))
 
 
 def ports(build):
@@ -225,7 +257,7 @@ def ports(build):
                 yield f"Service {service['metadata']['name']}: no port {target}"
     for policy in build.of("NetworkPolicy"):
         for port in [port for rule in policy["spec"].get("ingress", []) for port in rule["ports"]]:
-            if port["port"] not in every:
+            if isinstance(port["port"], str) and port["port"] not in every:
                 yield f"NetworkPolicy {policy['metadata']['name']}: no port {port['port']}"
     for monitor in build.of("ServiceMonitor", "PodMonitor"):
         offered = every
