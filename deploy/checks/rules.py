@@ -62,7 +62,7 @@ class Build:
 
 
 def problems(build):
-    for rule in (names, grace, budget, spool, references, secrets, selectors, network, ports, locked, images, scaling, rabbitmq, users):
+    for rule in (names, grace, budget, spool, references, secrets, probes, runbook, selectors, network, ports, locked, images, scaling, rabbitmq, users):
         for problem in rule(build):
             yield f"{rule.__name__}: {problem}"
 
@@ -150,6 +150,24 @@ def references(build):
         for target in authentication["spec"]["secretTargetRef"]:
             if target["key"] not in BROUGHT_SECRETS.get(target["name"], ()):
                 yield f"TriggerAuthentication: {target['key']} of the Secret {target['name']} is nobody's"
+
+
+def probes(build):
+    """PenstockCertificateExpiring knows them by their address."""
+    hosts = {rule["host"] for ingress in build.of("Ingress") for rule in ingress["spec"]["rules"]}
+    for probe in build.of("Probe"):
+        for target in probe["spec"]["targets"]["staticConfig"]["static"]:
+            url = urllib.parse.urlsplit(target)
+            if url.hostname not in hosts or not url.path.startswith("/webhook"):
+                yield f"{target} is not where webhooks arrive"
+
+
+def runbook(build):
+    """Whoever is paged has to get there by a click."""
+    for resource in build.of("PrometheusRule"):
+        for alert in [alert for group in resource["spec"]["groups"] for alert in group["rules"]]:
+            if not re.match("https?://", alert["annotations"]["runbook_url"]):
+                yield f"{alert['alert']}: its runbook_url is no address"
 
 
 def secrets(build):
