@@ -97,7 +97,9 @@ RESOURCES = [
     ("a RabbitMQ that is open to all", "NetworkPolicy", "rabbitmq", None),
     ("nodes that can't reach each other", "NetworkPolicy", "rabbitmq", put("spec/ingress/1", None)),
     ("a cluster that is emptied at once", "PodDisruptionBudget", "rabbitmq", None),
-    ("a probe of something else", "Probe", "webhooks", put("spec/targets/staticConfig/static/0", "https://webhooks.example.com/health")),
+    ("a probe of something else", "Probe", "webhooks", put("spec/targets/staticConfig/static/0", "https://www.example.com/")),
+    ("a probe that makes errors", "Probe", "webhooks", put("spec/targets/staticConfig/static/0", "https://webhooks.example.com/webhook/faster")),
+    ("a probe that no alert knows", "Probe", "webhooks", put("spec/jobName", "blackbox")),
     ("a runbook that can't be clicked", "PrometheusRule", "penstock", put("spec/groups/0/rules/0/annotations/runbook_url", "deploy/RUNBOOK.md")),
     ("a Job that has no setting", "Job", "rebuild", put(f"{BOX}/env", [])),
     ("a Job that nobody lets through", "Job", "drain", put("spec/template/metadata/labels", {"app": "drain"})),
@@ -116,6 +118,7 @@ RESOURCES = [
     ("rights elsewhere", "Permission", "penstock", put("spec/vhost", "/")),
     ("too few rights", "Permission", "penstock", put("spec/permissions/configure", "")),
     ("a KEDA that sees nothing", "User", "keda", put("spec/tags", ["management"])),
+    ("a KEDA that may read nothing", "Permission", "keda", None),
     ("a Secret that README.md doesn't tell of", "Ingress", "ingest", put("spec/tls/0/secretName", "certificate")),
     ("a HOLD_TIMEOUT beyond RabbitMQ's patience", "ConfigMap", "worker", put("data/HOLD_TIMEOUT", "30m")),
 ]

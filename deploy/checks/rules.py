@@ -153,13 +153,17 @@ def references(build):
 
 
 def probes(build):
-    """PenstockCertificateExpiring knows them by their address."""
+    alerts = (DEPLOY / "prometheus/alerts.yaml").read_text()
     hosts = {rule["host"] for ingress in build.of("Ingress") for rule in ingress["spec"]["rules"]}
     for probe in build.of("Probe"):
+        if f'probe_ssl_earliest_cert_expiry{{job="{probe["spec"].get("jobName")}"}}' not in alerts:
+            yield f"no alert knows the job of {probe['metadata']['name']}"
         for target in probe["spec"]["targets"]["staticConfig"]["static"]:
             url = urllib.parse.urlsplit(target)
-            if url.hostname not in hosts or not url.path.startswith("/webhook"):
+            if url.hostname not in hosts:
                 yield f"{target} is not where webhooks arrive"
+            if url.path.startswith("/webhook"):
+                yield f"PenstockErrorReplies counts the answers to {target}"
 
 
 def runbook(build):
@@ -378,5 +382,5 @@ def users(build):
         yield "Penstock declares its queues itself, and needs all rights"
     for scaler in build.of("ScaledObject"):
         keda = build.named("User", "keda")
-        if build.of("User") and (not keda or "monitoring" not in keda["spec"].get("tags", []) or not rights["keda"]["read"]):
+        if build.of("User") and (not keda or "monitoring" not in keda["spec"].get("tags", []) or not rights.get("keda", {}).get("read")):
             yield f"{scaler['kind']}: KEDA may not see the queues"
