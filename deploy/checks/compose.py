@@ -86,6 +86,9 @@ def scrapes(files):
     every = files["compose"]["services"]
     for job in files["prometheus"]["scrape_configs"]:
         targets = [target for static in job.get("static_configs", []) for target in static["targets"]]
+        # A fixed target is one of those that a name stands for, now this and now that.
+        if any(target.startswith("worker:") for target in targets):
+            yield "of several workers only one is scraped"
         targets += [f"{name}:{dns['port']}" for dns in job.get("dns_sd_configs", []) for name in dns["names"]]
         for target in targets:
             host, port = target.split(":")
@@ -109,6 +112,8 @@ def grafana(files):
     url = re.fullmatch(r"http://(\w+):9090", source["url"])
     if not url or url[1] not in files["compose"]["services"]:
         yield f"nobody answers on {source['url']}"
+    if source["jsonData"]["timeInterval"] != files["prometheus"]["global"]["scrape_interval"]:
+        yield "timeInterval is not the scrape_interval of Prometheus"
     if home in mounted and (path := DEPLOY / mounted[home]).exists():
         used = set(re.findall(r'"uid": *"([^"$]+)"', json.dumps(json.loads(path.read_text()).get("panels", []))))
         if used - {source["uid"], "-- Grafana --", "-- Mixed --", "-- Dashboard --"}:

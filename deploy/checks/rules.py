@@ -3,6 +3,7 @@
 import json
 import operator
 import re
+import urllib.parse
 
 import yaml
 
@@ -12,10 +13,13 @@ from files import DEPLOY, admin_port, amount, binaries, dockerfile, seconds, set
 BROUGHT_SECRETS = {
     "ingest": {"AMQP_URL"},
     "worker": {"AMQP_URL", "MONGO_URI", "VIP_MONGO_URI"},
-    "keda": {"RABBITMQ_URL"},
+    "keda": {"username", "password"},
+    "rabbitmq-penstock": {"username", "password"},
 }
 WORKLOADS = ("StatefulSet", "Deployment", "Job")
-OURS = ("ingest", "worker", "drain")
+OURS = ("ingest", "worker", "drain", "rebuild")
+# What each may open connections to, but for a collector of traces: DNS, RabbitMQ, MongoDB.
+REACHES = {"ingest": {53, 5671, 5672}, "worker": {53, 5671, 5672, 27017}}
 
 
 class Build:
@@ -39,7 +43,9 @@ class Build:
                 yield workload, pod, container
 
     def pod_labels(self):
-        return [w["spec"]["template"]["metadata"]["labels"] for w in self.of(*WORKLOADS)]
+        """Those of RabbitMQ are its operator's."""
+        operators = [{"app.kubernetes.io/name": c["metadata"]["name"]} for c in self.of("RabbitmqCluster")]
+        return operators + [w["spec"]["template"]["metadata"]["labels"] for w in self.of(*WORKLOADS)]
 
     def environment(self, container):
         """Name → value of all that the container is given; None where the value is a Secret that is brought."""
@@ -56,13 +62,13 @@ class Build:
 
 
 def problems(build):
-    for rule in (names, grace, budget, spool, references, selectors, ports, locked, images, scaling, rabbitmq):
+    for rule in (names, grace, budget, spool, references, secrets, probes, runbook, selectors, network, ports, locked, images, scaling, rabbitmq, users):
         for problem in rule(build):
             yield f"{rule.__name__}: {problem}"
 
 
 def binary(container):
-    return "worker" if container["name"] == "worker" else "ingest"
+    return "worker" if container["name"] in ("worker", "rebuild") else "ingest"
 
 
 def names(build):
@@ -146,6 +152,40 @@ def references(build):
                 yield f"TriggerAuthentication: {target['key']} of the Secret {target['name']} is nobody's"
 
 
+def probes(build):
+    alerts = (DEPLOY / "prometheus/alerts.yaml").read_text()
+    hosts = {rule["host"] for ingress in build.of("Ingress") for rule in ingress["spec"]["rules"]}
+    for probe in build.of("Probe"):
+        if f'probe_ssl_earliest_cert_expiry{{job="{probe["spec"].get("jobName")}"}}' not in alerts:
+            yield f"no alert knows the job of {probe['metadata']['name']}"
+        for target in probe["spec"]["targets"]["staticConfig"]["static"]:
+            url = urllib.parse.urlsplit(target)
+            if url.hostname not in hosts:
+                yield f"{target} is not where webhooks arrive"
+            if url.path.startswith("/webhook"):
+                yield f"PenstockErrorReplies counts the answers to {target}"
+
+
+def runbook(build):
+    """Whoever is paged has to get there by a click."""
+    for resource in build.of("PrometheusRule"):
+        for alert in [alert for group in resource["spec"]["groups"] for alert in group["rules"]]:
+            if not re.match("https?://", alert["annotations"]["runbook_url"]):
+                yield f"{alert['alert']}: its runbook_url is no address"
+
+
+def secrets(build):
+    """README.md tells of each that has to be brought."""
+    wanted = {tls["secretName"] for ingress in build.of("Ingress") for tls in ingress["spec"].get("tls", [])}
+    wanted |= {user["spec"].get("importCredentialsSecret", {}).get("name") for user in build.of("User")} - {None}
+    for _, _, container in build.ours():
+        wanted |= {source["secretRef"]["name"] for source in container.get("envFrom", []) if "secretRef" in source}
+    readme = (DEPLOY / "kubernetes/README.md").read_text()
+    for name in sorted(wanted):
+        if not build.named("Secret", name) and f"| `{name}` |" not in readme:
+            yield f"deploy/kubernetes/README.md doesn't tell of the Secret {name}"
+
+
 def matches(labels, wanted):
     return wanted.items() <= labels.items()
 
@@ -153,7 +193,7 @@ def matches(labels, wanted):
 def wanted_labels(selector):
     """All sets of labels that a selector takes."""
     base = selector.get("matchLabels", {})
-    choices = selector.get("matchExpressions", [])
+    choices = [choice for choice in selector.get("matchExpressions", []) if choice["operator"] == "In"]
     return [base | {choices[0]["key"]: value} for value in choices[0]["values"]] if choices else [base]
 
 
@@ -169,20 +209,48 @@ def selectors(build):
     for resource in build.of("ServiceMonitor"):
         if resource["metadata"]["name"] != "rabbitmq" and not monitored(build, resource):
             yield f"ServiceMonitor {resource['metadata']['name']} selects nothing"
-    covered = [wanted for policy in build.of("NetworkPolicy") for wanted in wanted_labels(policy["spec"]["podSelector"])]
+    # What is for all pods is for none in particular.
+    covered = [w for policy in build.of("NetworkPolicy") for w in wanted_labels(policy["spec"]["podSelector"]) if w]
     for workload, _, container in build.ours():
         labels = workload["spec"]["template"]["metadata"]["labels"]
         if build.of("NetworkPolicy") and not any(matches(labels, wanted) for wanted in covered):
             yield f"no NetworkPolicy for {container['name']}"
-        if workload["kind"] != "Job" and not any(
-            matches(labels, b["spec"]["selector"]["matchLabels"]) for b in build.of("PodDisruptionBudget")
-        ):
+        if workload["kind"] != "Job" and not has_budget(build, labels):
             yield f"no PodDisruptionBudget for {container['name']}"
+    for cluster in build.of("RabbitmqCluster"):
+        if not has_budget(build, {"app.kubernetes.io/name": cluster["metadata"]["name"]}):
+            yield "no PodDisruptionBudget for RabbitMQ"
+
+
+def has_budget(build, labels):
+    return any(matches(labels, b["spec"]["selector"]["matchLabels"]) for b in build.of("PodDisruptionBudget"))
 
 
 def monitored(build, monitor):
     wanted = monitor["spec"]["selector"]["matchLabels"]
     return [s for s in build.of("Service") if matches(s["metadata"].get("labels", {}), wanted)]
+
+
+def network(build):
+    for workload, _, container in build.ours():
+        labels = workload["spec"]["template"]["metadata"]["labels"]
+        policies = [p for p in build.of("NetworkPolicy") if selects(p, labels)]
+        open_ports = {port["port"] for p in policies for rule in p["spec"].get("egress", []) for port in rule["ports"]}
+        if policies and not REACHES[binary(container)] <= open_ports:
+            yield f"{container['name']} may not reach {sorted(REACHES[binary(container)] - open_ports)}"
+    for name in ("rabbitmq", "mongodb"):
+        if build.named("RabbitmqCluster", name) or build.named("StatefulSet", name):
+            if not build.named("NetworkPolicy", name):
+                yield f"anybody may talk to {name}"
+    for policy in build.of("NetworkPolicy"):
+        admitted = {port["port"] for rule in policy["spec"].get("ingress", []) for port in rule["ports"]}
+        if policy["metadata"]["name"] == "rabbitmq" and build.of("RabbitmqCluster"):
+            if missing := {5672, 4369, 25672, 15672, 15692} - admitted:
+                yield f"RabbitMQ doesn't work without {sorted(missing)}"
+
+
+def selects(policy, labels):
+    return any(wanted and matches(labels, wanted) for wanted in wanted_labels(policy["spec"]["podSelector"]))
 
 
 def ports(build):
@@ -211,7 +279,7 @@ def ports(build):
                 yield f"Service {service['metadata']['name']}: no port {target}"
     for policy in build.of("NetworkPolicy"):
         for port in [port for rule in policy["spec"].get("ingress", []) for port in rule["ports"]]:
-            if port["port"] not in every:
+            if isinstance(port["port"], str) and port["port"] not in every:
                 yield f"NetworkPolicy {policy['metadata']['name']}: no port {port['port']}"
     for monitor in build.of("ServiceMonitor", "PodMonitor"):
         offered = every
@@ -262,6 +330,11 @@ def scaling(build):
             yield f"not one trigger for each tenant: {sorted(queues)}"
         if any(trigger["metadata"].get("protocol") != "http" for trigger in triggers):
             yield "over AMQP, KEDA doesn't see what workers hold"
+        namespace = scaler["metadata"].get("namespace")
+        for host in {trigger["metadata"].get("host", "") for trigger in triggers}:
+            name = (urllib.parse.urlsplit(host).hostname or "").split(".")
+            if len(name) < 2 or name[2:3] == ["svc"] and namespace not in (None, name[1]):
+                yield f"KEDA, in another namespace, doesn't find {host}"
 
 
 def rabbitmq(build):
@@ -289,3 +362,25 @@ def rabbitmq(build):
         _, _, worker = next(ours for ours in build.ours() if ours[2]["name"] == "worker")
         if seconds(build.environment(worker).get("HOLD_TIMEOUT") or settings()["HOLD_TIMEOUT"][0]) >= patience:
             yield "consumer_timeout has to be longer than HOLD_TIMEOUT"
+
+
+def users(build):
+    for user in build.of("User"):
+        secret = user["spec"].get("importCredentialsSecret", {}).get("name")
+        if not {"username", "password"} <= BROUGHT_SECRETS.get(secret, set()):
+            yield f"the credentials of {user['metadata']['name']} are nobody's"
+    rights = {}
+    for permission in build.of("Permission"):
+        spec = permission["spec"]
+        name = spec["userReference"]["name"]
+        rights[name] = spec["permissions"]
+        if not build.named("User", name):
+            yield f"no User {name}"
+        if spec["vhost"] not in [vhost["spec"]["name"] for vhost in build.of("Vhost")]:
+            yield f"no Vhost {spec['vhost']}"
+    if build.of("User") and rights.get("penstock") != dict.fromkeys(("configure", "write", "read"), ".*"):
+        yield "Penstock declares its queues itself, and needs all rights"
+    for scaler in build.of("ScaledObject"):
+        keda = build.named("User", "keda")
+        if build.of("User") and (not keda or "monitoring" not in keda["spec"].get("tags", []) or not rights.get("keda", {}).get("read")):
+            yield f"{scaler['kind']}: KEDA may not see the queues"

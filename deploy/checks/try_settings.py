@@ -21,10 +21,11 @@ def main(binaries, paths):
 def problems(binaries, build):
     for _, _, container in build.ours():
         name = container["name"]
+        binary = rules.binary(container)
         # Secrets are brought by others; one of the right form will do.
         given = {k: v or SECRETS.get(k, "") for k, v in build.environment(container).items()}
         # Where no .env is.
-        checked = subprocess.run([binaries / name, "--check"], env=given, cwd="/", capture_output=True, text=True)
+        checked = subprocess.run([binaries / binary, "--check"], env=given, cwd="/", capture_output=True, text=True)
         if checked.returncode != os.EX_OK:
             yield f"{name} refuses its settings:\n{checked.stderr}"
 
