@@ -164,7 +164,7 @@ impl Event {
 /// The value, unless it is null or an object of nulls, as senders write "nobody" too.
 #[must_use]
 pub fn given(json: &Json) -> Option<&Json> {
-    let is_null = |json: &Json| *json == Json::Null;
+    let is_null = |json: &Json| matches!(json, Json::Null);
     let nobody = json.object().map_or(is_null(json), |members| members.values().all(is_null));
     (!nobody).then_some(json)
 }
