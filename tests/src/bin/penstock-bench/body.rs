@@ -93,7 +93,7 @@ fn contact(out: &mut String, id: u64, kind: Kind) {
     }
     put(out, format_args!(r#","created_at":{},"tags":["website","trade"]"#, EPOCH - 86_400 - id));
     if !matches!(kind, Kind::Received | Kind::Sent) {
-        out.push_str(r#","custom_fields":[{"name":"preferred_store","value":"Harbour Street"},{"name":"newsletter","value":true},{"name":"delivery_notes","value":"Third floor, no lift. Please ring twice and call before you come."},{"name":"customer_number","value":100482},{"name":"price_list","value":"trade"},{"name":"last_order","value":"2025-05-14"}]"#);
+        out.push_str(r#","custom_fields":[{"name":"preferred_store","value":"Harbour Street"},{"name":"newsletter","value":true},{"name":"delivery_notes","value":"Third floor, no lift. Please ring twice and call before you come."},{"name":"customer_number","value":100482},{"name":"price_list","value":"trade"},{"name":"last_order","value":"2025-05-14"},{"name":"campaign","value":"spring-2025, newsletter of the second week"},{"name":"remarks","value":"Asked for samples of oak and walnut, prefers to be written to rather than called."}]"#);
     }
     out.push('}');
 }

@@ -40,7 +40,7 @@ pub async fn check(stage: &Stage, expected: &Expected, patience: Duration) -> an
     stage.until_stored(expected.len(), patience).await?;
     let stored = ledger(stage).await?;
     compare(expected, &stored)?;
-    let messages = stored.iter().filter(|n| Kind::of(**n).is_message()).count() as i64;
+    let messages = stored.iter().filter(|n| Kind::of(**n).is_message()).count() as u64;
     let counted = counted(stage).await?;
     if counted != messages {
         bail!("conversations count {counted} messages, of {messages} that are stored");
@@ -48,7 +48,7 @@ pub async fn check(stage: &Stage, expected: &Expected, patience: Duration) -> an
     Ok(format!(
         "check: {} accepted, each stored once; conversations count {} messages",
         grouped(crate::number::float(expected.len())),
-        grouped(crate::number::float(counted.unsigned_abs()))
+        grouped(crate::number::float(counted))
     ))
 }
 
@@ -82,11 +82,11 @@ async fn ledger(stage: &Stage) -> anyhow::Result<BTreeSet<u64>> {
 }
 
 /// Messages that the conversations count.
-async fn counted(stage: &Stage) -> anyhow::Result<i64> {
+async fn counted(stage: &Stage) -> anyhow::Result<u64> {
     let conversations = stage.database.0.collection::<Document>("conversations");
     let sum = doc! {"$group": {"_id": null, "messages": {"$sum": {"$toLong": "$message_count"}}}};
     let total = conversations.aggregate([sum]).await?.try_next().await?;
-    Ok(total.and_then(|total| total.get_i64("messages").ok()).unwrap_or_default())
+    Ok(total.map_or(Ok(0), |total| total.get_i64("messages"))?.try_into()?)
 }
 
 #[cfg(test)]

@@ -62,7 +62,9 @@ async fn measure(arguments: &Arguments) -> anyhow::Result<ExitCode> {
 fn write(bench: &Bench, folder: &Path) -> anyhow::Result<()> {
     let (report, table) = (&bench.report, bench.report.markdown());
     std::fs::create_dir_all(folder).with_context(|| format!("can't make {}", folder.display()))?;
-    let json = serde_json::to_string_pretty(&report.json())? + "\n";
+    let mut json = report.json();
+    json["cores"] = std::thread::available_parallelism()?.get().into();
+    let json = serde_json::to_string_pretty(&json)? + "\n";
     std::fs::write(folder.join("bench.md"), &table)?;
     std::fs::write(folder.join("bench.json"), json)?;
     std::fs::write(folder.join("bench.html"), page::html(report, "Penstock, measured"))?;

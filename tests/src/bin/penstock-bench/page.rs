@@ -8,30 +8,31 @@ const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;max-width:900px;mar
     border-bottom:1px solid #8884;text-align:left}td:nth-child(n+3){text-align:right}.bad{color:#cf222e}\
     @media(prefers-color-scheme:dark){body{color:#e6edf3;background:#0d1117}}";
 
+const CAPTION: &str = "<h2>Times by percentile</h2>\n<p>Each nine takes as much room as the one before it; both \
+    scales are logarithmic. Corrected: from when an event should have been sent.</p>\n";
+
 /// The page.
 pub fn html(report: &Report, title: &str) -> String {
-    let mut out = format!(
-        "<!doctype html>\n<html lang=\"en\"><meta charset=\"utf-8\"><title>{title}</title><style>{STYLE}</style>\n<h1>{title}</h1>\n",
-        title = escaped(title)
-    );
-    out += &table(&report.figures());
+    let title = escaped(title);
+    let mut parts = vec![
+        format!("<!doctype html>\n<html lang=\"en\"><meta charset=\"utf-8\"><title>{title}</title>"),
+        format!("<style>{STYLE}</style>\n<h1>{title}</h1>\n"),
+        table(&report.figures()),
+    ];
     if !report.curves.is_empty() {
-        out += "<h2>Times by percentile</h2>\n<p>Each nine takes as much room as the one before it; both scales are logarithmic. \
-            Corrected: from when an event should have been sent.</p>\n";
-        out += &plot::svg(&report.curves);
+        parts.push(CAPTION.to_owned());
+        parts.push(plot::svg(&report.curves));
     }
     let cpu = report.cpu_uses();
     if !cpu.1.is_empty() {
-        out += &table(&cpu);
+        parts.push(table(&cpu));
     }
     if report.checked > 0 || !report.failures.is_empty() {
         let class = if report.failures.is_empty() { "" } else { " class=\"bad\"" };
-        out += &format!("<p{class}>{}</p>\n", escaped(&report.verdict().replace("**", "")));
+        parts.push(format!("<p{class}>{}</p>\n", escaped(&report.verdict().replace("**", ""))));
     }
-    for note in &report.notes {
-        out += &format!("<p>{}</p>\n", escaped(note));
-    }
-    out
+    parts.extend(report.notes.iter().map(|note| format!("<p>{}</p>\n", escaped(note))));
+    parts.concat()
 }
 
 fn table((head, rows): &Table) -> String {
@@ -53,7 +54,8 @@ mod tests {
 
     #[test]
     fn what_servers_answer_is_only_text() {
-        let report = Report { notes: vec!["3 × 502 <html>".into()], ..Default::default() };
+        let mut report = Report::default();
+        report.notes.push("3 × 502 <html>".into());
         let page = html(&report, "a & b");
         assert!(page.contains("3 × 502 &lt;html&gt;") && page.contains("<h1>a &amp; b</h1>"));
     }

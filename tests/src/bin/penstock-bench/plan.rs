@@ -54,7 +54,7 @@ impl Plan {
             million: 1_000_000,
             million_publish: Duration::from_secs(100),
             slices: (10_000, 60_000, 50_000),
-            patience: Duration::from_secs(240),
+            patience: Duration::from_mins(4),
             spool: Duration::from_secs(3),
         }
     }

@@ -11,15 +11,16 @@ const WIDTH: f64 = 860.0;
 const HEIGHT: f64 = 420.0;
 const MARGIN: (f64, f64, f64, f64) = (70.0, 20.0, 20.0, 60.0); // left, right, top, bottom
 const COLOURS: [&str; 4] = ["#8a8f98", "#1f6feb", "#2da44e", "#bf3989"];
-const STEP: f64 = 0.02;
-const MOST_NINES: f64 = 6.0;
+const STEPS_PER_NINE: f64 = 50.0;
+/// Six nines.
+const STEPS: u32 = 300;
 
 /// Nines and milliseconds, up to where a single event decides.
 pub fn points(times: &Histogram<u64>) -> Vec<(f64, f64)> {
-    let nines = float(times.len().max(1)).log10().min(MOST_NINES);
+    let nines = float(times.len().max(1)).log10().min(f64::from(STEPS) / STEPS_PER_NINE);
     let at = |x: f64| (x, float(times.value_at_quantile(1.0 - 0.1_f64.powf(x))) / 1000.0);
-    let mut points: Vec<_> =
-        (0..).map(|step| f64::from(step) * STEP).take_while(|x| *x < nines).map(at).collect();
+    let steps = (0..STEPS).map(|step| f64::from(step) / STEPS_PER_NINE);
+    let mut points: Vec<_> = steps.take_while(|x| *x < nines).map(at).collect();
     points.push((nines, float(times.max()) / 1000.0));
     points
 }
@@ -121,7 +122,7 @@ fn draw_legend(out: &mut String, curves: &[Curve]) {
 
 /// 0 %, 90 %, 99 %, 99.9 % …
 fn percent(nines: f64) -> String {
-    let digits = (2_u8..).take_while(|place| f64::from(*place) < nines).count();
+    let digits = (2_u8..9).take_while(|place| f64::from(*place) < nines).count();
     format!("{:.digits$} %", 100.0 - 100.0 * 0.1_f64.powf(nines))
 }
 

@@ -260,7 +260,9 @@ mod tests {
     fn a_conversation_is_inserted_once_and_changed_once_per_batch() {
         let numbers: Vec<u64> = (0..).filter(|n| Kind::of(*n).is_message()).take(2 * BATCH + 1).collect();
         let (mut lane, mut stored) = (Lane::new(), stored(&numbers));
-        numbers.iter().for_each(|n| lane.take(*n, 7, &mut stored).unwrap());
+        for n in &numbers {
+            lane.take(*n, 7, &mut stored).unwrap();
+        }
         let counts = |collection| -> Vec<_> {
             let writes = lane.batches.iter().map(|batch| &batch.0[collection]);
             writes.map(|writes| (writes.inserts.len(), writes.updates.len())).collect()

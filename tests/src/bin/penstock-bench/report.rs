@@ -178,7 +178,7 @@ impl Report {
             parts.push(self.verdict() + "\n");
         }
         if !self.notes.is_empty() {
-            parts.push(self.notes.iter().map(|note| format!("- {note}\n")).collect());
+            parts.push(format!("- {}\n", self.notes.join("\n- ")));
         }
         parts.join("\n")
     }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
-use mongodb::bson::Document;
+use mongodb::bson::{Bson, Document, doc};
 use penstock_tests::database::Database;
 use penstock_tests::http::metric;
 use penstock_tests::process::{Ingest, Worker};
@@ -77,24 +77,15 @@ impl Stage {
         }
     }
 
-    /// Events in the ledger, by what the server knows without counting.
+    /// Events in the ledger, and in transactions on their way there: see [`stored`].
     pub async fn stored(&self) -> anyhow::Result<u64> {
         stored(&self.database).await
     }
 
     /// Waits until so many events are stored.
     pub async fn until_stored(&self, events: u64, patience: Duration) -> anyhow::Result<()> {
-        let deadline = Instant::now() + patience;
-        loop {
-            let stored = self.stored().await?;
-            if stored >= events {
-                return Ok(());
-            }
-            if Instant::now() > deadline {
-                bail!("after {patience:?} only {stored} of {events} events are stored");
-            }
-            sleep(SAMPLE_INTERVAL).await;
-        }
+        follow(self.database.clone(), events, patience, |_| {}).await?;
+        Ok(())
     }
 
     /// Events that RabbitMQ was too slow for, so that they went through the spool.
@@ -113,11 +104,21 @@ impl Stage {
     }
 }
 
+/// What the server knows without counting. It counts what is inserted, though nobody can see it before the commit: so
+/// it may be ahead by a batch of each lane.
 async fn stored(database: &Database) -> anyhow::Result<u64> {
     Ok(database.0.collection::<Document>("webhook_events").estimated_document_count().await?)
 }
 
-/// Watches the ledger fill until it has so many events, and calls `each` every time.
+/// Whether no transaction is open on the whole server, which nobody else uses.
+async fn is_committed(database: &Database) -> anyhow::Result<bool> {
+    let sections = doc! {"serverStatus": 1, "metrics": 0, "wiredTiger": 0, "locks": 0, "tcmalloc": 0};
+    let status = database.0.client().database("admin").run_command(sections).await?;
+    let open = status.get_document("transactions")?.get("currentOpen").cloned();
+    Ok(matches!(open, Some(Bson::Int32(0) | Bson::Int64(0))))
+}
+
+/// Watches the ledger fill until it has so many events, all committed, and calls `each` every time.
 pub async fn follow(
     database: Database,
     events: u64,
@@ -126,14 +127,16 @@ pub async fn follow(
 ) -> anyhow::Result<Vec<Sample>> {
     let (deadline, mut samples) = (Instant::now() + patience, Vec::new());
     loop {
-        let sample = Sample { stored: stored(&database).await?, at: Instant::now() };
+        let stored = stored(&database).await?;
+        let is_done = stored >= events && is_committed(&database).await?;
+        let sample = Sample { at: Instant::now(), stored };
         samples.push(sample);
         each(sample);
-        if sample.stored >= events {
+        if is_done {
             return Ok(samples);
         }
         if sample.at > deadline {
-            bail!("after {patience:?} only {} of {events} events are stored", sample.stored);
+            bail!("after {patience:?} only {stored} of {events} events are stored");
         }
         sleep(SAMPLE_INTERVAL).await;
     }

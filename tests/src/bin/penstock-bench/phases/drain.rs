@@ -16,13 +16,12 @@ const PHASE: &str = "drain";
 
 /// Drains what accepting has left behind, or else a backlog of its own.
 pub async fn run(bench: &mut Bench, left: Option<Backlog>) -> anyhow::Result<()> {
-    let Backlog { mut stage, expected } = match left {
-        Some(left) => left,
-        None => {
-            let stage = Stage::start(bench).await;
-            let expected = pile_up(bench, &stage, CONTACTS, bench.plan.backlog).await?;
-            Backlog { stage, expected }
-        }
+    let Backlog { mut stage, expected } = if let Some(left) = left {
+        left
+    } else {
+        let stage = Stage::start(bench).await;
+        let expected = pile_up(bench, &stage, CONTACTS, bench.plan.backlog).await?;
+        Backlog { stage, expected }
     };
     bench.say(&format!("{PHASE}: one worker, {} events", grouped(float(expected.len()))));
     let stored = drain(bench, &mut stage, &expected, Some(PHASE)).await?;

@@ -43,6 +43,13 @@ async fn paced(bench: &mut Bench, generator: &Generator, pace: Pace) -> anyhow::
         bench.report.add(PHASE, format!("{name}: reply {which}"), ms, Unit::Milliseconds);
     }
     let [p50, p99, p999] = [p50, p99, p999].map(short);
+    let late = percentile(&tally.late, 99.0);
+    bench.report.add(
+        PHASE,
+        format!("{name}: sent late by p99 (the generator's own)"),
+        late,
+        Unit::Milliseconds,
+    );
     bench.say(&format!("  accepted {share:.1} %; replies: p50 {p50} ms, p99 {p99} ms, p99.9 {p999} ms"));
     bench.tell(PHASE, &name, &tally);
     draw(bench, tally);
