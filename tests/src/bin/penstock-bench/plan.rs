@@ -54,7 +54,8 @@ impl Plan {
             million: 1_000_000,
             million_publish: Duration::from_secs(100),
             slices: (10_000, 60_000, 50_000),
-            patience: Duration::from_mins(4),
+            // Three times what a million takes on two idle cores.
+            patience: Duration::from_mins(6),
             spool: Duration::from_secs(3),
         }
     }
