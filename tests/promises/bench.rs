@@ -28,7 +28,8 @@ async fn any_server_with_these_endpoints_can_be_measured() {
     assert!(place.folder.join("well/bench.html").exists() && place.folder.join("well/bench.md").exists());
 
     // What isn't answered as a bridge would doesn't count.
-    let (_, found) = tokio::task::block_in_place(|| measure(&place, &format!("{}/health", ingest.url), "ill"));
+    let (_, found) =
+        tokio::task::block_in_place(|| measure(&place, &format!("{}/health", ingest.url), "ill"));
     let figures = found["figures"].as_array().expect("figures").clone();
     assert_eq!(figures[0]["value"], 0.0, "{found}");
     ingest.process.stop().await;
