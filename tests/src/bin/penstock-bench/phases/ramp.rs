@@ -11,7 +11,7 @@ use crate::check::Expected;
 use crate::generate::{Generator, Limit};
 use crate::number::{float, grouped, rate, short};
 use crate::pace::Pace;
-use crate::processes::used;
+use crate::processes::{Cpu, used};
 use crate::report::{Aim, Unit};
 use crate::stage::Stage;
 use crate::tally::{Tally, percentile};
@@ -75,7 +75,7 @@ impl Ramp {
             let used = used(&before, &self.stage.watched().cpu());
             bench.tell(PHASE, &format!("{}/s", grouped(float(rate))), &step.tally);
             self.expected.add(&step.tally);
-            note(bench, &step);
+            note(bench, &step, &used);
             if step.is_sustained() {
                 if rate <= CPU_RATE {
                     cpu = Some((rate, step.tally.accepted(), used));
@@ -145,7 +145,7 @@ impl Ramp {
     }
 }
 
-fn note(bench: &mut Bench, step: &Step) {
+fn note(bench: &mut Bench, step: &Step, used: &Cpu) {
     let p99 = percentile(&step.tally.corrected, 99.0);
     let verdict = if step.is_sustained() { "" } else { ": not sustained" };
     bench.say(&format!(
@@ -160,7 +160,7 @@ fn note(bench: &mut Bench, step: &Step) {
     bench.report.steps.push(json!({
         "rate": step.rate, "arrivals": step.arrivals, "accepted": step.tally.accepted(), "stored_per_second": step.stored,
         "backlog_in_the_middle": step.middle, "backlog_at_the_end": step.end, "reply_p99_ms": p99,
-        "sustained": step.is_sustained(),
+        "sustained": step.is_sustained(), "cpu_seconds": used,
     }));
 }
 
