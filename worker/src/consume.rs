@@ -27,9 +27,9 @@ use crate::decode::{Envelope, Event};
 use crate::lane::{self, Content, Context, Job, Receipt};
 use crate::settle::{self, Dead};
 
-/// Most deliveries in hand per tenant: enough to fill the next batches while others are written, few enough to
-/// hold if each has a body of 1 MiB, since RabbitMQ bounds their number only.
-const MAX_PREFETCH: usize = 1000;
+/// Most deliveries in hand per tenant: by default each lane writes a full batch while the next one fills. RabbitMQ bounds
+/// their number only: if each has a body of 1 MiB, it takes as many MiB to hold them.
+const MAX_PREFETCH: usize = 1600;
 /// Longest time for RabbitMQ to start a consumer: a queue whose leader is being elected may not answer at all.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest time for a channel to be closed.

@@ -25,8 +25,8 @@ use crate::state::{InHand, TenantState};
 use crate::store::Store;
 use crate::transaction::Work;
 
-/// Most bytes of bodies in a batch: two hundred usual ones. A batch has at least one event, whatever its size.
-const MAX_BATCH_BYTES: usize = 256 << 10;
+/// Most bytes of bodies in a batch: more than two hundred usual ones. A batch has at least one event, whatever its size.
+const MAX_BATCH_BYTES: usize = 512 << 10;
 
 /// A delivery on its way through a lane.
 #[derive(Debug)]

@@ -227,9 +227,11 @@ impl Attempt {
             let collection = self.store.database.collection::<Document>(collection);
             collection.insert_many(writes.inserts).ordered(false).session(&mut *session).await?;
         }
-        for updates in writes.updates.chunks(MAX_UPDATES) {
+        let mut updates = writes.updates.into_iter();
+        while updates.len() > 0 {
             self.check_deadline()?;
-            let update = doc! {"update": collection, "updates": updates.to_vec(), "ordered": false};
+            let some: Vec<Document> = updates.by_ref().take(MAX_UPDATES).collect();
+            let update = doc! {"update": collection, "updates": some, "ordered": false};
             let reply = self.store.database.run_command(update).session(&mut *session).await?;
             refused(&reply)?;
         }

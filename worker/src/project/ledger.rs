@@ -16,8 +16,7 @@ pub const VARIANT_DIGITS: usize = 16;
 pub const KNOWN_BY: [&str; 3] = ["body_sha256", "received_at", "stream"];
 
 fn variant(key: &str, digest: &str) -> String {
-    let digits: String = digest.chars().take(VARIANT_DIGITS).collect();
-    format!("{key}~{digits}")
+    format!("{key}~{}", digest.get(..VARIANT_DIGITS).unwrap_or(digest))
 }
 
 /// Ids of entries to be loaded as well, in full, because an event comes with a key that is taken by another
