@@ -28,6 +28,10 @@ use crate::transaction::Work;
 /// Most bytes of bodies in a batch: more than two hundred usual ones. A batch has at least one event, whatever its size.
 const MAX_BATCH_BYTES: usize = 512 << 10;
 
+/// A batch waits for more events this many times as long as the last one took to be written: a transaction costs much,
+/// however few events share it, so the slower they get, the fewer there should be.
+const LINGER_FACTOR: u32 = 2;
+
 /// A delivery on its way through a lane.
 #[derive(Debug)]
 pub struct Job {
@@ -90,13 +94,16 @@ type Rubbish = (Vec<u8>, Dead, String, Receipt);
 
 /// Works until the channel is closed and empty, or `lost` is cancelled.
 pub async fn run(context: Arc<Context>, mut jobs: mpsc::Receiver<Job>, lost: CancellationToken) {
+    let mut linger = Duration::ZERO;
     while let Some(first) = jobs.recv().await {
         if lost.is_cancelled() {
             continue;
         }
-        let (batch, rubbish) = gather(first, &mut jobs, &context.settings).await;
+        let (batch, rubbish) = gather(first, &mut jobs, &context.settings, linger).await;
         if !batch.events.is_empty() {
+            let started = Instant::now();
             write(&context, batch, &lost).await;
+            linger = LINGER_FACTOR * started.elapsed();
         }
         for (body, reason, error, mut receipt) in rubbish {
             bury(&context, reason, error, (&body, &mut receipt), &lost).await;
@@ -105,8 +112,13 @@ pub async fn run(context: Arc<Context>, mut jobs: mpsc::Receiver<Job>, lost: Can
 }
 
 /// A batch: what is there, and what comes while it lingers. Beside it what is no event.
-async fn gather(first: Job, jobs: &mut mpsc::Receiver<Job>, settings: &Settings) -> (Batch, Vec<Rubbish>) {
-    let deadline = tokio::time::Instant::now() + settings.batch_linger;
+async fn gather(
+    first: Job,
+    jobs: &mut mpsc::Receiver<Job>,
+    settings: &Settings,
+    linger: Duration,
+) -> (Batch, Vec<Rubbish>) {
+    let deadline = tokio::time::Instant::now() + linger.min(settings.batch_linger);
     let (mut batch, mut rubbish, mut bytes, mut next) = (Batch::default(), Vec::new(), 0, Some(first));
     while let Some(Job { content, receipt }) = next.take() {
         match content {

@@ -25,7 +25,7 @@ pub struct Settings {
     pub lanes: usize,
     /// Most events in a batch.
     pub batch_size: usize,
-    /// How long a batch waits for more events.
+    /// How long a batch waits for more events at most.
     pub batch_linger: Duration,
     /// Longest time for a batch to be written.
     pub mongo_timeout: Duration,
@@ -86,7 +86,7 @@ impl Settings {
             test_mode: env.flag("TEST_MODE", false),
             lanes: env.number("WEBHOOK_WORKERS", 4, 1..=256),
             batch_size: env.number("BATCH_SIZE", 200, 1..=1000),
-            batch_linger: env.duration("BATCH_LINGER", 10 * MS, Duration::ZERO..=SECOND),
+            batch_linger: env.duration("BATCH_LINGER", 50 * MS, Duration::ZERO..=SECOND),
             mongo_timeout: env.duration("MONGO_TIMEOUT", 5 * SECOND, 100 * MS..=60 * SECOND),
             pool,
             event_retention: env.duration("EVENT_RETENTION", 30 * DAY, 60 * SECOND..=3650 * DAY),

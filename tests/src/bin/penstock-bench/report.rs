@@ -31,6 +31,7 @@ pub enum Unit {
     Milliseconds,
     Percent,
     Mebibytes,
+    Bytes,
     Times,
 }
 
@@ -41,6 +42,7 @@ impl Unit {
             Self::Milliseconds => format!("{} ms", short(value)),
             Self::Percent => format!("{value:.0} %"),
             Self::Mebibytes => format!("{value:.0} MiB"),
+            Self::Bytes => format!("{} bytes", grouped(value)),
             Self::Times => format!("{value:.2}×"),
         }
     }
@@ -51,6 +53,7 @@ impl Unit {
             Self::Milliseconds => "ms",
             Self::Percent => "%",
             Self::Mebibytes => "MiB",
+            Self::Bytes => "bytes",
             Self::Times => "ratio",
         }
     }

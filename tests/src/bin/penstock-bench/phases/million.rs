@@ -2,6 +2,8 @@
 
 use std::time::Instant;
 
+use mongodb::bson::doc;
+
 use crate::bench::{Bench, CONNECTIONS, CONTACTS};
 use crate::check::Expected;
 use crate::generate::Limit;
@@ -35,7 +37,20 @@ pub async fn run(bench: &mut Bench) -> anyhow::Result<()> {
     compare(bench, &marks);
     worker_memory(bench, &stage, &marks);
     bench.check(PHASE, &stage, &expected).await;
+    disk(bench, &stage, expected.len()).await?;
     stage.remove().await
+}
+
+/// What an event takes on disk, in collections and indexes.
+async fn disk(bench: &mut Bench, stage: &Stage, events: u64) -> anyhow::Result<()> {
+    // What isn't in a checkpoint has no size yet.
+    stage.database.0.client().database("admin").run_command(doc! {"fsync": 1}).await?;
+    let stats = stage.database.0.run_command(doc! {"dbStats": 1}).await?;
+    for (what, field) in [("collections", "storageSize"), ("indexes", "indexSize")] {
+        let bytes = stats.get_f64(field)? / float(events);
+        bench.report.add(PHASE, format!("disk per event, {what}"), bytes, Unit::Bytes);
+    }
+    Ok(())
 }
 
 async fn pile_up(bench: &mut Bench, stage: &Stage) -> anyhow::Result<Expected> {
