@@ -7,7 +7,7 @@ use penstock_tests::database::Database;
 use penstock_tests::http::metric;
 use penstock_tests::poll;
 use penstock_tests::process::{Ingest, Worker, until_idle};
-use penstock_tests::relay::{Fault, Relay};
+use penstock_tests::relay::Fault;
 use penstock_tests::replica_set::ReplicaSet;
 use penstock_tests::stack::Place;
 use serde_json::json;
@@ -62,9 +62,7 @@ async fn a_long_outage_of_mongodb_costs_one_delivery() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_mongodb_that_only_looks_well_costs_one_event_deliveries_and_the_others_none() {
     let place = Place::new().await;
-    let address = place.mongo_uri.trim_start_matches("mongodb://").split('/').next().unwrap();
-    let relay = Relay::start(address.parse().unwrap()).await;
-    let slow = format!("mongodb://{}/?directConnection=true", relay.address);
+    let (relay, slow) = place.mongo_relay().await;
     let settings = [("MONGO_URI", slow.as_str()), ("MONGO_TIMEOUT", "2s"), ("HOLD_TIMEOUT", "2s")];
     let worker = Worker::start(&place, &settings).await;
     let (broker, database) = (Broker::connect(&place.amqp_url).await, Database::of(&place, "faster").await);

@@ -8,6 +8,7 @@ use penstock_tests::http::get;
 use penstock_tests::load::Load;
 use penstock_tests::poll;
 use penstock_tests::process::{Ingest, Worker};
+use penstock_tests::relay::Fault;
 use penstock_tests::stack::Place;
 use serde_json::json;
 
@@ -44,17 +45,24 @@ async fn rolling_both_binaries_under_load_answers_only_200_and_loses_nothing() {
 #[tokio::test]
 async fn a_worker_told_to_stop_finishes_what_it_has_in_hand() {
     let place = Place::new().await;
-    // It lingers so long that the batch is still open when the signal comes.
-    let worker = Worker::start(&place, &[("BATCH_LINGER", "1s")]).await;
+    let (relay, slow) = place.mongo_relay().await;
+    let worker = Worker::start(&place, &[("MONGO_URI", &slow), ("MONGO_TIMEOUT", "30s")]).await;
     let (broker, database) = (Broker::connect(&place.amqp_url).await, Database::of(&place, "faster").await);
-    for n in 0..20 {
+    let publish = async |n: u64| {
         broker.publish_event("faster", "any", 1, json!({"n": n}).to_string().as_bytes()).await;
+    };
+    publish(0).await;
+    database.until_stored(1).await;
+    // A transaction then takes seconds: the signal comes in the middle of it.
+    relay.set(Fault::Delay(Duration::from_millis(300)));
+    for n in 1..=20 {
+        publish(n).await;
     }
     let in_hand = async || penstock_tests::http::metric(&worker.admin, "worker_in_flight", &[]).await;
     poll::until("they are in hand", Some(20.0), in_hand).await;
-    assert_eq!(database.count("webhook_events").await, 0);
+    assert_eq!(database.count("webhook_events").await, 1);
     worker.process.stop().await;
-    assert_eq!(database.count("webhook_events").await, 20);
+    assert_eq!(database.count("webhook_events").await, 21);
     assert_eq!(broker.depth("webhooks.faster").await, Some(0));
     place.remove().await;
 }

@@ -80,6 +80,15 @@ impl Place {
         (relay, url)
     }
 
+    /// A relay in front of MongoDB, and the URI that leads through it.
+    pub async fn mongo_relay(&self) -> (Relay, String) {
+        let rest = self.mongo_uri.trim_start_matches("mongodb://");
+        let (target, _) = rest.split_once('/').expect("an address");
+        let relay = Relay::start(target.parse().expect("an address")).await;
+        let uri = format!("mongodb://{}/?directConnection=true", relay.address);
+        (relay, uri)
+    }
+
     /// The name of a tenant's database.
     pub fn database(&self, tenant: &str) -> String {
         format!("{}_{tenant}", self.name)
