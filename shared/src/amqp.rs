@@ -1,6 +1,6 @@
 //! A connection to RabbitMQ that is opened again for ever, with everything declared before it is used.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::telemetry::chain;
@@ -68,11 +68,21 @@ pub fn exposed(url: &AMQPUri) -> Option<String> {
     })
 }
 
+/// A channel in confirm mode.
+#[derive(Debug)]
+pub struct ConfirmChannel {
+    /// The channel.
+    pub channel: Channel,
+    /// Held while a message gets its number and its place among the frames to be sent. lapin does one after the other: two threads
+    /// could send in another order than they were numbered, and one would get the other's confirm.
+    pub order: Mutex<()>,
+}
+
 /// An open connection, until it is [`lost`](Session::lost).
 #[derive(Debug)]
 pub struct Session {
     connection: Connection,
-    channels: Vec<Channel>,
+    channels: Vec<ConfirmChannel>,
     opened: Instant,
     lost: CancellationToken,
     broken: watch::Sender<Option<&'static str>>,
@@ -86,7 +96,7 @@ impl Session {
 
     /// The confirm channels of a connection for publishing.
     #[must_use]
-    pub fn confirm_channels(&self) -> &[Channel] {
+    pub fn confirm_channels(&self) -> &[ConfirmChannel] {
         &self.channels
     }
 
@@ -204,7 +214,7 @@ impl Opener {
             for _ in 0..wanted {
                 let channel = connection.create_channel().await?;
                 channel.confirm_select(ConfirmSelectOptions::default()).await?;
-                channels.push(channel);
+                channels.push(ConfirmChannel { channel, order: Mutex::default() });
             }
         }
         let (lost, broken) = (CancellationToken::new(), watch::Sender::new(None));

@@ -1,7 +1,10 @@
 //! Publishing with confirms: a message counts as taken only when RabbitMQ has said so.
 
-use std::sync::Arc;
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError};
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,7 +14,7 @@ use lapin::{BasicProperties, Confirmation};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
-use crate::amqp::{Link, Session};
+use crate::amqp::{ConfirmChannel, Link, Session};
 use crate::topology;
 
 /// Persistent, in the words of AMQP.
@@ -227,9 +230,19 @@ impl Sending {
 
     async fn confirmation(&self, message: Message) -> lapin::Result<Confirmation> {
         let channels = self.session.confirm_channels();
-        let channel = &channels[self.channel % channels.len()];
+        let ConfirmChannel { channel, order } = &channels[self.channel % channels.len()];
         let Message { exchange, routing_key, properties, body } = message;
         let options = BasicPublishOptions::default();
-        channel.basic_publish(exchange, routing_key, options, &body, properties).await?.await
+        let mut sending = pin!(channel.basic_publish(exchange, routing_key, options, &body, properties));
+        // Numbered and put into line the first time that it is polled.
+        let begun = poll_fn(|context| {
+            let _in_order = order.lock().unwrap_or_else(PoisonError::into_inner);
+            Poll::Ready(sending.as_mut().poll(context))
+        });
+        let confirm = match begun.await {
+            Poll::Ready(sent) => sent?,
+            Poll::Pending => sending.await?,
+        };
+        confirm.await
     }
 }

@@ -199,3 +199,36 @@ async fn a_queue_that_is_full() {
     assert_eq!(Broker::connect(&place.amqp_url).await.depth("dead.faster").await, Some(0));
     place.remove().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_meets_the_event_that_was_refused_and_no_other() {
+    let place = Place::new().await;
+    let (policy, ingest) = (format!("policies/{}/small", place.name), Ingest::start(&place, &[]).await);
+    let small =
+        json!({"pattern": "^webhooks\\.faster", "definition": {"max-length": 20}, "apply-to": "queues"});
+    place.manage(Method::PUT, &policy, Some(small)).await;
+    // Both tenants share the channels. If a refusal of one met an event of the other, the refused one would be lost.
+    let mut clients = tokio::task::JoinSet::new();
+    for client in 0..32 {
+        let tenant = if client % 2 == 0 { "faster" } else { "vip" };
+        let url = ingest.path(&format!("/webhook/{tenant}"));
+        clients.spawn(async move {
+            let http = penstock_tests::http::client();
+            for n in 0..100 {
+                let body = json!({"event_id": format!("{client}-{n}")}).to_string();
+                let answer = http.post(&url).body(body).send().await.expect("an answer");
+                assert_eq!(answer.status(), 200);
+            }
+        });
+    }
+    clients.join_all().await;
+    place.manage(Method::DELETE, &policy, None).await;
+    let worker = Worker::start(&place, &[]).await;
+    for tenant in ["faster", "vip"] {
+        let database = Database::of(&place, tenant).await;
+        database.until_stored(1600).await;
+    }
+    worker.process.stop().await;
+    ingest.process.stop().await;
+    place.remove().await;
+}
