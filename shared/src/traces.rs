@@ -48,6 +48,10 @@ impl Export {
                 "OTEL_EXPORTER_OTLP_ENDPOINT: is no URL like http://collector:4318; https needs a collector in between",
             );
         }
+        // Where nothing is exported, what others have set for their exporters is no concern of ours.
+        if endpoint.is_none() {
+            return Self { endpoint, service: service.to_owned(), ratio: 1.0 };
+        }
         if env.text("OTEL_EXPORTER_OTLP_PROTOCOL").is_some_and(|protocol| protocol != "http/protobuf") {
             env.problem("OTEL_EXPORTER_OTLP_PROTOCOL: only http/protobuf is spoken here");
         }
