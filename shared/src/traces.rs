@@ -118,8 +118,14 @@ impl Traces {
     /// Sends what is left, for at most [`FLUSH_TIMEOUT`].
     pub async fn stop(&self) {
         let Some((provider, _)) = self.exporting.clone() else { return };
-        // What couldn't be sent is counted where that happens.
-        let _ = tokio::task::spawn_blocking(move || provider.shutdown_with_timeout(FLUSH_TIMEOUT)).await;
+        // A thread that nobody waits for: the exporter itself waits without end for a name that can't be resolved. What
+        // couldn't be sent is counted where that happens.
+        let (sender, stopped) = tokio::sync::oneshot::channel();
+        std::thread::spawn(move || {
+            let _ = provider.shutdown_with_timeout(FLUSH_TIMEOUT);
+            let _ = sender.send(());
+        });
+        let _ = tokio::time::timeout(FLUSH_TIMEOUT, stopped).await;
     }
 }
 
