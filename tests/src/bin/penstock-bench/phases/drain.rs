@@ -71,7 +71,9 @@ async fn ceiling(bench: &mut Bench, stage: &mut Stage, stored: f64) -> anyhow::R
     let batches = Batches::read(&stage.database.0, CONTACTS).await?;
     let fresh = stage.database.0.client().database(&format!("{}_raw", stage.place.name));
     let events = batches.events();
+    let before = stage.watched().cpu();
     let raw = rate(events, batches.write(&fresh).await?);
+    bench.report.cpu("raw transactions", events, used(&before, &stage.watched().cpu()));
     fresh.drop().await?;
     bench.say(&format!("  {}/s", grouped(raw)));
     bench.report.add(PHASE, "raw transactions of the same", raw, Unit::PerSecond);
