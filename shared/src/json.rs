@@ -6,14 +6,16 @@
 use std::borrow::Cow;
 use std::fmt;
 
+use ahash::RandomState;
 use indexmap::IndexMap;
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 
 /// Deepest nesting accepted, in levels of arrays and objects. The body itself is level 1.
 pub const MAX_DEPTH: usize = 128;
 
-/// An object's members in the order they were sent; of duplicate keys the last value counts.
-pub type Object = IndexMap<String, Json>;
+/// An object's members in the order they were sent; of duplicate keys the last value counts. Hashed with keys drawn at
+/// random, since senders choose the names.
+pub type Object = IndexMap<String, Json, RandomState>;
 
 /// Any JSON value. Numbers keep their digits.
 #[derive(Clone, Debug, PartialEq)]
@@ -70,7 +72,7 @@ pub fn parse(body: &[u8]) -> Result<Object, Unusable> {
     match value {
         Json::Object(object) => Ok(*object),
         // An object whose only key is serde_json's private marker for numbers comes out as a number.
-        _ if text.trim_ascii_start().starts_with('{') => Ok(Object::new()),
+        _ if text.trim_ascii_start().starts_with('{') => Ok(Object::default()),
         _ => Err(Unusable::NotAnObject),
     }
 }
@@ -323,7 +325,7 @@ impl<'de> Visitor<'de> for JsonVisitor {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Json, A::Error> {
-        let mut object = Object::new();
+        let mut object = Object::default();
         while let Some((key, value)) = map.next_entry::<String, Json>()? {
             object.insert(key, value);
         }

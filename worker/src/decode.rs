@@ -119,7 +119,7 @@ impl Event {
 
     /// Gives up the parsed body, which may take fifty times the memory of the body itself.
     pub fn shed_members(&mut self) {
-        self.members = Object::new();
+        self.members = Object::default();
     }
 
     /// Parses the body again, if that was given up.

@@ -4,6 +4,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use mongodb::bson::error::Error as BsonError;
 use mongodb::error::{
     Error, ErrorKind, TRANSIENT_TRANSACTION_ERROR, UNKNOWN_TRANSACTION_COMMIT_RESULT, WriteFailure,
 };
@@ -68,6 +69,12 @@ pub enum Failure {
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         Self::Mongo(Box::new(error))
+    }
+}
+
+impl From<BsonError> for Failure {
+    fn from(error: BsonError) -> Self {
+        Error::from(error).into()
     }
 }
 

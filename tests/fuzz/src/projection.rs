@@ -1,6 +1,6 @@
 //! Any two events: they become documents that MongoDB takes, the same ones in whatever order they come.
 
-use mongodb::bson::{Bson, DateTime, Document};
+use mongodb::bson::{Bson, DateTime, Document, RawDocumentBuf};
 use shared::event::Stream;
 use worker::decode::{Envelope, Event};
 use worker::project::table::{Table, Writes};
@@ -73,13 +73,25 @@ fn in_two_batches(first: &Event, second: &Event) -> Documents {
     check_inserts(&stored, first.body.len());
     let mut documents = Documents::default();
     for (table, stored) in tables_mut(&mut documents).into_iter().zip(tables(&stored)) {
-        table.load(stored.clone().into_writes(None).inserts);
+        assert!(table.load(writes(stored, None).inserts).is_ok());
     }
     documents.apply(second, now());
     for (table, stored) in tables(&documents).into_iter().zip(tables(&stored)) {
         check_updates(table, stored, first.body.len() + second.body.len());
     }
     documents
+}
+
+fn writes(table: &Table, updated_at: Option<DateTime>) -> Writes {
+    table.clone().into_writes(updated_at).unwrap_or_else(|error| unreachable!("{error}"))
+}
+
+/// Inserts and updates, to be looked into.
+fn written(table: &Table, updated_at: Option<DateTime>) -> (Vec<Document>, Vec<Document>) {
+    let Writes { inserts, updates } = writes(table, updated_at);
+    let decode =
+        |raw: RawDocumentBuf| Document::try_from(raw).unwrap_or_else(|error| unreachable!("{error}"));
+    (inserts.into_iter().map(decode).collect(), updates.into_iter().map(decode).collect())
 }
 
 fn now() -> DateTime {
@@ -104,7 +116,7 @@ fn assert_same(documents: &Documents, others: &Documents, how: &str) {
 
 fn check_inserts(documents: &Documents, length: usize) {
     for table in tables(documents) {
-        let Writes { inserts, updates } = table.clone().into_writes(None);
+        let (inserts, updates) = written(table, None);
         assert!(inserts.iter().eq(table.iter()) && updates.is_empty());
         for document in &inserts {
             assert!(document.get_str("_id").is_ok(), "{document}");
@@ -115,7 +127,7 @@ fn check_inserts(documents: &Documents, length: usize) {
 
 /// What is written makes the stored documents what they are to be.
 fn check_updates(table: &Table, stored: &Table, length: usize) {
-    let Writes { inserts, updates } = table.clone().into_writes(Some(now()));
+    let (inserts, updates) = written(table, Some(now()));
     for document in &inserts {
         check_document(document, length);
     }

@@ -11,7 +11,7 @@ use mongodb::bson::{DateTime, Document};
 use super::message::Counted;
 use super::stamp::MERGE_FIELD;
 use super::table::Table;
-use super::{Documents, Stamp, Wanted, contact, conversation, ledger, message};
+use super::{Documents, Stamp, Wanted, contact, conversation, message};
 use crate::decode::Event;
 
 /// Fields of a message by which it counts in its conversation.
@@ -79,14 +79,8 @@ impl Documents {
     /// conversations. The ledger has every event stored since `horizon`.
     pub fn rebuild(&mut self, events: &[Event], neighbours: &Neighbours, horizon: DateTime, now: DateTime) {
         let wanted = Wanted::by(events);
-        let digests: Vec<String> =
-            events.iter().map(|event| event.digest.chars().take(ledger::VARIANT_DIGITS).collect()).collect();
-        let told_by = events
-            .iter()
-            .zip(&digests)
-            .map(|(event, digest)| (event.key.as_str(), digest.as_str()))
-            .collect();
-        let forgetting = Forgetting { told_by, horizon };
+        let forgetting =
+            Forgetting { told_by: events.iter().map(|event| Stamp::of(event).event()).collect(), horizon };
 
         forgetting.all(&mut self.messages, &wanted.messages, message::forget);
         forgetting.all(&mut self.notes, &wanted.notes, |_| {});

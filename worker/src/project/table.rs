@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use mongodb::bson::{Bson, DateTime, Document, doc};
+use mongodb::bson::error::Result;
+use mongodb::bson::raw::CStr;
+use mongodb::bson::{DateTime, Document, RawBsonRef, RawDocument, RawDocumentBuf, cstr, doc, rawdoc};
 
 /// Documents by `_id`.
 #[derive(Clone, Debug, Default)]
@@ -10,7 +12,8 @@ pub struct Table(BTreeMap<String, Row>);
 
 #[derive(Clone, Debug)]
 struct Row {
-    stored: Option<Document>,
+    /// In bytes, which cost little to keep and to compare.
+    stored: Option<RawDocumentBuf>,
     now: Document,
 }
 
@@ -18,19 +21,21 @@ struct Row {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Writes {
     /// New documents.
-    pub inserts: Vec<Document>,
+    pub inserts: Vec<RawDocumentBuf>,
     /// Statements for the command `update`, one per document.
-    pub updates: Vec<Document>,
+    pub updates: Vec<RawDocumentBuf>,
 }
 
 impl Table {
-    /// Takes in documents as they are stored.
-    pub fn load(&mut self, documents: impl IntoIterator<Item = Document>) {
-        for document in documents {
-            if let Ok(id) = document.get_str("_id") {
-                self.0.insert(id.to_owned(), Row { stored: Some(document.clone()), now: document });
+    /// Takes in documents as they are stored. Fails if one of them is no BSON, as somebody's text that isn't UTF-8.
+    pub fn load(&mut self, documents: impl IntoIterator<Item = RawDocumentBuf>) -> Result<()> {
+        for stored in documents {
+            let now = Document::try_from(&stored)?;
+            if let Ok(id) = now.get_str("_id") {
+                self.0.insert(id.to_owned(), Row { stored: Some(stored), now });
             }
         }
+        Ok(())
     }
 
     /// The document of this id, if there is one.
@@ -64,41 +69,56 @@ impl Table {
         self.0.values_mut().map(|row| &mut row.now)
     }
 
-    /// What has to be written. Changed documents get `updated_at`, if that is given.
-    #[must_use]
-    pub fn into_writes(self, updated_at: Option<DateTime>) -> Writes {
+    /// What has to be written. Changed documents get `updated_at`, if that is given. Fails if a document is no BSON.
+    pub fn into_writes(self, updated_at: Option<DateTime>) -> Result<Writes> {
         let mut writes = Writes::default();
-        for (id, row) in self.0 {
-            match row.stored {
-                None => writes.inserts.push(row.now),
-                Some(stored) => writes.updates.extend(update(id, &stored, row.now, updated_at)),
+        for (id, Row { stored, now }) in self.0 {
+            let now = RawDocumentBuf::try_from(&now)?;
+            match stored {
+                None => writes.inserts.push(now),
+                Some(stored) => writes.updates.extend(update(&id, &stored, &now, updated_at)?),
             }
         }
-        writes
+        Ok(writes)
     }
 }
 
 /// Fields that others have put into a document stay as they are.
-fn update(id: String, stored: &Document, now: Document, updated_at: Option<DateTime>) -> Option<Document> {
-    let gone = stored.keys().filter(|name| !now.contains_key(name));
-    let unset: Document = gone.map(|name| (name.clone(), Bson::Boolean(true))).collect();
-    let mut set: Document = now.into_iter().filter(|(name, value)| stored.get(name) != Some(value)).collect();
+fn update(
+    id: &str,
+    stored: &RawDocument,
+    now: &RawDocument,
+    updated_at: Option<DateTime>,
+) -> Result<Option<RawDocumentBuf>> {
+    let (before, after) = (fields(stored)?, fields(now)?);
+    let same = |(name, value): &(&CStr, RawBsonRef<'_>)| before.iter().any(|(n, v)| n == name && v == value);
+    let (mut set, mut unset) = (RawDocumentBuf::new(), RawDocumentBuf::new());
+    for (name, value) in after.iter().filter(|field| !same(field)) {
+        set.append(name, *value);
+    }
+    for (name, _) in before.iter().filter(|(name, _)| after.iter().all(|(n, _)| n != name)) {
+        unset.append(name, true);
+    }
     if set.is_empty() && unset.is_empty() {
-        return None;
+        return Ok(None);
     }
     if let Some(at) = updated_at {
-        set.insert("updated_at", at);
+        set.append(cstr!("updated_at"), at);
     }
     // Our names at the top level never hold a dot or a dollar, so that plain operators, unlike a pipeline,
     // take every value for what it is, a text like "$name" too.
-    let mut change = Document::new();
+    let mut change = RawDocumentBuf::new();
     if !set.is_empty() {
-        change.insert("$set", set);
+        change.append(cstr!("$set"), set);
     }
     if !unset.is_empty() {
-        change.insert("$unset", unset);
+        change.append(cstr!("$unset"), unset);
     }
-    Some(doc! {"q": {"_id": id}, "u": change})
+    Ok(Some(rawdoc! {"q": {"_id": id}, "u": change}))
+}
+
+fn fields(document: &RawDocument) -> Result<Vec<(&CStr, RawBsonRef<'_>)>> {
+    document.iter().collect()
 }
 
 #[cfg(test)]
@@ -108,14 +128,15 @@ mod tests {
     #[test]
     fn only_what_changed_is_written() {
         let mut table = Table::default();
-        table.load([doc! {"_id": "a", "x": 1, "theirs": 2, "old": 3}, doc! {"_id": "b", "x": 1}]);
+        let stored = [doc! {"_id": "a", "x": 1, "theirs": 2, "old": 3}, doc! {"_id": "b", "x": 1}];
+        table.load(stored.iter().map(|document| RawDocumentBuf::try_from(document).unwrap())).unwrap();
         let document = table.get_mut("a").unwrap();
         document.insert("x", "$y");
         document.remove("old");
         table.get_or_insert("c", || doc! {"z": 1});
-        let writes = table.into_writes(None);
-        assert_eq!(writes.inserts, [doc! {"_id": "c", "z": 1}]);
-        let change = doc! {"$set": {"x": "$y"}, "$unset": {"old": true}};
-        assert_eq!(writes.updates, [doc! {"q": {"_id": "a"}, "u": change}]);
+        let writes = table.into_writes(None).unwrap();
+        assert_eq!(writes.inserts, [rawdoc! {"_id": "c", "z": 1}]);
+        let change = rawdoc! {"$set": {"x": "$y"}, "$unset": {"old": true}};
+        assert_eq!(writes.updates, [rawdoc! {"q": {"_id": "a"}, "u": change}]);
     }
 }
