@@ -23,13 +23,16 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+use crate::acknowledge::{self, Done};
+use crate::dead::{self, Dead};
 use crate::decode::{Envelope, Event};
-use crate::lane::{self, Content, Context, Job, Receipt};
-use crate::settle::{self, Dead};
+use crate::lane::{Content, Context, Job, Lane, Receipt};
 
 /// Most deliveries in hand per tenant: by default each lane writes a full batch while the next one fills. RabbitMQ bounds
 /// their number only: if each has a body of 1 MiB, it takes as many MiB to hold them.
 const MAX_PREFETCH: usize = 1600;
+/// The part of what is prefetched that may wait for earlier ones to be done before it is acknowledged.
+const HELD_BACK: usize = 4;
 /// Longest time for RabbitMQ to start a consumer: a queue whose leader is being elected may not answer at all.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest time for a channel to be closed.
@@ -240,25 +243,29 @@ struct Lanes {
 impl Lanes {
     /// Each lane's queue holds whatever is prefetched, so that a slow lane never stalls another.
     fn start(context: &Arc<Context>, capacity: usize, lost: &CancellationToken) -> Self {
-        let mut running = JoinSet::new();
-        let senders = (0..context.settings.lanes)
-            .map(|_| {
-                let (sender, jobs) = mpsc::channel(capacity);
-                let (context, lost) = (context.clone(), lost.clone());
-                running.spawn(async move {
-                    // If the lane panics, what it has in hand must not wait for an acknowledgement for ever.
-                    let guard = lost.clone().drop_guard();
-                    lane::run(context, jobs, lost).await;
-                    guard.disarm();
-                });
-                sender
-            })
-            .collect();
-        Self { senders, running, lost: lost.clone() }
+        let (done, to_acknowledge) = mpsc::channel(capacity);
+        let mut lanes = Self { senders: Vec::new(), running: JoinSet::new(), lost: lost.clone() };
+        for _ in 0..context.settings.lanes {
+            let (sender, jobs) = mpsc::channel(capacity);
+            let lane = Lane { context: context.clone(), done: done.clone(), lost: lost.clone(), look_up: 0 };
+            lanes.spawn(lane.run(jobs));
+            lanes.senders.push(sender);
+        }
+        lanes.spawn(acknowledge::run(to_acknowledge, capacity / HELD_BACK, lost.clone()));
+        lanes
+    }
+
+    fn spawn(&mut self, task: impl Future<Output = ()> + Send + 'static) {
+        // If it panics, what it has in hand must not wait for an acknowledgement for ever.
+        let guard = self.lost.clone().drop_guard();
+        self.running.spawn(async move {
+            task.await;
+            guard.disarm();
+        });
     }
 
     fn take(&mut self, context: &Arc<Context>, delivery: Delivery) {
-        let Delivery { data, properties, acker, redelivered, .. } = delivery;
+        let Delivery { data, properties, acker, redelivered, delivery_tag: tag, .. } = delivery;
         if redelivered {
             context.metrics.redelivered(&context.tenant);
         }
@@ -266,7 +273,8 @@ impl Lanes {
         // A defect that one body brings to light must not take with it all that is in hand.
         let decoded = catch_unwind(|| Event::decode(&data, envelope));
         let span = span(context, &properties);
-        let receipt = Receipt { acker, properties, in_hand: context.state.in_hand(), span };
+        let (done, in_hand) = (Done { tag, acker }, context.state.in_hand());
+        let receipt = Receipt { done, redelivered, properties, in_hand, span };
         let (lane, content) = match decoded {
             Ok(Ok(mut event)) => {
                 if event.is_large() {
@@ -296,7 +304,7 @@ impl Lanes {
 
 /// A span for a delivery, from now until it is settled.
 fn span(context: &Context, properties: &BasicProperties) -> Option<Span> {
-    let (queue, caller) = (|| topology::work_queue(&context.tenant), settle::traceparent(properties));
+    let (queue, caller) = (|| topology::work_queue(&context.tenant), dead::traceparent(properties));
     let name = || format!("process {}", queue());
     let mut span = context.traces.span(name, SpanKind::Consumer, SystemTime::now(), caller)?;
     span.set("messaging.system", "rabbitmq");

@@ -9,7 +9,7 @@ use prometheus::{
 use shared::event::{KNOWN_TYPES, UNKNOWN};
 use shared::status::BreakerState;
 
-use crate::settle::Dead;
+use crate::dead::Dead;
 
 /// Seconds, for a transaction.
 const COMMIT_BUCKETS: [f64; 14] =

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures_util::TryStreamExt;
 use mongodb::ClientSession;
-use mongodb::bson::{DateTime, Document, doc};
+use mongodb::bson::{DateTime, Document, RawArrayBuf, RawDocumentBuf, doc, rawdoc};
 use mongodb::options::{ReadConcern, ReadPreference, SelectionCriteria, WriteConcern};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -28,6 +28,9 @@ const MAX_UPDATES: usize = 1000;
 /// What to do with a batch of events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Work {
+    /// Apply them all and enter them into the ledger, without a look whether they are new: if one isn't, or if its message,
+    /// note or call is stored already, this fails with a duplicate key, and nothing has happened.
+    ApplyNew,
     /// Apply those that are new, and enter them into the ledger.
     Apply,
     /// Apply them all, though the ledger has them.
@@ -42,8 +45,10 @@ pub enum Work {
 /// What came of an attempt.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Written {
-    /// What became of each event, if they were new to the ledger.
+    /// What became of each event, if they were applied as new ones.
     pub outcomes: Vec<Outcome>,
+    /// Whether something was looked up and found that only an event like one of these can have brought.
+    pub repeated: bool,
     /// New documents.
     pub inserted: usize,
     /// Documents that have changed.
@@ -87,18 +92,19 @@ impl Attempt {
         let events = self.unfolded();
         let (mut written, now) = (Written::default(), DateTime::now());
         let documents = match self.work {
-            Work::Apply => {
-                let mut documents = self.load(session, &events, true).await?;
+            Work::ApplyNew | Work::Apply => {
+                let mut documents = self.load(session, &events).await?;
+                written.repeated = documents.have_own();
                 written.outcomes = events.iter().map(|event| documents.apply(event, now)).collect();
                 documents
             }
             Work::Reapply => {
-                let mut documents = self.load(session, &events, false).await?;
+                let mut documents = self.load(session, &events).await?;
                 events.iter().for_each(|event| documents.effects(event, now));
                 documents
             }
             Work::Rebuild { horizon } => {
-                let mut documents = self.load(session, &events, false).await?;
+                let mut documents = self.load(session, &events).await?;
                 let neighbours = self.neighbours(session, &documents, &events).await?;
                 documents.rebuild(&events, &neighbours, horizon, now);
                 documents
@@ -106,14 +112,15 @@ impl Attempt {
         };
         drop(events);
         let names = &self.store.names;
-        for (name, writes) in [
-            (&names.ledger, documents.ledger.into_writes(None)),
-            (&names.messages, documents.messages.into_writes(None)),
-            (&names.conversations, documents.conversations.into_writes(Some(now))),
-            (&names.contacts, documents.contacts.into_writes(Some(now))),
-            (&names.notes, documents.notes.into_writes(None)),
-            (&names.calls, documents.calls.into_writes(None)),
+        for (name, table, updated_at) in [
+            (&names.ledger, documents.ledger, None),
+            (&names.messages, documents.messages, None),
+            (&names.conversations, documents.conversations, Some(now)),
+            (&names.contacts, documents.contacts, Some(now)),
+            (&names.notes, documents.notes, None),
+            (&names.calls, documents.calls, None),
         ] {
+            let writes = table.into_writes(updated_at)?;
             written.inserted += writes.inserts.len();
             written.updated += writes.updates.len();
             if !self.dry_run {
@@ -132,29 +139,29 @@ impl Attempt {
         events
     }
 
-    async fn load(
-        &self,
-        session: &mut ClientSession,
-        events: &[Event],
-        with_ledger: bool,
-    ) -> Result<Documents, Failure> {
+    async fn load(&self, session: &mut ClientSession, events: &[Event]) -> Result<Documents, Failure> {
         let (names, wanted) = (&self.store.names, Wanted::by(events));
         let mut documents = Documents::default();
-        if with_ledger {
+        if self.work == Work::Apply {
             let known_by = Some(fields(&ledger::KNOWN_BY));
-            let found = self.find_ids(session, &names.ledger, &wanted.ledger, known_by).await?;
-            documents.ledger.load(found);
-            let variants = ledger::variants(&documents.ledger, events);
-            documents.ledger.load(self.find_ids(session, &names.ledger, &variants, None).await?);
+            documents.ledger.load(self.find_ids(session, &names.ledger, &wanted.ledger, known_by).await?)?;
         }
-        documents.messages.load(self.find_ids(session, &names.messages, &wanted.messages, None).await?);
-        documents.notes.load(self.find_ids(session, &names.notes, &wanted.notes, None).await?);
-        documents.calls.load(self.find_ids(session, &names.calls, &wanted.calls, None).await?);
-        documents.contacts.load(self.find_ids(session, &names.contacts, &wanted.contacts, None).await?);
+        if let Work::Apply | Work::ApplyNew = self.work {
+            let variants = ledger::variants(&documents.ledger, events);
+            documents.ledger.load(self.find_ids(session, &names.ledger, &variants, None).await?)?;
+        }
+        if self.work != Work::ApplyNew {
+            documents
+                .messages
+                .load(self.find_ids(session, &names.messages, &wanted.messages, None).await?)?;
+            documents.notes.load(self.find_ids(session, &names.notes, &wanted.notes, None).await?)?;
+            documents.calls.load(self.find_ids(session, &names.calls, &wanted.calls, None).await?)?;
+        }
+        documents.contacts.load(self.find_ids(session, &names.contacts, &wanted.contacts, None).await?)?;
         let mut conversations = wanted.conversations;
         conversations.extend(documents.conversations_left());
         let found = self.find_ids(session, &names.conversations, &conversations, None).await?;
-        documents.conversations.load(found);
+        documents.conversations.load(found)?;
         Ok(documents)
     }
 
@@ -199,7 +206,7 @@ impl Attempt {
         collection: &str,
         ids: &BTreeSet<String>,
         fields: Option<Document>,
-    ) -> Result<Vec<Document>, Failure> {
+    ) -> Result<Vec<RawDocumentBuf>, Failure> {
         if ids.is_empty() {
             return Ok(Vec::new());
         }
@@ -207,7 +214,7 @@ impl Attempt {
         // One batch, so one round trip, unless the documents are larger than a reply may be.
         let batch_size = u32::try_from(ids.len()).unwrap_or(u32::MAX).saturating_add(1);
         self.check_deadline()?;
-        let collection = self.store.database.collection::<Document>(collection);
+        let collection = self.store.database.collection::<RawDocumentBuf>(collection);
         let mut find = collection.find(doc! {"_id": {"$in": ids}}).batch_size(batch_size);
         if let Some(fields) = fields {
             find = find.projection(fields);
@@ -224,15 +231,15 @@ impl Attempt {
     ) -> Result<(), Failure> {
         if !writes.inserts.is_empty() {
             self.check_deadline()?;
-            let collection = self.store.database.collection::<Document>(collection);
+            let collection = self.store.database.collection::<RawDocumentBuf>(collection);
             collection.insert_many(writes.inserts).ordered(false).session(&mut *session).await?;
         }
         let mut updates = writes.updates.into_iter();
         while updates.len() > 0 {
             self.check_deadline()?;
-            let some: Vec<Document> = updates.by_ref().take(MAX_UPDATES).collect();
-            let update = doc! {"update": collection, "updates": some, "ordered": false};
-            let reply = self.store.database.run_command(update).session(&mut *session).await?;
+            let some: RawArrayBuf = updates.by_ref().take(MAX_UPDATES).collect();
+            let update = rawdoc! {"update": collection, "updates": some, "ordered": false};
+            let reply = self.store.database.run_raw_command(update).session(&mut *session).await?;
             refused(&reply)?;
         }
         Ok(())

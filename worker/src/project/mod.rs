@@ -106,9 +106,17 @@ impl Documents {
         chats.map(str::to_owned).collect()
     }
 
+    /// Whether there are documents that belong to an event alone: it or its like has been applied before.
+    #[must_use]
+    pub fn have_own(&self) -> bool {
+        let Self { ledger, messages, conversations: _, contacts: _, notes, calls } = self;
+        [ledger, messages, notes, calls].into_iter().any(|table| table.iter().next().is_some())
+    }
+
     /// Applies an event. The documents in [`Wanted`] and [`Documents::conversations_left`], and those that
-    /// [`ledger::variants`] names, must have been loaded. `now` goes into `created_at`, `updated_at` and
-    /// `stored_at` only.
+    /// [`ledger::variants`] names, must have been loaded; or of those in the ledger, the messages, notes
+    /// and calls none, if they are all inserted in the end, so that one that is there makes that fail. `now` goes into
+    /// `created_at`, `updated_at` and `stored_at` only.
     pub fn apply(&mut self, event: &Event, now: DateTime) -> Outcome {
         if ledger::enter(&mut self.ledger, event, now) == Outcome::Duplicate {
             return Outcome::Duplicate;

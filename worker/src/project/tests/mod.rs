@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use mongodb::bson::{Bson, DateTime, Document, doc};
+use mongodb::bson::{Bson, DateTime, Document, RawDocumentBuf, doc};
 use shared::event::Stream;
 
 use super::table::{Table, Writes};
@@ -82,6 +82,33 @@ impl Database {
         outcomes
     }
 
+    /// Does the same without a look whether the events are new; false if one of them isn't, and nothing has happened.
+    fn write_as_new(&mut self, batch: &[Event]) -> bool {
+        self.clock += 1;
+        let now = DateTime::from_millis(RECEIVED + self.clock);
+        let mut unknown = Self { conversations: self.conversations.clone(), ..Self::default() };
+        unknown.contacts = self.contacts.clone();
+        let mut documents = unknown.load(batch);
+        self.ledger.find(&ledger::variants(&Table::default(), batch), None, &mut documents.ledger);
+        for event in batch {
+            documents.apply(event, now);
+        }
+        let are_new = self.take_inserts(&documents, now);
+        if are_new {
+            self.save(&documents, now);
+        }
+        are_new
+    }
+
+    fn take_inserts(&self, documents: &Documents, now: DateTime) -> bool {
+        let Self { ledger, messages, conversations, contacts, notes, calls, .. } = self;
+        let collections = [ledger, messages, conversations, contacts, notes, calls];
+        collections.into_iter().zip(writes(documents, now)).all(|(collection, writes)| {
+            let ids = writes.inserts.iter().map(|document| document.get_str("_id").unwrap());
+            ids.into_iter().all(|id| !collection.0.contains_key(id))
+        })
+    }
+
     fn save(&mut self, documents: &Documents, now: DateTime) {
         let Self { ledger, messages, conversations, contacts, notes, calls, .. } = self;
         let collections = [ledger, messages, conversations, contacts, notes, calls];
@@ -131,12 +158,12 @@ impl Database {
 
 fn writes(documents: &Documents, now: DateTime) -> [Writes; 6] {
     [
-        documents.ledger.clone().into_writes(None),
-        documents.messages.clone().into_writes(None),
-        documents.conversations.clone().into_writes(Some(now)),
-        documents.contacts.clone().into_writes(Some(now)),
-        documents.notes.clone().into_writes(None),
-        documents.calls.clone().into_writes(None),
+        documents.ledger.clone().into_writes(None).unwrap(),
+        documents.messages.clone().into_writes(None).unwrap(),
+        documents.conversations.clone().into_writes(Some(now)).unwrap(),
+        documents.contacts.clone().into_writes(Some(now)).unwrap(),
+        documents.notes.clone().into_writes(None).unwrap(),
+        documents.calls.clone().into_writes(None).unwrap(),
     ]
 }
 
@@ -172,16 +199,17 @@ impl Collection {
                 document.clone().into_iter().filter(|(name, _)| is_kept(name)).collect()
             }
         });
-        into.load(found);
+        into.load(found.map(|document| RawDocumentBuf::try_from(&document).unwrap())).unwrap();
     }
 
     fn save(&mut self, writes: Writes) {
-        for document in writes.inserts {
+        let decoded = |raw| Document::try_from(raw).unwrap();
+        for document in writes.inserts.into_iter().map(decoded) {
             let id = document.get_str("_id").unwrap().to_owned();
             assert!(document.keys().all(|name| !name.starts_with('$')), "{document}");
             assert!(self.0.insert(id, document).is_none(), "E11000 duplicate key");
         }
-        for statement in writes.updates {
+        for statement in writes.updates.into_iter().map(decoded) {
             let id = statement.get_document("q").unwrap().get_str("_id").unwrap();
             let document = self.0.get_mut(id).unwrap();
             for (operator, fields) in statement.get_document("u").unwrap() {

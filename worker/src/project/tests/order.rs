@@ -216,6 +216,17 @@ proptest! {
     }
 
     #[test]
+    fn to_take_events_for_new_first_does_not_show((events, batches) in arrivals()) {
+        let mut database = Database::default();
+        for batch in &batches {
+            if !database.write_as_new(batch) {
+                database.write(batch);
+            }
+        }
+        prop_assert_eq!(database.timeless(), one_by_one(events.iter()).timeless());
+    }
+
+    #[test]
     fn what_is_stored_is_not_written_again((events, batches) in arrivals()) {
         let database = after(&batches);
         let mut documents = database.load(&events);

@@ -1,23 +1,18 @@
-//! The end of a delivery: acknowledged, or published to the dead letters and then acknowledged.
+//! Dead letters.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use futures_util::future::join_all;
-use lapin::Acker;
 use lapin::BasicProperties;
-use lapin::options::BasicAckOptions;
 use lapin::types::AMQPValue;
 use shared::publisher::{DELIVERY_MODE_PERSISTENT, Message, PublishError, Publisher};
 use shared::telemetry::{self, chain};
 use shared::topology;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error, warn};
+use tracing::{error, warn};
 
 /// Longest wait for the confirm of a dead letter.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(5);
-/// Longest time for acknowledgements to be written to the connection.
-const ACK_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause before a dead letter is published again.
 const PUBLISH_PAUSE: Duration = Duration::from_secs(1);
 /// Longest text in the header `error`, in characters.
@@ -46,24 +41,6 @@ impl Dead {
             Self::RefusedByMongodb => "refused_by_mongodb",
             Self::Defect => "worker_defect",
         }
-    }
-}
-
-/// Acknowledges deliveries. Gives up when `lost` is cancelled: the answer may never come on a connection that is gone.
-pub async fn acknowledge<'a>(ackers: impl Iterator<Item = &'a Acker>, lost: &CancellationToken) {
-    let acknowledging = join_all(ackers.map(|acker| acker.ack(BasicAckOptions::default())));
-    let acknowledged = tokio::select! {
-        acknowledged = timeout(ACK_TIMEOUT, acknowledging) => acknowledged,
-        () = lost.cancelled() => return,
-    };
-    let Ok(acknowledged) = acknowledged else {
-        warn!("deliveries can't be acknowledged in time, starting to consume anew");
-        return lost.cancel();
-    };
-    // The broker will deliver these again, and the ledger knows them.
-    let void = acknowledged.iter().filter(|outcome| !matches!(outcome, Ok(true))).count();
-    if void > 0 {
-        debug!(void, "deliveries could not be acknowledged, since their channel is gone");
     }
 }
 
