@@ -1,67 +1,108 @@
 //! JSON into BSON. Every JSON value becomes something MongoDB can hold; the raw body is in the ledger anyway.
 
-use mongodb::bson::{Bson, Document};
+use std::borrow::Cow;
+
+use mongodb::bson::raw::CStr;
+use mongodb::bson::{DateTime, RawBson, RawDocumentBuf};
 use shared::json::{Json, Object};
 
 /// A value as BSON. Integers keep their type; a number beyond BSON's range becomes its text.
 #[must_use]
-pub fn value(json: &Json) -> Bson {
+pub fn value(json: &Json) -> RawBson {
     match json {
-        Json::Null => Bson::Null,
-        Json::Bool(flag) => Bson::Boolean(*flag),
+        Json::Null => RawBson::Null,
+        Json::Bool(flag) => RawBson::Boolean(*flag),
         Json::Number(text) => number(text),
-        Json::Text(text) => Bson::String(text.clone()),
-        Json::List(list) => Bson::Array(list.iter().map(value).collect()),
-        Json::Object(members) => Bson::Document(object(members)),
+        Json::Text(text) => RawBson::String(text.clone()),
+        Json::List(list) => RawBson::Array(list.iter().map(value).collect()),
+        Json::Object(members) => RawBson::Document(object(members)),
     }
 }
 
 /// An object as BSON. A NUL, which BSON has no place for in names, becomes U+FFFD.
 #[must_use]
-pub fn object(members: &Object) -> Document {
-    members.iter().map(|(name, json)| (name.replace('\0', "\u{fffd}"), value(json))).collect()
+pub fn object(members: &Object) -> RawDocumentBuf {
+    let mut object = RawDocumentBuf::new();
+    for (name, json) in without_nul(members).iter() {
+        let Ok(name) = <&CStr>::try_from(name.as_str()) else { continue };
+        match json {
+            Json::Text(text) => object.append(name, text.as_str()),
+            json => object.append(name, value(json)),
+        }
+    }
+    object
+}
+
+/// Of names that become the same the last value counts, as always.
+fn without_nul(members: &Object) -> Cow<'_, Object> {
+    if !members.keys().any(|name| name.contains('\0')) {
+        return Cow::Borrowed(members);
+    }
+    Cow::Owned(members.iter().map(|(name, json)| (name.replace('\0', "\u{fffd}"), json.clone())).collect())
 }
 
 /// A member as BSON; null if it is missing.
 #[must_use]
-pub fn member(of: Option<&Json>, name: &str) -> Bson {
-    of.and_then(|json| json.get(name)).map_or(Bson::Null, value)
+pub fn member(of: Option<&Json>, name: &str) -> RawBson {
+    of.and_then(|json| json.get(name)).map_or(RawBson::Null, value)
 }
 
 /// A member that is an id, as text; null if it is missing or no id.
 #[must_use]
-pub fn id(of: Option<&Json>, name: &str) -> Bson {
-    of.and_then(|json| json.get(name)?.id()).into()
+pub fn id(of: Option<&Json>, name: &str) -> RawBson {
+    or_null(of.and_then(|json| json.get(name)?.id()))
 }
 
-fn number(text: &str) -> Bson {
+/// A value, or null if there is none.
+#[must_use]
+pub fn or_null(value: Option<impl Into<RawBson>>) -> RawBson {
+    value.map_or(RawBson::Null, Into::into)
+}
+
+/// A moment in milliseconds since 1970, as BSON.
+#[must_use]
+pub fn date(at_ms: i64) -> RawBson {
+    DateTime::from_millis(at_ms).into()
+}
+
+fn number(text: &str) -> RawBson {
     if let Ok(small) = text.parse::<i32>() {
-        return Bson::Int32(small);
+        return RawBson::Int32(small);
     }
     if let Ok(large) = text.parse::<i64>() {
-        return Bson::Int64(large);
+        return RawBson::Int64(large);
     }
     let is_integer = text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'-');
     match text.parse::<f64>() {
-        Ok(float) if float.is_finite() && !is_integer => Bson::Double(float),
-        _ => Bson::String(text.to_owned()),
+        Ok(float) if float.is_finite() && !is_integer => RawBson::Double(float),
+        _ => RawBson::String(text.to_owned()),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use mongodb::bson::doc;
+    use mongodb::bson::{Bson, Document, doc};
+
+    fn document(body: &[u8]) -> Document {
+        object(&shared::json::parse(body).unwrap()).try_into().unwrap()
+    }
 
     #[test]
     fn values_keep_type_and_digits() {
         let body = br#"{"a":1,"b":3000000000,"c":1.5,"d":98765432109876543210,"e":1e400,"f":[null,true,"$x"],
             "$g.h":{"":0},"i\u0000j":"\u0000"}"#;
-        let document = object(&shared::json::parse(body).unwrap());
         let expected = doc! {
             "a": 1_i32, "b": 3_000_000_000_i64, "c": 1.5, "d": "98765432109876543210", "e": "1e+400",
             "f": [Bson::Null, true, "$x"], "$g.h": {"": 0_i32}, "i\u{fffd}j": "\0",
         };
-        assert_eq!(document, expected);
+        assert_eq!(document(body), expected);
+    }
+
+    #[test]
+    fn no_name_is_there_twice() {
+        let sent = object(&shared::json::parse(br#"{"a\u0000":1,"b":2,"a\ufffd":3}"#).unwrap());
+        assert_eq!(sent.iter().count(), 2);
+        assert_eq!(Document::try_from(sent).unwrap(), doc! {"a\u{fffd}": 3, "b": 2});
     }
 }

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::decode::Event;
 use crate::failure::Failure;
 use crate::project::rebuild::{self, Neighbours};
+use crate::project::record::Record;
 use crate::project::table::{Table, Writes};
 use crate::project::{Documents, Outcome, Wanted, ledger};
 use crate::store::{Store, refused};
@@ -177,22 +178,24 @@ impl Attempt {
         let in_chats = doc! {"chat_id": {"$in": chats.into_iter().collect::<Vec<_>>()}};
         let (names, mut neighbours) = (&self.store.names, Neighbours::default());
         let is_here =
-            |table: &Table, found: &Document| found.get_str("_id").is_ok_and(|id| table.get(id).is_some());
+            |table: &Table, found: &Record| found.text("_id").is_some_and(|id| table.get(id).is_some());
 
         self.check_deadline()?;
-        let collection = self.store.database.collection::<Document>(&names.messages);
+        let collection = self.store.database.collection::<RawDocumentBuf>(&names.messages);
         let messages = collection.find(in_chats.clone()).projection(fields(&rebuild::MESSAGES_COUNTED_BY));
         let mut messages = messages.session(&mut *session).await?;
         while let Some(message) = messages.next(session).await.transpose()? {
+            let message = Record::read(&message)?;
             if !is_here(&documents.messages, &message) {
                 neighbours.add_message(&message);
             }
         }
         self.check_deadline()?;
-        let collection = self.store.database.collection::<Document>(&names.notes);
+        let collection = self.store.database.collection::<RawDocumentBuf>(&names.notes);
         let notes = collection.find(in_chats).projection(fields(&rebuild::NOTES_COUNTED_BY));
         let mut notes = notes.session(&mut *session).await?;
         while let Some(note) = notes.next(session).await.transpose()? {
+            let note = Record::read(&note)?;
             if !is_here(&documents.notes, &note) {
                 neighbours.add_note(&note);
             }

@@ -3,6 +3,7 @@
 use mongodb::bson::{Bson, DateTime, Document, RawDocumentBuf};
 use shared::event::Stream;
 use worker::decode::{Envelope, Event};
+use worker::project::record::Record;
 use worker::project::table::{Table, Writes};
 use worker::project::{Documents, Outcome};
 
@@ -82,6 +83,14 @@ fn in_two_batches(first: &Event, second: &Event) -> Documents {
     documents
 }
 
+fn document(record: &Record) -> Document {
+    decode(record.write())
+}
+
+fn decode(raw: RawDocumentBuf) -> Document {
+    Document::try_from(raw).unwrap_or_else(|error| unreachable!("{error}"))
+}
+
 fn writes(table: &Table, updated_at: Option<DateTime>) -> Writes {
     table.clone().into_writes(updated_at).unwrap_or_else(|error| unreachable!("{error}"))
 }
@@ -89,8 +98,6 @@ fn writes(table: &Table, updated_at: Option<DateTime>) -> Writes {
 /// Inserts and updates, to be looked into.
 fn written(table: &Table, updated_at: Option<DateTime>) -> (Vec<Document>, Vec<Document>) {
     let Writes { inserts, updates } = writes(table, updated_at);
-    let decode =
-        |raw: RawDocumentBuf| Document::try_from(raw).unwrap_or_else(|error| unreachable!("{error}"));
     (inserts.into_iter().map(decode).collect(), updates.into_iter().map(decode).collect())
 }
 
@@ -117,7 +124,7 @@ fn assert_same(documents: &Documents, others: &Documents, how: &str) {
 fn check_inserts(documents: &Documents, length: usize) {
     for table in tables(documents) {
         let (inserts, updates) = written(table, None);
-        assert!(inserts.iter().eq(table.iter()) && updates.is_empty());
+        assert!(inserts.iter().cloned().eq(table.iter().map(document)) && updates.is_empty());
         for document in &inserts {
             assert!(document.get_str("_id").is_ok(), "{document}");
             check_document(document, length);
@@ -133,26 +140,26 @@ fn check_updates(table: &Table, stored: &Table, length: usize) {
     }
     for statement in &updates {
         let id = statement.get_document("q").and_then(|query| query.get_str("_id")).unwrap_or_default();
-        let mut document = stored.get(id).cloned().unwrap_or_default();
+        let mut changed = stored.get(id).map(document).unwrap_or_default();
         for (operator, fields) in statement.get_document("u").into_iter().flatten() {
             let fields = fields.as_document().into_iter().flatten();
             for (name, value) in fields {
                 // MongoDB would take such a name for a path, or an operator.
                 assert!(!name.is_empty() && !name.contains(['.', '$']) && name != "_id", "{statement}");
                 match operator.as_str() {
-                    "$set" => drop(document.insert(name, value)),
-                    "$unset" => drop(document.remove(name)),
+                    "$set" => drop(changed.insert(name, value)),
+                    "$unset" => drop(changed.remove(name)),
                     other => unreachable!("{other}"),
                 }
             }
         }
-        let mut expected = table.get(id).cloned().unwrap_or_default();
-        for dated in [&mut document, &mut expected] {
+        let mut expected = table.get(id).map(document).unwrap_or_default();
+        for dated in [&mut changed, &mut expected] {
             dated.insert("updated_at", now());
         }
-        assert_eq!(document, expected);
-        assert!(!document.is_empty());
-        check_document(&document, length);
+        assert_eq!(changed, expected);
+        assert!(!changed.is_empty());
+        check_document(&changed, length);
     }
 }
 

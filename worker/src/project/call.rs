@@ -1,11 +1,12 @@
 //! `calls`: one document per call id.
 
-use mongodb::bson::{Bson, DateTime, Document, doc};
+use mongodb::bson::{DateTime, RawBson};
 use shared::json::Json;
 
 use super::Stamp;
+use super::record::Record;
 use super::table::Table;
-use crate::convert;
+use crate::convert::{self, or_null};
 use crate::decode::Event;
 use crate::moment;
 
@@ -17,37 +18,37 @@ pub fn id(event: &Event) -> String {
 
 /// Applies a call.
 pub fn apply(calls: &mut Table, event: &Event, now: DateTime) {
-    let call = calls.get_or_insert(&id(event), || doc! {"created_at": now});
+    let call = calls.get_or_insert(&id(event), || Record::from([("created_at", now.into())]));
     if Stamp::of(event).claim_as_latest(call, "call") {
-        call.extend(document(event));
+        call.extend(record(event));
     }
 }
 
-fn document(event: &Event) -> Document {
+fn record(event: &Event) -> Record {
     let (call, channel) = (event.member("call"), event.member("channel"));
-    let moment = |name: &str| -> Bson {
+    let moment = |name: &str| -> RawBson {
         let read = call.and_then(|call| call.get(name)).and_then(moment::read);
-        read.map(DateTime::from_millis).into()
+        read.map_or(RawBson::Null, convert::date)
     };
-    doc! {
-        "chat_id": event.chat_id.clone(),
-        "ts": DateTime::from_millis(event.at_ms),
-        "contact_id": event.contact_id(),
-        "channel_id": convert::id(channel, "id"),
-        "channel_name": convert::member(channel, "name"),
-        "channel_source": convert::member(channel, "source"),
-        "user": event.member("user").map(convert::value),
-        "status": convert::member(call, "status"),
-        "direction": convert::member(call, "direction"),
-        "start_time": moment("start_time"),
-        "end_time": moment("end_time"),
-        "duration_seconds": convert::member(call, "durationSeconds"),
-        "language": convert::member(call, "language"),
-        "recording_url": convert::member(call, "recordingURL"),
-        "transcript": convert::member(call, "transcript"),
-        "call_summary": convert::member(call, "callSummary"),
-        "event_type": event.event_type.clone(),
-        "event_id": event.members.get("event_id").map(convert::value),
-        "raw_call": call.filter(|call| matches!(call, Json::Object(_))).map(convert::value),
-    }
+    Record::from([
+        ("chat_id", or_null(event.chat_id.as_deref())),
+        ("ts", convert::date(event.at_ms)),
+        ("contact_id", or_null(event.contact_id())),
+        ("channel_id", convert::id(channel, "id")),
+        ("channel_name", convert::member(channel, "name")),
+        ("channel_source", convert::member(channel, "source")),
+        ("user", or_null(event.member("user").map(convert::value))),
+        ("status", convert::member(call, "status")),
+        ("direction", convert::member(call, "direction")),
+        ("start_time", moment("start_time")),
+        ("end_time", moment("end_time")),
+        ("duration_seconds", convert::member(call, "durationSeconds")),
+        ("language", convert::member(call, "language")),
+        ("recording_url", convert::member(call, "recordingURL")),
+        ("transcript", convert::member(call, "transcript")),
+        ("call_summary", convert::member(call, "callSummary")),
+        ("event_type", or_null(event.event_type.as_deref())),
+        ("event_id", or_null(event.members.get("event_id").map(convert::value))),
+        ("raw_call", or_null(call.and_then(Json::object).map(convert::object))),
+    ])
 }

@@ -1,13 +1,16 @@
 //! `conversations`: one document per `chat_id`.
 
-use mongodb::bson::{Bson, DateTime, Document, doc};
+use std::borrow::Cow;
+
+use mongodb::bson::{DateTime, RawArrayBuf, RawBson, RawBsonRef, RawDocumentBuf};
 use shared::json::Json;
 
 use super::message::Counted;
 use super::rebuild::Neighbours;
+use super::record::Record;
 use super::table::Table;
 use super::{Documents, Stamp, contact, rebuild};
-use crate::convert;
+use crate::convert::{self, or_null};
 use crate::decode::{self, Event, Kind};
 use crate::moment;
 
@@ -21,27 +24,26 @@ pub fn is_concerned(kind: Kind) -> bool {
 pub fn touch(conversations: &mut Table, chat_id: &str, event: &Event, now: DateTime) {
     let conversation = conversations.get_or_insert(chat_id, || empty(now));
     let stamp = Stamp::of(event);
-    if conversation.get_document("contact").is_err() {
-        conversation.insert("contact", no_contact());
+    if conversation.document("contact").is_none() {
+        conversation.set("contact", no_contact());
     }
     if let Some(sent) = event.contact() {
         if stamp.claim_as_latest(conversation, "contact") {
-            let mut contact = contact::nine_fields(sent);
-            let lifecycle = conversation.get_document("contact").ok().and_then(|old| old.get("lifecycle"));
-            contact.insert("lifecycle", lifecycle.cloned().unwrap_or(Bson::Null));
-            conversation.insert("contact", contact);
+            let mut contact = contact::nine_fields(Some(sent));
+            let lifecycle = conversation.document("contact").and_then(|old| old.get("lifecycle").ok()?);
+            contact.set("lifecycle", or_null(lifecycle));
+            conversation.set("contact", contact);
         }
         if let Some(assignee) = contact::assignee(sent)
             && stamp.claim_as_latest(conversation, "assignee")
         {
-            conversation.insert("assignee", assignee);
+            conversation.set("assignee", assignee);
         }
     }
     if let Some(lifecycle) = contact::lifecycle(event)
         && stamp.claim_as_latest(conversation, "lifecycle")
-        && let Ok(contact) = conversation.get_document_mut("contact")
     {
-        contact.insert("lifecycle", lifecycle);
+        conversation.edit("contact", |contact| contact.set("lifecycle", lifecycle));
     }
     match event.kind {
         Kind::Opened => opened(conversation, event, &stamp),
@@ -50,25 +52,25 @@ pub fn touch(conversations: &mut Table, chat_id: &str, event: &Event, now: DateT
     }
 }
 
-fn empty(now: DateTime) -> Document {
-    doc! {
-        "created_at": now,
-        "updated_at": now,
-        "first_message_ts": Bson::Null,
-        "last_message_ts": Bson::Null,
-        "message_count": 0,
-        "media_counts": {},
-        "channel": [],
-        "channel_info": {},
-        "contact": no_contact(),
-        "internal_note_count": 0,
-        "last_internal_note_at": Bson::Null,
-    }
+fn empty(now: DateTime) -> Record {
+    Record::from([
+        ("created_at", now.into()),
+        ("updated_at", now.into()),
+        ("first_message_ts", RawBson::Null),
+        ("last_message_ts", RawBson::Null),
+        ("message_count", 0.into()),
+        ("media_counts", RawDocumentBuf::new().into()),
+        ("channel", RawArrayBuf::new().into()),
+        ("channel_info", RawDocumentBuf::new().into()),
+        ("contact", no_contact().into()),
+        ("internal_note_count", 0.into()),
+        ("last_internal_note_at", RawBson::Null),
+    ])
 }
 
-fn no_contact() -> Document {
-    let mut contact = contact::nine_fields(&Json::Null);
-    contact.insert("lifecycle", Bson::Null);
+fn no_contact() -> Record {
+    let mut contact = contact::nine_fields(None);
+    contact.set("lifecycle", RawBson::Null);
     contact
 }
 
@@ -101,20 +103,20 @@ const GROWING: [&str; 5] =
     ["first_message_ts", "last_message_ts", "channel", "last_internal_note_at", "opened_at"];
 
 /// Takes away what events have set and added, if all of them are at hand. Parts with a stamp stay.
-pub fn forget(conversation: &mut Document) {
+pub fn forget(conversation: &mut Record) {
     let new = empty(DateTime::MIN);
     for (part, fields) in PARTS {
         if !Stamp::is_on(conversation, part) {
             rebuild::reset(conversation, fields, &new);
         }
     }
-    let mut contact = no_contact();
-    if let Ok(stored) = conversation.get_document("contact") {
-        let stays =
-            |name: &str| Stamp::is_on(conversation, if name == "lifecycle" { name } else { "contact" });
-        contact.extend(stored.clone().into_iter().filter(|(name, _)| stays(name)));
-    }
-    conversation.insert("contact", contact);
+    let is_on = |part| Stamp::is_on(conversation, part);
+    let (contact_stays, lifecycle_stays) = (is_on("contact"), is_on("lifecycle"));
+    conversation.edit("contact", |contact| {
+        contact.retain(|name, _| if name == "lifecycle" { lifecycle_stays } else { contact_stays });
+        let stays = std::mem::replace(contact, no_contact());
+        contact.extend(stays);
+    });
     rebuild::reset(conversation, &GROWING, &new);
 }
 
@@ -129,7 +131,7 @@ pub fn recount(documents: &mut Documents, neighbours: &Neighbours) {
         count_message(conversations, &Counted::of(message), 1);
     }
     for note in notes.iter() {
-        count_note(conversations, note.get_str("chat_id").ok(), 1);
+        count_note(conversations, note.text("chat_id"), 1);
     }
     for (chat_id, seen) in neighbours.iter() {
         for (media, count) in &seen.messages {
@@ -146,7 +148,7 @@ pub fn recount(documents: &mut Documents, neighbours: &Neighbours) {
             move_date(conversation, "last_internal_note_at", at, i64::max);
         }
         for name in &seen.channels {
-            add_sorted(conversation, "channel", name.clone());
+            add_sorted(conversation, "channel", name);
         }
     }
 }
@@ -158,12 +160,11 @@ pub fn note_message(conversations: &mut Table, chat_id: &str, event: &Event) {
     move_date(conversation, "last_message_ts", event.at_ms, i64::max);
     let Some(channel) = event.member("channel").filter(|channel| channel.object().is_some()) else { return };
     if let Some(name) = channel_name(channel) {
-        add_sorted(conversation, "channel", name);
+        add_sorted(conversation, "channel", &name);
     }
     if Stamp::of(event).claim_as_earliest(conversation, "channel_info") {
-        let mut info = channel.object().map(convert::object).unwrap_or_default();
-        info.insert("id", convert::id(Some(channel), "id"));
-        conversation.insert("channel_info", info);
+        conversation.set("channel_info", convert::value(channel));
+        conversation.edit("channel_info", |info| info.set("id", convert::id(Some(channel), "id")));
     }
 }
 
@@ -178,20 +179,14 @@ pub fn count_message(conversations: &mut Table, counted: &Counted, by: i64) {
     let Some(conversation) = conversation else { return };
     add(conversation, "message_count", by);
     if let Some(media) = &counted.media {
-        if conversation.get_document("media_counts").is_err() {
-            conversation.insert("media_counts", Document::new());
-        }
-        if let Ok(counts) = conversation.get_document_mut("media_counts") {
+        conversation.edit("media_counts", |counts| {
             let kind = media.replace('\0', "\u{fffd}");
-            add(counts, &kind, by);
+            add(counts, kind.clone(), by);
             if whole(counts.get(&kind)) == 0 {
                 counts.remove(&kind);
             }
-            // The order in which kinds first came must not show.
-            let mut sorted: Vec<_> = std::mem::take(counts).into_iter().collect();
-            sorted.sort_by(|a, b| a.0.cmp(&b.0));
-            counts.extend(sorted);
-        }
+            counts.sort();
+        });
     }
 }
 
@@ -209,77 +204,78 @@ pub fn note_internal_note(conversations: &mut Table, chat_id: &str, at_ms: i64) 
     }
 }
 
-fn opened(conversation: &mut Document, event: &Event, stamp: &Stamp) {
+fn opened(conversation: &mut Record, event: &Event, stamp: &Stamp) {
     move_date(conversation, "opened_at", event.at_ms, i64::max);
     if stamp.claim_as_latest(conversation, "status") {
-        conversation.insert("status", "open");
+        conversation.set("status", "open");
     }
     if stamp.claim_as_latest(conversation, "opened") {
         let said = event.member("conversation");
-        conversation.extend(doc! {
-            "opened_source": convert::member(said, "source"),
-            "first_incoming_message": convert::member(said, "firstIncomingMessage"),
-            "first_incoming_message_channel_id": convert::id(said, "firstIncomingMessageChannelId"),
-        });
+        conversation.extend(Record::from([
+            ("opened_source", convert::member(said, "source")),
+            ("first_incoming_message", convert::member(said, "firstIncomingMessage")),
+            ("first_incoming_message_channel_id", convert::id(said, "firstIncomingMessageChannelId")),
+        ]));
     }
 }
 
-fn closed(conversation: &mut Document, event: &Event, stamp: &Stamp) {
+fn closed(conversation: &mut Record, event: &Event, stamp: &Stamp) {
     let said = event.member("conversation");
     let moment = |name: &str| said.and_then(|said| said.get(name)).and_then(moment::read);
     if let Some(opened_at) = moment("openedTime").filter(|at| *at <= event.at_ms) {
         move_date(conversation, "opened_at", opened_at, i64::max);
     }
     if stamp.claim_as_latest(conversation, "status") {
-        conversation.insert("status", "closed");
+        conversation.set("status", "closed");
     }
     if stamp.claim_as_latest(conversation, "closed") {
-        let last_assignment_at = moment("lastAssignmentTime").map(DateTime::from_millis);
-        conversation.extend(doc! {
-            "closed_at": DateTime::from_millis(event.at_ms),
-            "category": convert::member(said, "category"),
-            "summary": convert::member(said, "summary"),
-            "opened_by_source": convert::member(said, "openedBySource"),
-            "closed_by": said.and_then(|said| decode::given(said.get("closedBy")?)).map(convert::value),
-            "closed_by_source": convert::member(said, "closedBySource"),
+        let closed_by = said.and_then(|said| decode::given(said.get("closedBy")?));
+        conversation.extend(Record::from([
+            ("closed_at", convert::date(event.at_ms)),
+            ("category", convert::member(said, "category")),
+            ("summary", convert::member(said, "summary")),
+            ("opened_by_source", convert::member(said, "openedBySource")),
+            ("closed_by", or_null(closed_by.map(convert::value))),
+            ("closed_by_source", convert::member(said, "closedBySource")),
             // Epochs or durations, nobody knows: as sent.
-            "first_response_time": convert::member(said, "firstResponseTime"),
-            "resolution_time": convert::member(said, "resolutionTime"),
-            "incoming_message_count": convert::member(said, "incomingMessageCount"),
-            "outgoing_message_count": convert::member(said, "outgoingMessageCount"),
-            "assignee_team": convert::member(said, "assigneeTeam"),
-            "last_assignment_at": last_assignment_at,
-        });
+            ("first_response_time", convert::member(said, "firstResponseTime")),
+            ("resolution_time", convert::member(said, "resolutionTime")),
+            ("incoming_message_count", convert::member(said, "incomingMessageCount")),
+            ("outgoing_message_count", convert::member(said, "outgoingMessageCount")),
+            ("assignee_team", convert::member(said, "assigneeTeam")),
+            ("last_assignment_at", or_null(moment("lastAssignmentTime").map(convert::date))),
+        ]));
     }
 }
 
-fn move_date(document: &mut Document, name: &str, at_ms: i64, choose: impl Fn(i64, i64) -> i64) {
-    let stored = document.get_datetime(name).ok().map(|at| at.timestamp_millis());
-    let chosen = stored.map_or(at_ms, |stored| choose(stored, at_ms));
-    document.insert(name, DateTime::from_millis(chosen));
+fn move_date(record: &mut Record, name: &'static str, at_ms: i64, choose: impl Fn(i64, i64) -> i64) {
+    let chosen = record.millis(name).map_or(at_ms, |stored| choose(stored, at_ms));
+    record.set(name, convert::date(chosen));
 }
 
-fn add_sorted(document: &mut Document, name: &str, text: String) {
-    let mut list = document.get_array(name).cloned().unwrap_or_default();
-    let text = Bson::String(text);
-    if !list.contains(&text) {
-        list.push(text);
-        list.sort_by(|a, b| a.as_str().cmp(&b.as_str()));
-        document.insert(name, list);
+fn add_sorted(record: &mut Record, name: &'static str, text: &str) {
+    let mut list = record.list(name).unwrap_or_default();
+    if list.iter().any(|known| known.as_str() == Some(text)) {
+        return;
     }
+    list.push(text.into());
+    list.sort_by(|a, b| a.as_str().cmp(&b.as_str()));
+    let list: RawArrayBuf = list.into_iter().collect();
+    record.set(name, list);
 }
 
-fn add(document: &mut Document, name: &str, by: i64) {
-    let sum = whole(document.get(name)) + by;
-    document.insert(name, i32::try_from(sum).map_or(Bson::Int64(sum), Bson::Int32));
+fn add(record: &mut Record, name: impl Into<Cow<'static, str>>, by: i64) {
+    let name = name.into();
+    let sum = whole(record.get(&name)) + by;
+    record.set(name, i32::try_from(sum).map_or(RawBson::Int64(sum), RawBson::Int32));
 }
 
-fn whole(number: Option<&Bson>) -> i64 {
+fn whole(number: Option<RawBsonRef<'_>>) -> i64 {
     match number {
-        Some(Bson::Int32(number)) => i64::from(*number),
-        Some(Bson::Int64(number)) => *number,
+        Some(RawBsonRef::Int32(number)) => i64::from(number),
+        Some(RawBsonRef::Int64(number)) => number,
         #[expect(clippy::cast_possible_truncation, reason = "a count that a shell has written as a double")]
-        Some(Bson::Double(number)) => *number as i64,
+        Some(RawBsonRef::Double(number)) => number as i64,
         _ => 0,
     }
 }

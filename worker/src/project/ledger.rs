@@ -2,11 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use mongodb::bson::{Bson, DateTime, Document, doc};
+use mongodb::bson::{DateTime, Document, doc};
 use shared::event::Stream;
 
 use super::Outcome;
+use super::record::Record;
 use super::table::Table;
+use crate::convert::{self, or_null};
 use crate::decode::{Envelope, Event, Kind};
 
 /// Hexadecimal digits of a body's SHA-256 that name it beside others of the same key.
@@ -30,7 +32,7 @@ pub fn variants(ledger: &Table, events: &[Event]) -> BTreeSet<String> {
         digests.entry(&event.key).or_default().insert(&event.digest);
     }
     for (key, mut digests) in digests {
-        let stored = ledger.get(key).and_then(|entry| entry.get_str("body_sha256").ok());
+        let stored = ledger.get(key).and_then(|entry| entry.text("body_sha256"));
         digests.extend(stored);
         if digests.len() > 1 {
             ids.insert(key.to_owned());
@@ -59,27 +61,25 @@ pub fn enter(ledger: &mut Table, event: &Event, now: DateTime) -> Outcome {
         ledger.get_or_insert(&beside, || entry(event, now));
         return Outcome::Stored;
     }
-    let id = holder.get("_id").cloned().unwrap_or(Bson::Null);
-    let mut moved = std::mem::replace(holder, doc! {"_id": id});
-    holder.extend(entry(event, now));
-    moved.remove("_id");
+    let mut moved = std::mem::replace(holder, entry(event, now));
+    holder.identify(&event.key);
     // It counts as stored now, so that whoever follows the ledger by this time sees it again under its new name.
-    moved.insert("stored_at", now);
-    let moved_to = variant(&event.key, moved.get_str("body_sha256").unwrap_or_default());
+    moved.set("stored_at", now);
+    let moved_to = variant(&event.key, moved.text("body_sha256").unwrap_or_default());
     ledger.get_or_insert(&moved_to, || moved);
     Outcome::Stored
 }
 
-fn entry(event: &Event, now: DateTime) -> Document {
-    doc! {
-        "event_type": event.event_type.clone(),
-        "stream": event.stream.name(),
-        "received_at": DateTime::from_millis(event.received_at_ms),
-        "stored_at": now,
-        "signature": &event.signature,
-        "body_sha256": &event.digest,
-        "body": &event.body,
-    }
+fn entry(event: &Event, now: DateTime) -> Record {
+    Record::from([
+        ("event_type", or_null(event.event_type.as_deref())),
+        ("stream", event.stream.name().into()),
+        ("received_at", convert::date(event.received_at_ms)),
+        ("stored_at", now.into()),
+        ("signature", event.signature.as_str().into()),
+        ("body_sha256", event.digest.as_str().into()),
+        ("body", event.body.as_str().into()),
+    ])
 }
 
 /// The fields of an entry that [`event`] reads.
@@ -101,25 +101,23 @@ pub fn event(tenant: &str, entry: &Document) -> Option<Event> {
 }
 
 /// The same body once more: the entry tells when it was received first, and which stream made something of it.
-fn again(entry: &mut Document, event: &Event, now: DateTime) -> Outcome {
-    let received_at = DateTime::from_millis(event.received_at_ms);
-    if entry.get_datetime("received_at").is_ok_and(|stored| received_at < *stored) {
-        entry.insert("received_at", received_at);
+fn again(entry: &mut Record, event: &Event, now: DateTime) -> Outcome {
+    if entry.millis("received_at").is_some_and(|stored| event.received_at_ms < stored) {
+        entry.set("received_at", convert::date(event.received_at_ms));
     }
-    let stream = entry.get_str("stream").map_or(event.stream, Stream::from_name);
+    let stream = entry.text("stream").map_or(event.stream, Stream::from_name);
     if event.kind == Kind::Other || event.kind_on(stream) != Kind::Other {
         return Outcome::Duplicate;
     }
-    entry.insert("stream", event.stream.name());
-    entry.insert("stored_at", now);
+    entry.set("stream", event.stream.name());
+    entry.set("stored_at", now);
     Outcome::Stored
 }
 
-fn is_of(entry: &Document, event: &Event) -> bool {
-    entry.get_str("body_sha256").ok() == Some(&event.digest)
+fn is_of(entry: &Record, event: &Event) -> bool {
+    entry.text("body_sha256") == Some(&event.digest)
 }
 
-fn order(entry: &Document) -> (Option<i64>, Option<&str>) {
-    let received_at = entry.get_datetime("received_at").ok().map(|at| at.timestamp_millis());
-    (received_at, entry.get_str("body_sha256").ok())
+fn order(entry: &Record) -> (Option<i64>, Option<&str>) {
+    (entry.millis("received_at"), entry.text("body_sha256"))
 }

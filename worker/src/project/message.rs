@@ -3,11 +3,12 @@
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
-use mongodb::bson::{Bson, DateTime, Document, doc};
+use mongodb::bson::{Bson, DateTime, RawArrayBuf, RawBson, RawBsonRef, RawDocument};
 use shared::json::Json;
 
+use super::record::Record;
 use super::{Documents, Stamp, conversation};
-use crate::convert;
+use crate::convert::{self, or_null};
 use crate::decode::{self, Direction, Event};
 use crate::moment;
 
@@ -36,17 +37,16 @@ pub fn id(event: &Event) -> String {
 /// Applies a delivery of a message.
 pub fn apply(documents: &mut Documents, event: &Event, direction: Direction, now: DateTime) {
     let (id, stamp) = (id(event), Stamp::of(event));
-    let fresh = document(event, direction);
+    let fresh = record(event, direction);
     let counted = Counted::of(&fresh);
     let before = documents.messages.get(&id).map(|stored| {
         // What the Flask bridge stored it has counted, by its own lights.
         if Stamp::is_on(stored, PART) { Counted::of(stored) } else { counted.clone() }
     });
 
-    let message = documents.messages.get_or_insert(&id, || doc! {"created_at": now});
-    let status =
-        union_of_status(message.get("status"), event.member("message").and_then(|m| m.get("status")));
-    message.insert("status", status);
+    let message = documents.messages.get_or_insert(&id, || Record::from([("created_at", now.into())]));
+    let told = event.member("message").and_then(|message| message.get("status"));
+    message.set("status", union_of_status(message.get("status"), told));
     let is_latest = stamp.claim_as_latest(message, PART);
     if is_latest {
         for name in OPTIONAL {
@@ -66,8 +66,8 @@ pub fn apply(documents: &mut Documents, event: &Event, direction: Direction, now
 }
 
 /// Takes away what deliveries have added, if all of them are at hand.
-pub fn forget(message: &mut Document) {
-    message.insert("status", Bson::Array(Vec::new()));
+pub fn forget(message: &mut Record) {
+    message.set("status", RawArrayBuf::new());
 }
 
 /// What a message adds to its conversation's counts.
@@ -82,15 +82,15 @@ pub struct Counted {
 impl Counted {
     /// What a stored message adds.
     #[must_use]
-    pub fn of(message: &Document) -> Self {
+    pub fn of(message: &Record) -> Self {
         Self {
-            chat_id: message.get_str("chat_id").ok().map(str::to_owned),
-            media: message.get_document("raw_message").ok().and_then(media_kind),
+            chat_id: message.text("chat_id").map(str::to_owned),
+            media: message.document("raw_message").and_then(media_kind),
         }
     }
 }
 
-fn media_kind(raw: &Document) -> Option<String> {
+fn media_kind(raw: &RawDocument) -> Option<String> {
     match raw.get_str("type").ok()? {
         "attachment" => {
             let kind =
@@ -102,41 +102,41 @@ fn media_kind(raw: &Document) -> Option<String> {
     }
 }
 
-fn document(event: &Event, direction: Direction) -> Document {
+fn record(event: &Event, direction: Direction) -> Record {
     let message = event.member("message");
     let inner = message.and_then(|message| message.get("message")).filter(|inner| inner.object().is_some());
     let channel = event.member("channel");
-    let mut document = doc! {
-        "chat_id": event.chat_id.clone(),
-        "ts": DateTime::from_millis(event.at_ms),
-        "sender": sender(event, direction),
-        "sender_info": sender_info(event, direction),
-        "type": convert::member(inner, "type"),
-        "message_type": direction.name(),
-        "channel_message_id": convert::id(message, "channelMessageId"),
-        "contact_id": event.contact_id().map_or_else(|| convert::id(message, "contactId"), Bson::String),
-        "channel_id": first_id(&[(channel, "id"), (message, "channelId")]),
-        "channel_name": convert::member(channel, "name"),
-        "channel_source": convert::member(channel, "source"),
-        "event_type": event.event_type.clone(),
-        "event_id": event.members.get("event_id").map(convert::value),
-        "source": source(event).map(convert::value),
-        "raw_message": inner.map(convert::value),
-    };
-    document.extend(content(message, inner));
-    document
+    let mut record = Record::from([
+        ("chat_id", or_null(event.chat_id.as_deref())),
+        ("ts", convert::date(event.at_ms)),
+        ("sender", sender(event, direction)),
+        ("sender_info", sender_info(event, direction)),
+        ("type", convert::member(inner, "type")),
+        ("message_type", direction.name().into()),
+        ("channel_message_id", convert::id(message, "channelMessageId")),
+        ("contact_id", event.contact_id().map_or_else(|| convert::id(message, "contactId"), RawBson::String)),
+        ("channel_id", first_id(&[(channel, "id"), (message, "channelId")])),
+        ("channel_name", convert::member(channel, "name")),
+        ("channel_source", convert::member(channel, "source")),
+        ("event_type", or_null(event.event_type.as_deref())),
+        ("event_id", or_null(event.members.get("event_id").map(convert::value))),
+        ("source", or_null(source(event).map(convert::value))),
+        ("raw_message", or_null(inner.map(convert::value))),
+    ]);
+    add_content(&mut record, message, inner);
+    record
 }
 
-fn first_id(places: &[(Option<&Json>, &str)]) -> Bson {
-    places.iter().map(|(of, name)| convert::id(*of, name)).find(|id| *id != Bson::Null).unwrap_or(Bson::Null)
+fn first_id(places: &[(Option<&Json>, &str)]) -> RawBson {
+    let mut ids = places.iter().map(|(of, name)| convert::id(*of, name));
+    ids.find(|id| *id != RawBson::Null).unwrap_or(RawBson::Null)
 }
 
 /// The fields that depend on the type of message.
-fn content(message: Option<&Json>, inner: Option<&Json>) -> Document {
-    let mut fields = Document::new();
-    let mut take = |name: &str, value: Option<&Json>| {
+fn add_content(record: &mut Record, message: Option<&Json>, inner: Option<&Json>) {
+    let mut take = |name: &'static str, value: Option<&Json>| {
         if let Some(value) = value.and_then(decode::given) {
-            fields.insert(name, convert::value(value));
+            record.set(name, convert::value(value));
         }
     };
     let of_inner = |name: &str| inner.and_then(|inner| decode::given(inner.get(name)?));
@@ -159,12 +159,11 @@ fn content(message: Option<&Json>, inner: Option<&Json>) -> Document {
         }
         _ => {}
     }
-    fields
 }
 
-fn sender(event: &Event, direction: Direction) -> Bson {
+fn sender(event: &Event, direction: Direction) -> RawBson {
     match direction {
-        Direction::Incoming => event.chat_id.clone().into(),
+        Direction::Incoming => or_null(event.chat_id.as_deref()),
         Direction::Outgoing => {
             let email = event.member("user").and_then(|user| user.get("email")?.text());
             let name = email.filter(|email| !email.is_empty()).or_else(|| source(event)?.text());
@@ -173,9 +172,9 @@ fn sender(event: &Event, direction: Direction) -> Bson {
     }
 }
 
-fn sender_info(event: &Event, direction: Direction) -> Bson {
+fn sender_info(event: &Event, direction: Direction) -> RawBson {
     let user = event.member("user").filter(|_| direction == Direction::Outgoing);
-    user.or_else(|| event.member("sender")).map_or(Bson::Null, convert::value)
+    or_null(user.or_else(|| event.member("sender")).map(convert::value))
 }
 
 fn source(event: &Event) -> Option<&Json> {
@@ -185,24 +184,30 @@ fn source(event: &Event) -> Option<&Json> {
 }
 
 /// All statuses that deliveries told, each (value, timestamp) once, in the order of their timestamps.
-fn union_of_status(stored: Option<&Bson>, told: Option<&Json>) -> Bson {
-    let all =
-        [stored.cloned(), told.map(convert::value)].into_iter().flatten().flat_map(|value| match value {
-            Bson::Array(list) => list,
-            Bson::Null => Vec::new(),
-            single => vec![single],
-        });
-    let mut union: BTreeMap<(Option<i64>, String, String), Bson> = BTreeMap::new();
+fn union_of_status(stored: Option<RawBsonRef<'_>>, told: Option<&Json>) -> RawBson {
+    let told = told.map(convert::value);
+    let both = [stored, told.as_ref().map(RawBson::as_raw_bson_ref)].into_iter().flatten();
+    let all = both.flat_map(|value| match value {
+        RawBsonRef::Array(list) => list.into_iter().filter_map(Result::ok).collect(),
+        RawBsonRef::Null => Vec::new(),
+        single => vec![single],
+    });
+    let mut union: BTreeMap<(Option<i64>, String, String), RawBsonRef<'_>> = BTreeMap::new();
     for status in all {
-        let at = status.as_document().and_then(|status| status.get("timestamp"));
-        let value = status.as_document().and_then(|status| status.get("value")).unwrap_or(&status);
-        let key = (at.and_then(read_moment), value.to_string(), at.map(unread).unwrap_or_default());
-        let entry = union.entry(key).or_insert_with(|| status.clone());
-        if said_more(&status, entry) == Ordering::Greater {
+        let of = |name| status.as_document().and_then(|status| status.get(name).ok().flatten());
+        let at = of("timestamp").map(parsed);
+        let value = parsed(of("value").unwrap_or(status)).to_string();
+        let key = (at.as_ref().and_then(read_moment), value, at.as_ref().map(unread).unwrap_or_default());
+        let entry = union.entry(key).or_insert(status);
+        if said_more(status, *entry) == Ordering::Greater {
             *entry = status;
         }
     }
-    Bson::Array(union.into_values().collect())
+    RawBson::Array(union.into_values().collect())
+}
+
+fn parsed(value: RawBsonRef<'_>) -> Bson {
+    value.try_into().unwrap_or(Bson::Null)
 }
 
 fn read_moment(at: &Bson) -> Option<i64> {
@@ -221,7 +226,7 @@ fn unread(at: &Bson) -> String {
 }
 
 /// Between two tellings of the same status any fixed choice will do; the one that says more is useful.
-fn said_more(a: &Bson, b: &Bson) -> Ordering {
-    let (a, b) = (a.to_string(), b.to_string());
+fn said_more(a: RawBsonRef<'_>, b: RawBsonRef<'_>) -> Ordering {
+    let (a, b) = (parsed(a).to_string(), parsed(b).to_string());
     a.len().cmp(&b.len()).then(a.cmp(&b))
 }

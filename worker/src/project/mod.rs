@@ -17,6 +17,7 @@ pub mod ledger;
 pub mod message;
 pub mod note;
 pub mod rebuild;
+pub mod record;
 pub mod stamp;
 pub mod table;
 
@@ -101,8 +102,7 @@ impl Documents {
     /// Conversations from which a message or note may move away because a later delivery names another.
     #[must_use]
     pub fn conversations_left(&self) -> BTreeSet<String> {
-        let chats =
-            self.messages.iter().chain(self.notes.iter()).filter_map(|row| row.get_str("chat_id").ok());
+        let chats = self.messages.iter().chain(self.notes.iter()).filter_map(|row| row.text("chat_id"));
         chats.map(str::to_owned).collect()
     }
 

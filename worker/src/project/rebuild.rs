@@ -6,9 +6,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use mongodb::bson::{DateTime, Document};
+use mongodb::bson::DateTime;
 
 use super::message::Counted;
+use super::record::Record;
 use super::stamp::MERGE_FIELD;
 use super::table::Table;
 use super::{Documents, Stamp, Wanted, contact, conversation, message};
@@ -43,26 +44,24 @@ pub struct Seen {
 
 impl Neighbours {
     /// Adds a message, of which the fields [`MESSAGES_COUNTED_BY`] are known.
-    pub fn add_message(&mut self, message: &Document) {
+    pub fn add_message(&mut self, message: &Record) {
         let Counted { chat_id: Some(chat_id), media } = Counted::of(message) else { return };
         let seen = self.chats.entry(chat_id).or_default();
         *seen.messages.entry(media).or_default() += 1;
-        if let Ok(at) = message.get_datetime("ts") {
-            let at = at.timestamp_millis();
+        if let Some(at) = message.millis("ts") {
             let (first, last) = seen.span.unwrap_or((at, at));
             seen.span = Some((first.min(at), last.max(at)));
         }
-        let text = |name: &str| message.get_str(name).ok().filter(|text| !text.is_empty());
+        let text = |name: &str| message.text(name).filter(|text| !text.is_empty());
         seen.channels.extend(text("channel_name").or_else(|| text("channel_source")).map(str::to_owned));
     }
 
     /// Adds a note, of which the fields [`NOTES_COUNTED_BY`] are known.
-    pub fn add_note(&mut self, note: &Document) {
-        let Ok(chat_id) = note.get_str("chat_id") else { return };
+    pub fn add_note(&mut self, note: &Record) {
+        let Some(chat_id) = note.text("chat_id") else { return };
         let seen = self.chats.entry(chat_id.to_owned()).or_default();
         seen.notes += 1;
-        let at = note.get_datetime("created_at").ok().map(|at| at.timestamp_millis());
-        seen.last_note = seen.last_note.max(at);
+        seen.last_note = seen.last_note.max(note.millis("created_at"));
     }
 
     /// By conversation.
@@ -95,11 +94,11 @@ impl Documents {
 }
 
 /// Gives fields the values that they have in a new document, or none.
-pub(super) fn reset(document: &mut Document, fields: &[&str], new: &Document) {
+pub(super) fn reset(record: &mut Record, fields: &[&'static str], new: &Record) {
     for name in fields {
         match new.get(name) {
-            Some(value) => drop(document.insert(*name, value.clone())),
-            None => drop(document.remove(name)),
+            Some(value) => record.set(*name, value),
+            None => record.remove(name),
         }
     }
 }
@@ -111,18 +110,17 @@ struct Forgetting<'a> {
 }
 
 impl Forgetting<'_> {
-    fn all(&self, table: &mut Table, ids: &BTreeSet<String>, forget: impl Fn(&mut Document)) {
+    fn all(&self, table: &mut Table, ids: &BTreeSet<String>, forget: impl Fn(&mut Record)) {
         for id in ids {
-            let Some(document) = table.get_mut(id) else { continue };
+            let Some(record) = table.get_mut(id) else { continue };
             // A contact's `created_at` may be the sender's word, which says nothing about when it was first stored.
-            let first_stored =
-                document.get_datetime("created_at").ok().filter(|_| !Stamp::is_on(document, "created_at"));
+            let first_stored = record.millis("created_at").filter(|_| !Stamp::is_on(record, "created_at"));
             // Without stamps it is the bridge's.
-            let is_known_whole =
-                document.contains_key(MERGE_FIELD) && first_stored.is_some_and(|at| *at >= self.horizon);
-            Stamp::forget(document, &self.told_by);
+            let is_known_whole = record.get(MERGE_FIELD).is_some()
+                && first_stored.is_some_and(|at| at >= self.horizon.timestamp_millis());
+            Stamp::forget(record, &self.told_by);
             if is_known_whole {
-                forget(document);
+                forget(record);
             }
         }
     }

@@ -2,9 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use mongodb::bson::{Document, doc};
-
 use super::ledger::VARIANT_DIGITS;
+use super::record::Record;
 use crate::decode::Event;
 
 /// The field in which documents remember, per part, the stamp of the event that it comes from.
@@ -45,54 +44,50 @@ impl<'a> Stamp<'a> {
         Some(Self { at: at.parse().ok()?, key, body })
     }
 
-    /// Whether `part` of this document has a stamp.
+    /// Whether `part` of this record has a stamp.
     #[must_use]
-    pub fn is_on(document: &Document, part: &str) -> bool {
-        Stamp::on(document, part).is_some()
+    pub fn is_on(record: &Record, part: &str) -> bool {
+        Stamp::on(record, part).is_some()
     }
 
-    /// Takes the stamps of these events off a document, so that they can be applied to it once more.
-    pub fn forget(document: &mut Document, told_by: &BTreeSet<(&str, &str)>) {
-        let Ok(parts) = document.get_document_mut(MERGE_FIELD) else { return };
+    /// Takes the stamps of these events off a record, so that they can be applied to it once more.
+    pub fn forget(record: &mut Record, told_by: &BTreeSet<(&str, &str)>) {
         let ours = |stamp: Stamp<'_>| told_by.contains(&stamp.event());
-        let kept = std::mem::take(parts).into_iter();
-        parts.extend(kept.filter(|(_, stamp)| !stamp.as_str().and_then(Stamp::read).is_some_and(ours)));
+        if record.get(MERGE_FIELD).is_some() {
+            record.edit(MERGE_FIELD, |parts| {
+                parts.retain(|_, stamp| !stamp.as_str().and_then(Stamp::read).is_some_and(ours));
+            });
+        }
     }
 
-    fn on(document: &'a Document, part: &str) -> Option<Self> {
-        Self::read(document.get_document(MERGE_FIELD).ok()?.get_str(part).ok()?)
+    fn on(record: &'a Record, part: &str) -> Option<Self> {
+        Self::read(record.document(MERGE_FIELD)?.get_str(part).ok()?)
     }
 
-    /// Claims a part of a document if this stamp is later than the one on it; says whether it was.
+    /// Claims a part of a record if this stamp is later than the one on it; says whether it was.
     #[must_use]
-    pub fn claim_as_latest(&self, document: &mut Document, part: &str) -> bool {
-        self.claim(document, part, |on_it| on_it < *self)
+    pub fn claim_as_latest(&self, record: &mut Record, part: &'static str) -> bool {
+        self.claim(record, part, |on_it| on_it < *self)
     }
 
-    /// Claims a part of a document if this stamp is earlier than the one on it; says whether it was.
+    /// Claims a part of a record if this stamp is earlier than the one on it; says whether it was.
     #[must_use]
-    pub fn claim_as_earliest(&self, document: &mut Document, part: &str) -> bool {
-        self.claim(document, part, |on_it| on_it > *self)
+    pub fn claim_as_earliest(&self, record: &mut Record, part: &'static str) -> bool {
+        self.claim(record, part, |on_it| on_it > *self)
     }
 
-    fn claim(&self, document: &mut Document, part: &str, yields: impl FnOnce(Stamp<'_>) -> bool) -> bool {
-        let claimed = Stamp::on(document, part).is_none_or(yields);
+    fn claim(&self, record: &mut Record, part: &'static str, yields: impl FnOnce(Stamp<'_>) -> bool) -> bool {
+        let claimed = Stamp::on(record, part).is_none_or(yields);
         if claimed {
-            self.put(document, part);
+            self.put(record, part);
         }
         claimed
     }
 
-    fn put(&self, document: &mut Document, part: &str) {
-        let Ok(parts) = document.get_document_mut(MERGE_FIELD) else {
-            document.insert(MERGE_FIELD, doc! {part: self.text()});
-            return;
-        };
-        if parts.insert(part, self.text()).is_none() {
-            // The order in which parts first came must not show.
-            let mut sorted: Vec<_> = std::mem::take(parts).into_iter().collect();
-            sorted.sort_by(|a, b| a.0.cmp(&b.0));
-            parts.extend(sorted);
-        }
+    fn put(&self, record: &mut Record, part: &'static str) {
+        record.edit(MERGE_FIELD, |parts| {
+            parts.set(part, self.text());
+            parts.sort();
+        });
     }
 }

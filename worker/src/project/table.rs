@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use mongodb::bson::error::Result;
 use mongodb::bson::raw::CStr;
-use mongodb::bson::{DateTime, Document, RawBsonRef, RawDocument, RawDocumentBuf, cstr, doc, rawdoc};
+use mongodb::bson::{DateTime, RawBsonRef, RawDocument, RawDocumentBuf, cstr, rawdoc};
+
+use super::record::Record;
 
 /// Documents by `_id`.
 #[derive(Clone, Debug, Default)]
@@ -12,9 +14,8 @@ pub struct Table(BTreeMap<String, Row>);
 
 #[derive(Clone, Debug)]
 struct Row {
-    /// In bytes, which cost little to keep and to compare.
     stored: Option<RawDocumentBuf>,
-    now: Document,
+    now: Record,
 }
 
 /// What has to be written to make the stored documents what they are to be.
@@ -27,11 +28,11 @@ pub struct Writes {
 }
 
 impl Table {
-    /// Takes in documents as they are stored. Fails if one of them is no BSON, as somebody's text that isn't UTF-8.
+    /// Takes in documents as they are stored. Fails if one of them is no BSON.
     pub fn load(&mut self, documents: impl IntoIterator<Item = RawDocumentBuf>) -> Result<()> {
         for stored in documents {
-            let now = Document::try_from(&stored)?;
-            if let Ok(id) = now.get_str("_id") {
+            let now = Record::read(&stored)?;
+            if let Some(id) = now.text("_id") {
                 self.0.insert(id.to_owned(), Row { stored: Some(stored), now });
             }
         }
@@ -40,32 +41,32 @@ impl Table {
 
     /// The document of this id, if there is one.
     #[must_use]
-    pub fn get(&self, id: &str) -> Option<&Document> {
+    pub fn get(&self, id: &str) -> Option<&Record> {
         self.0.get(id).map(|row| &row.now)
     }
 
     /// The document of this id, to be changed, if there is one.
-    pub fn get_mut(&mut self, id: &str) -> Option<&mut Document> {
+    pub fn get_mut(&mut self, id: &str) -> Option<&mut Record> {
         self.0.get_mut(id).map(|row| &mut row.now)
     }
 
     /// The document of this id, to be changed; made with `new` if there is none.
-    pub fn get_or_insert(&mut self, id: &str, new: impl FnOnce() -> Document) -> &mut Document {
+    pub fn get_or_insert(&mut self, id: &str, new: impl FnOnce() -> Record) -> &mut Record {
         let row = self.0.entry(id.to_owned()).or_insert_with(|| {
-            let mut now = doc! {"_id": id};
-            now.extend(new());
+            let mut now = new();
+            now.identify(id);
             Row { stored: None, now }
         });
         &mut row.now
     }
 
     /// All documents.
-    pub fn iter(&self) -> impl Iterator<Item = &Document> {
+    pub fn iter(&self) -> impl Iterator<Item = &Record> {
         self.0.values().map(|row| &row.now)
     }
 
     /// All documents, to be changed.
-    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Document> {
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Record> {
         self.0.values_mut().map(|row| &mut row.now)
     }
 
@@ -73,9 +74,8 @@ impl Table {
     pub fn into_writes(self, updated_at: Option<DateTime>) -> Result<Writes> {
         let mut writes = Writes::default();
         for (id, Row { stored, now }) in self.0 {
-            let now = RawDocumentBuf::try_from(&now)?;
             match stored {
-                None => writes.inserts.push(now),
+                None => writes.inserts.push(now.write()),
                 Some(stored) => writes.updates.extend(update(&id, &stored, &now, updated_at)?),
             }
         }
@@ -87,16 +87,17 @@ impl Table {
 fn update(
     id: &str,
     stored: &RawDocument,
-    now: &RawDocument,
+    now: &Record,
     updated_at: Option<DateTime>,
 ) -> Result<Option<RawDocumentBuf>> {
-    let (before, after) = (fields(stored)?, fields(now)?);
-    let same = |(name, value): &(&CStr, RawBsonRef<'_>)| before.iter().any(|(n, v)| n == name && v == value);
+    let before: Vec<(&CStr, RawBsonRef<'_>)> = stored.iter().collect::<Result<_>>()?;
+    let is_same =
+        |name, value| before.iter().any(|(known, stored)| known.as_str() == name && *stored == value);
     let (mut set, mut unset) = (RawDocumentBuf::new(), RawDocumentBuf::new());
-    for (name, value) in after.iter().filter(|field| !same(field)) {
-        set.append(name, *value);
+    for (name, value) in now.iter().filter(|(name, value)| !is_same(*name, *value)) {
+        set.append(<&CStr>::try_from(name)?, value);
     }
-    for (name, _) in before.iter().filter(|(name, _)| after.iter().all(|(n, _)| n != name)) {
+    for (name, _) in before.iter().filter(|(name, _)| now.get(name.as_str()).is_none()) {
         unset.append(name, true);
     }
     if set.is_empty() && unset.is_empty() {
@@ -117,10 +118,6 @@ fn update(
     Ok(Some(rawdoc! {"q": {"_id": id}, "u": change}))
 }
 
-fn fields(document: &RawDocument) -> Result<Vec<(&CStr, RawBsonRef<'_>)>> {
-    document.iter().collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -128,12 +125,12 @@ mod tests {
     #[test]
     fn only_what_changed_is_written() {
         let mut table = Table::default();
-        let stored = [doc! {"_id": "a", "x": 1, "theirs": 2, "old": 3}, doc! {"_id": "b", "x": 1}];
-        table.load(stored.iter().map(|document| RawDocumentBuf::try_from(document).unwrap())).unwrap();
-        let document = table.get_mut("a").unwrap();
-        document.insert("x", "$y");
-        document.remove("old");
-        table.get_or_insert("c", || doc! {"z": 1});
+        let stored = [rawdoc! {"_id": "a", "x": 1, "theirs": 2, "old": 3}, rawdoc! {"_id": "b", "x": 1}];
+        table.load(stored).unwrap();
+        let record = table.get_mut("a").unwrap();
+        record.set("x", "$y");
+        record.remove("old");
+        table.get_or_insert("c", || Record::from([("z", 1.into())]));
         let writes = table.into_writes(None).unwrap();
         assert_eq!(writes.inserts, [rawdoc! {"_id": "c", "z": 1}]);
         let change = rawdoc! {"$set": {"x": "$y"}, "$unset": {"old": true}};

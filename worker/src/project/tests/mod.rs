@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use mongodb::bson::{Bson, DateTime, Document, RawDocumentBuf, doc};
 use shared::event::Stream;
 
+use super::record::Record;
 use super::table::{Table, Writes};
 use super::{Documents, Outcome, Wanted, ledger};
 use crate::decode::{Envelope, Event};
@@ -199,7 +200,7 @@ impl Collection {
                 document.clone().into_iter().filter(|(name, _)| is_kept(name)).collect()
             }
         });
-        into.load(found.map(|document| RawDocumentBuf::try_from(&document).unwrap())).unwrap();
+        into.load(found.map(|document| raw(&document))).unwrap();
     }
 
     fn save(&mut self, writes: Writes) {
@@ -224,6 +225,14 @@ impl Collection {
             }
         }
     }
+}
+
+fn raw(document: &Document) -> RawDocumentBuf {
+    document.try_into().unwrap()
+}
+
+fn record(document: &Document) -> Record {
+    Record::read(&raw(document)).unwrap()
 }
 
 fn date(at_ms: i64) -> Bson {

@@ -35,10 +35,10 @@ impl Database {
         };
         let mut neighbours = Neighbours::default();
         for message in in_chats(&self.messages, &MESSAGES_COUNTED_BY, &documents.messages) {
-            neighbours.add_message(&message);
+            neighbours.add_message(&record(&message));
         }
         for note in in_chats(&self.notes, &NOTES_COUNTED_BY, &documents.notes) {
-            neighbours.add_note(&note);
+            neighbours.add_note(&record(&note));
         }
         documents.rebuild(events, &neighbours, DateTime::from_millis(horizon), now);
         self.save(&documents, now);
@@ -77,7 +77,7 @@ fn harm(database: &mut Database, collection: usize, which: prop::sample::Index, 
     }
     let id = documents.keys().nth(which.index(documents.len())).unwrap().clone();
     let document = documents.get_mut(&id).unwrap();
-    let is_anothers = Stamp::is_on(document, "created_at") || !document.contains_key(MERGE_FIELD);
+    let is_anothers = Stamp::is_on(&record(document), "created_at") || !document.contains_key(MERGE_FIELD);
     if is_anothers && !matches!(damage, Damage::Delete) {
         // It isn't known when we first stored this, or whether we did: parts that no event has set may be another's.
         return;
