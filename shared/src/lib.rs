@@ -5,6 +5,7 @@ pub mod amqp;
 pub mod dotenv;
 pub mod env;
 pub mod event;
+pub mod gate;
 pub mod json;
 pub mod publisher;
 pub mod shutdown;

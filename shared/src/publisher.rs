@@ -15,6 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
 use crate::amqp::{ConfirmChannel, Link, Session};
+use crate::gate::Gate;
 use crate::topology;
 
 /// Persistent, in the words of AMQP.
@@ -107,6 +108,7 @@ pub struct Publisher {
     in_flight: Arc<AtomicUsize>,
     nacks: Arc<AtomicUsize>,
     next_channel: AtomicUsize,
+    gate: Arc<Gate>,
 }
 
 impl Publisher {
@@ -121,6 +123,7 @@ impl Publisher {
             in_flight: Arc::default(),
             nacks: Arc::default(),
             next_channel: AtomicUsize::new(0),
+            gate: Arc::default(),
         }
     }
 
@@ -156,6 +159,7 @@ impl Publisher {
             nacks: self.nacks.clone(),
             channel: self.next_channel.fetch_add(1, Ordering::Relaxed),
             session,
+            gate: self.gate.clone(),
         };
         // A task of its own, which outlives this call: a confirm that is dropped leaks in lapin, and the
         // message still takes its place until it is settled.
@@ -198,6 +202,7 @@ struct Sending {
     nacks: Arc<AtomicUsize>,
     channel: usize,
     session: Arc<Session>,
+    gate: Arc<Gate>,
 }
 
 impl Sending {
@@ -233,6 +238,7 @@ impl Sending {
         let ConfirmChannel { channel, order } = &channels[self.channel % channels.len()];
         let Message { exchange, routing_key, properties, body } = message;
         let options = BasicPublishOptions::default();
+        let _passed = self.gate.pass().await;
         let mut sending = pin!(channel.basic_publish(exchange, routing_key, options, &body, properties));
         // Numbered and put into line the first time that it is polled.
         let begun = poll_fn(|context| {

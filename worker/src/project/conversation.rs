@@ -27,23 +27,20 @@ pub fn touch(conversations: &mut Table, chat_id: &str, event: &Event, now: DateT
     if conversation.document("contact").is_none() {
         conversation.set("contact", no_contact());
     }
-    if let Some(sent) = event.contact() {
-        if stamp.claim_as_latest(conversation, "contact") {
-            let mut contact = contact::nine_fields(Some(sent));
-            let lifecycle = conversation.document("contact").and_then(|old| old.get("lifecycle").ok()?);
-            contact.set("lifecycle", or_null(lifecycle));
-            conversation.set("contact", contact);
-        }
-        if let Some(assignee) = contact::assignee(sent)
-            && stamp.claim_as_latest(conversation, "assignee")
-        {
-            conversation.set("assignee", assignee);
-        }
-    }
-    if let Some(lifecycle) = contact::lifecycle(event)
-        && stamp.claim_as_latest(conversation, "lifecycle")
-    {
+    let lifecycle = contact::lifecycle(event).filter(|_| stamp.claim_as_latest(conversation, "lifecycle"));
+    let sent = event.contact();
+    if let Some(sent) = sent.filter(|_| stamp.claim_as_latest(conversation, "contact")) {
+        let mut contact = contact::nine_fields(Some(sent));
+        let known = || Some(conversation.document("contact")?.get("lifecycle").ok()??.into());
+        contact.set("lifecycle", or_null(lifecycle.or_else(known)));
+        conversation.set("contact", contact);
+    } else if let Some(lifecycle) = lifecycle {
         conversation.edit("contact", |contact| contact.set("lifecycle", lifecycle));
+    }
+    if let Some(assignee) = sent.and_then(contact::assignee)
+        && stamp.claim_as_latest(conversation, "assignee")
+    {
+        conversation.set("assignee", assignee);
     }
     match event.kind {
         Kind::Opened => opened(conversation, event, &stamp),
