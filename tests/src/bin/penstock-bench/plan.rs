@@ -53,7 +53,6 @@ impl Plan {
             shape: 30_000,
             million: 1_000_000,
             million_publish: Duration::from_secs(100),
-            // Long enough to hold a share of what MongoDB puts off, such as writing to disk.
             slices: (10_000, 210_000, 200_000),
             // Three times what a million takes on two idle cores.
             patience: Duration::from_mins(6),

@@ -106,7 +106,7 @@ impl Stage {
 
 /// What the server knows without counting. It counts what is inserted, though nobody can see it before the commit: so
 /// it may be ahead by a batch of each lane.
-async fn stored(database: &Database) -> anyhow::Result<u64> {
+pub async fn stored(database: &Database) -> anyhow::Result<u64> {
     Ok(database.0.collection::<Document>("webhook_events").estimated_document_count().await?)
 }
 
