@@ -13,7 +13,7 @@ const LARGE: usize = 16;
 /// Longest wait: the confirm that is waited for may be of a queue that is slow, and nobody else should suffer from that.
 const LONGEST: Duration = Duration::from_millis(2);
 
-/// Whoever comes while something is unconfirmed waits for its confirm, and then leaves with all others that wait.
+/// Whoever comes while something is unconfirmed waits until nothing is, and then leaves with all others that wait.
 #[derive(Debug, Default)]
 pub struct Gate {
     unconfirmed: AtomicUsize,

@@ -8,12 +8,15 @@ use futures_util::future::join_all;
 use lapin::Acker;
 use lapin::options::BasicAckOptions;
 use tokio::sync::mpsc;
-use tokio::time::timeout;
+use tokio::time::{interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 /// Longest time for acknowledgements to be written to the connection.
 const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Longest time that a delivery waits for earlier ones.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// A delivery that is to be acknowledged.
 #[derive(Debug)]
@@ -25,12 +28,17 @@ pub struct Done {
 }
 
 /// Acknowledges the deliveries of a channel, all those up to one at a time. No more than `held_back` wait for earlier ones
-/// to be done.
+/// to be done, and none for long: if one never is, RabbitMQ must not deliver again what came after it.
 ///
-/// Ends when no more can come, or when `lost` is cancelled. Cancels it itself if the channel takes no acknowledgements.
+/// Ends when no more can come. Cancels `lost` if the channel takes no acknowledgements, and makes none once that is cancelled.
 pub async fn run(mut done: mpsc::Receiver<Done>, held_back: usize, lost: CancellationToken) {
     let (mut order, mut ackers, mut some) = (Order::default(), BTreeMap::new(), Vec::new());
-    while done.recv_many(&mut some, held_back.max(1)).await > 0 {
+    let mut patience = interval(PATIENCE);
+    loop {
+        tokio::select! {
+            number = done.recv_many(&mut some, held_back.max(1)) => if number == 0 { break },
+            _ = patience.tick() => acknowledge_each(&mut order, &mut ackers, &lost).await,
+        }
         for Done { tag, acker } in some.drain(..) {
             order.done.insert(tag);
             ackers.insert(tag, acker);
@@ -81,34 +89,43 @@ struct Order {
     next: u64,
     /// Done, and not acknowledged.
     done: BTreeSet<u64>,
-    /// Acknowledged before an earlier one was.
-    early: BTreeSet<u64>,
+    /// Acknowledged before an earlier one was: first and last of each run without a gap. There are no more gaps than
+    /// deliveries in hand.
+    early: BTreeMap<u64, u64>,
 }
 
 impl Default for Order {
     fn default() -> Self {
-        Self { next: 1, done: BTreeSet::new(), early: BTreeSet::new() }
+        Self { next: 1, done: BTreeSet::new(), early: BTreeMap::new() }
     }
 }
 
 impl Order {
     /// The last one of those that are done as all before them are, to be acknowledged with these.
     fn complete(&mut self) -> Option<u64> {
-        let mut last = None;
+        let mut complete = None;
         loop {
             if self.done.remove(&self.next) {
-                last = Some(self.next);
-            } else if !self.early.remove(&self.next) {
-                return last;
+                complete = Some(self.next);
+                self.next += 1;
+            } else if let Some(last) = self.early.remove(&self.next) {
+                self.next = last + 1;
+            } else {
+                return complete;
             }
-            self.next += 1;
         }
     }
 
     /// All that are done, each to be acknowledged by itself.
     fn single(&mut self) -> BTreeSet<u64> {
         let done = std::mem::take(&mut self.done);
-        self.early.extend(&done);
+        for tag in &done {
+            let last = self.early.remove(&(tag + 1)).unwrap_or(*tag);
+            match self.early.range_mut(..tag).next_back() {
+                Some((_, end)) if *end + 1 == *tag => *end = last,
+                _ => drop(self.early.insert(*tag, last)),
+            }
+        }
         done
     }
 }
@@ -142,5 +159,18 @@ mod tests {
         order.done.insert(4);
         assert_eq!(order.complete(), Some(4));
         assert!(order.early.is_empty());
+    }
+
+    #[test]
+    fn one_that_is_never_done_costs_no_memory_for_those_after_it() {
+        let mut order = Order::default();
+        for tags in [[5, 2], [3, 8], [4, 7]] {
+            order.done.extend(tags);
+            order.single();
+        }
+        assert_eq!(order.early, BTreeMap::from([(2, 5), (7, 8)]));
+        order.done.extend([1, 6]);
+        assert_eq!(order.complete(), Some(6));
+        assert_eq!((order.next, order.early.len()), (9, 0));
     }
 }

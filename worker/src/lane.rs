@@ -108,7 +108,7 @@ pub struct Lane {
     pub done: mpsc::Sender<Done>,
     /// Cancelled when nothing can be acknowledged any more.
     pub lost: CancellationToken,
-    /// So many batches are to be looked up, see [`LOOKED_UP`].
+    /// So many batches are to be looked up before one is taken to be new again.
     pub look_up: u32,
 }
 

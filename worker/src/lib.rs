@@ -1,6 +1,6 @@
 //! worker: writes events into MongoDB, each event's effects exactly once.
 //!
-//! The way of a delivery: [`consume`] → [`decode`] → [`lane`] → [`store`] → [`transaction`] → [`project`] (pure) → [`settle`].
+//! The way of a delivery: [`consume`] → [`decode`] → [`lane`] → [`store`] → [`transaction`] → [`project`] (pure) → [`acknowledge`].
 
 use std::collections::BTreeMap;
 use std::io;

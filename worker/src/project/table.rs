@@ -95,7 +95,10 @@ fn update(
         |name, value| before.iter().any(|(known, stored)| known.as_str() == name && *stored == value);
     let (mut set, mut unset) = (RawDocumentBuf::new(), RawDocumentBuf::new());
     for (name, value) in now.iter().filter(|(name, value)| !is_same(*name, *value)) {
-        set.append(<&CStr>::try_from(name)?, value);
+        // Which comes below, and must not come twice.
+        if updated_at.is_none() || name != "updated_at" {
+            set.append(<&CStr>::try_from(name)?, value);
+        }
     }
     for (name, _) in before.iter().filter(|(name, _)| now.get(name.as_str()).is_none()) {
         unset.append(name, true);
