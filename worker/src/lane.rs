@@ -34,7 +34,7 @@ const MAX_BATCH_BYTES: usize = 512 << 10;
 const LINGER_FACTOR: u32 = 2;
 
 /// So many batches are looked up first after one with something that was there already. Others are taken to be new: that saves
-/// an eighth of the work, and if it isn't so, a duplicate key ends the transaction. Such a miss costs as much as ten look-ups save.
+/// a twentieth of the work, more if batches are small, and if it isn't so, a duplicate key ends the transaction.
 const LOOKED_UP: u32 = 10;
 
 /// A delivery on its way through a lane.
@@ -99,7 +99,7 @@ struct Batch {
 /// The body of something that can't be read as an event, why, and the receipt.
 type Rubbish = (Vec<u8>, Dead, String, Receipt);
 
-/// A lane's surroundings.
+/// A lane: what it works with, and what it remembers.
 #[derive(Debug)]
 pub struct Lane {
     /// What it shares with the tenant's other lanes.
