@@ -22,7 +22,7 @@ const CPU_RATE: u64 = 5000;
 /// A step fails on a busy machine by chance: only so many in a row end the ramp.
 const FAILURES: u32 = 2;
 /// Backlog that is no growth: what comes within this time.
-const ROOM: f64 = 0.5;
+const ROOM: f64 = 0.25;
 /// Growth from the middle to the end that is none, likewise.
 const SLACK: f64 = 0.05;
 /// Longest time between steps for the backlog to be stored.
