@@ -136,7 +136,7 @@ pub async fn read_body(payload: &mut web::Payload, limit: usize, memory: &Memory
                 body.bytes.truncate(EVIDENCE_BYTES);
             }
         }
-        body.digest = hash.map(|hash| event::hex(&hash.finalize()));
+        body.digest = hash.map(|hash| hex::encode(hash.finalize()));
         Some(body)
     };
     timeout(BODY_TIMEOUT, read).await.ok().flatten()

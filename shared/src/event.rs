@@ -1,7 +1,5 @@
 //! What an event is called: its key, its type, the stream it came on.
 
-use std::fmt::Write;
-
 use sha2::{Digest, Sha256};
 
 use crate::json::Object;
@@ -109,23 +107,13 @@ pub fn body_key(tenant: &str, body: &[u8]) -> String {
     hash.update(tenant.as_bytes());
     hash.update(b"\n");
     hash.update(body);
-    format!("sha256:{}", hex(&hash.finalize()))
+    format!("sha256:{}", hex::encode(hash.finalize()))
 }
 
 /// SHA-256 of a body in hexadecimal.
 #[must_use]
 pub fn body_digest(body: &[u8]) -> String {
-    hex(&Sha256::digest(body))
-}
-
-/// Bytes in hexadecimal.
-#[must_use]
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        // Writing to a String can't fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+    hex::encode(Sha256::digest(body))
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use std::borrow::Cow;
 use std::fmt;
 
 use ahash::RandomState;
+use compact_str::{CompactString, ToCompactString};
 use indexmap::IndexMap;
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 
@@ -15,7 +16,10 @@ pub const MAX_DEPTH: usize = 128;
 
 /// An object's members in the order they were sent; of duplicate keys the last value counts. Hashed with keys drawn at
 /// random, since senders choose the names.
-pub type Object = IndexMap<String, Json, RandomState>;
+pub type Object = IndexMap<Text, Json, RandomState>;
+
+/// A text. Most are short, and held without a place in memory of their own.
+pub type Text = CompactString;
 
 /// Any JSON value. Numbers keep their digits.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,9 +29,9 @@ pub enum Json {
     /// `true` or `false`
     Bool(bool),
     /// A number, with the digits it was sent with.
-    Number(String),
+    Number(Text),
     /// A string, unescaped.
-    Text(String),
+    Text(Text),
     /// An array.
     List(Vec<Json>),
     /// An object. In a box, since elements of a list take the room of the largest variant.
@@ -183,8 +187,8 @@ impl Json {
     #[must_use]
     pub fn id(&self) -> Option<String> {
         match self {
-            Json::Text(text) if !text.trim().is_empty() => Some(text.clone()),
-            Json::Number(number) => Some(whole_number(number).unwrap_or_else(|| number.clone())),
+            Json::Text(text) if !text.trim().is_empty() => Some(text.to_string()),
+            Json::Number(number) => Some(whole_number(number).unwrap_or_else(|| number.to_string())),
             _ => None,
         }
     }
@@ -297,23 +301,19 @@ impl<'de> Visitor<'de> for JsonVisitor {
     }
 
     fn visit_i64<E>(self, value: i64) -> Result<Json, E> {
-        Ok(Json::Number(value.to_string()))
+        Ok(Json::Number(value.to_compact_string()))
     }
 
     fn visit_u64<E>(self, value: u64) -> Result<Json, E> {
-        Ok(Json::Number(value.to_string()))
+        Ok(Json::Number(value.to_compact_string()))
     }
 
     fn visit_f64<E>(self, value: f64) -> Result<Json, E> {
-        Ok(Json::Number(value.to_string()))
+        Ok(Json::Number(value.to_compact_string()))
     }
 
     fn visit_str<E>(self, value: &str) -> Result<Json, E> {
-        Ok(Json::Text(value.to_owned()))
-    }
-
-    fn visit_string<E>(self, value: String) -> Result<Json, E> {
-        Ok(Json::Text(value))
+        Ok(Json::Text(value.into()))
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Json, A::Error> {
@@ -326,17 +326,54 @@ impl<'de> Visitor<'de> for JsonVisitor {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Json, A::Error> {
         let mut object = Object::default();
-        while let Some((key, value)) = map.next_entry::<String, Json>()? {
-            object.insert(key, value);
-        }
-        match object.first() {
-            Some((key, Json::Text(number)))
-                if object.len() == 1 && key == NUMBER_MARKER && is_number(number) =>
-            {
-                Ok(Json::Number(number.clone()))
+        while let Some(name) = map.next_key()? {
+            let value = map.next_value()?;
+            match (name, value) {
+                (Name::Number, Json::Text(number)) if object.is_empty() && is_number(&number) => {
+                    // As the first of several members it is a name like any other.
+                    let Some(name) = map.next_key::<Name>()? else { return Ok(Json::Number(number)) };
+                    object.insert(NUMBER_MARKER.into(), Json::Text(number));
+                    object.insert(name.into(), map.next_value()?);
+                }
+                (name, value) => drop(object.insert(name.into(), value)),
             }
-            _ => Ok(Json::Object(Box::new(object))),
         }
+        Ok(Json::Object(Box::new(object)))
+    }
+}
+
+/// A member's name, or the marker, which comes with every number.
+enum Name {
+    Number,
+    Other(Text),
+}
+
+impl From<Name> for Text {
+    fn from(name: Name) -> Self {
+        match name {
+            Name::Number => NUMBER_MARKER.into(),
+            Name::Other(name) => name,
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Name {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_str(NameVisitor)
+    }
+}
+
+struct NameVisitor;
+
+impl Visitor<'_> for NameVisitor {
+    type Value = Name;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a name")
+    }
+
+    fn visit_str<E>(self, name: &str) -> Result<Name, E> {
+        Ok(if name == NUMBER_MARKER { Name::Number } else { Name::Other(name.into()) })
     }
 }
 
@@ -435,7 +472,7 @@ mod tests {
 
         #[test]
         fn any_value_is_an_id_or_none(text in "[-+.eEé0-9]{0,12}") {
-            for value in [Json::Number(text.clone()), Json::Text(text.clone())] {
+            for value in [Json::Number(text.clone().into()), Json::Text(text.clone().into())] {
                 let _ = value.id();
             }
             let forged = format!(r#"{{"id":{{"$serde_json::private::Number":"{text}"}}}}"#);

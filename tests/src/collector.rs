@@ -8,7 +8,6 @@ use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue};
 use opentelemetry_proto::tonic::trace::v1::Span;
 use prost::Message;
-use shared::event::hex;
 
 /// A span, readable.
 #[derive(Clone, Debug)]
@@ -86,9 +85,9 @@ fn readable(service: &str, span: &Span) -> Seen {
     Seen {
         service: service.to_owned(),
         name: span.name.clone(),
-        trace: hex(&span.trace_id),
-        id: hex(&span.span_id),
-        parent: hex(&span.parent_span_id),
+        trace: hex::encode(&span.trace_id),
+        id: hex::encode(&span.span_id),
+        parent: hex::encode(&span.parent_span_id),
         took: span.end_time_unix_nano - span.start_time_unix_nano,
         attributes: span.attributes.iter().map(|each| format!("{}={}", each.key, text(each))).collect(),
     }

@@ -13,7 +13,7 @@ pub fn value(json: &Json) -> RawBson {
         Json::Null => RawBson::Null,
         Json::Bool(flag) => RawBson::Boolean(*flag),
         Json::Number(text) => number(text),
-        Json::Text(text) => RawBson::String(text.clone()),
+        Json::Text(text) => RawBson::String(text.to_string()),
         Json::List(list) => RawBson::Array(list.iter().map(value).collect()),
         Json::Object(members) => RawBson::Document(object(members)),
     }
@@ -22,7 +22,7 @@ pub fn value(json: &Json) -> RawBson {
 /// An object as BSON. A NUL, which BSON has no place for in names, becomes U+FFFD.
 #[must_use]
 pub fn object(members: &Object) -> RawDocumentBuf {
-    let mut object = RawDocumentBuf::new();
+    let mut object = with_room(32 * members.len());
     for (name, json) in without_nul(members).iter() {
         let Ok(name) = <&CStr>::try_from(name.as_str()) else { continue };
         match json {
@@ -33,12 +33,22 @@ pub fn object(members: &Object) -> RawDocumentBuf {
     object
 }
 
+/// An empty document with room for so many bytes: one that grows from nothing is moved again and again.
+#[must_use]
+pub fn with_room(bytes: usize) -> RawDocumentBuf {
+    let mut empty = RawDocumentBuf::new().into_bytes();
+    empty.reserve(bytes);
+    RawDocumentBuf::from_bytes(empty).unwrap_or_default()
+}
+
 /// Of names that become the same the last value counts, as always.
 fn without_nul(members: &Object) -> Cow<'_, Object> {
     if !members.keys().any(|name| name.contains('\0')) {
         return Cow::Borrowed(members);
     }
-    Cow::Owned(members.iter().map(|(name, json)| (name.replace('\0', "\u{fffd}"), json.clone())).collect())
+    Cow::Owned(
+        members.iter().map(|(name, json)| (name.replace('\0', "\u{fffd}").into(), json.clone())).collect(),
+    )
 }
 
 /// A member as BSON; null if it is missing.

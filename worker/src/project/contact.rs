@@ -1,6 +1,6 @@
 //! `contacts`: one document per contact id, written by contact events alone.
 
-use mongodb::bson::{DateTime, RawArrayBuf, RawBson, RawDocument, RawDocumentBuf};
+use mongodb::bson::{DateTime, RawArrayBuf, RawBson, RawDocument, RawDocumentBuf, rawdoc};
 use shared::json::{Json, Object};
 
 use super::record::Record;
@@ -130,19 +130,18 @@ fn custom_fields(contact: &Json) -> Option<RawBson> {
         }
     }
     if let Some(object) = listed.and_then(Json::object) {
-        fields.extend(object.iter().map(|(name, value)| (name.clone(), convert::value(value))));
+        fields.extend(object.iter().map(|(name, value)| (name.to_string(), convert::value(value))));
     }
     let speaks = !fields.is_empty() || listed.and_then(Json::list).is_some();
     fields.sort_by(|a, b| a.0.cmp(&b.0));
-    let fields =
-        fields.into_iter().map(|(name, value)| Record::from([("name", name.into()), ("value", value)]));
+    let fields = fields.into_iter().map(|(name, value)| rawdoc! {"name": name, "value": value});
     speaks.then(|| RawBson::Array(fields.map(RawBson::from).collect()))
 }
 
 fn flat_fields(members: &Object) -> Vec<(String, RawBson)> {
     let is_custom = |name: &str| !NINE.contains(&name) && !OWN_PLACE.contains(&name);
     let custom = members.iter().filter(|(name, _)| is_custom(name));
-    custom.map(|(name, value)| (name.clone(), convert::value(value))).collect()
+    custom.map(|(name, value)| (name.to_string(), convert::value(value))).collect()
 }
 
 /// Adds a change of lifecycle, each event once. Of bodies that share an event id the first counts.

@@ -153,7 +153,7 @@ fn add_content(record: &mut Record, message: Option<&Json>, inner: Option<&Json>
         Some("location") => {
             let place: shared::json::Object = ["latitude", "longitude", "address"]
                 .into_iter()
-                .filter_map(|name| Some((name.to_owned(), of_inner(name)?.clone())))
+                .filter_map(|name| Some((name.into(), of_inner(name)?.clone())))
                 .collect();
             take("location", Some(&Json::Object(Box::new(place))));
         }
@@ -212,10 +212,10 @@ fn parsed(value: RawBsonRef<'_>) -> Bson {
 
 fn read_moment(at: &Bson) -> Option<i64> {
     match at {
-        Bson::Int32(number) => moment::read(&Json::Number(number.to_string())),
-        Bson::Int64(number) => moment::read(&Json::Number(number.to_string())),
-        Bson::Double(number) => moment::read(&Json::Number(number.to_string())),
-        Bson::String(text) => moment::read(&Json::Text(text.clone())),
+        Bson::Int32(number) => moment::read(&Json::Number(number.to_string().into())),
+        Bson::Int64(number) => moment::read(&Json::Number(number.to_string().into())),
+        Bson::Double(number) => moment::read(&Json::Number(number.to_string().into())),
+        Bson::String(text) => moment::read(&Json::Text(text.into())),
         _ => None,
     }
 }
