@@ -106,8 +106,7 @@ impl Event {
             chat_id: chat_id(&members),
             event_type,
             members,
-            // `json::parse` has found it to be UTF-8.
-            body: String::from_utf8_lossy(body).into_owned(),
+            body: str::from_utf8(body).map_err(|_| Unusable::Invalid)?.to_owned(),
         })
     }
 

@@ -6,6 +6,8 @@ use mongodb::bson::error::Result;
 use mongodb::bson::raw::CStr;
 use mongodb::bson::{RawBson, RawBsonRef, RawDocument, RawDocumentBuf};
 
+use crate::convert;
+
 /// A document: its fields, in their order.
 ///
 /// Values stay in BSON's own bytes until somebody looks into them: most are only taken in, compared and written, and bytes make
@@ -29,8 +31,14 @@ impl Record {
     /// The document in BSON. A field whose name has a NUL is left out, since BSON has no place for it.
     #[must_use]
     pub fn write(&self) -> RawDocumentBuf {
-        let name = |name| <&CStr>::try_from(name).ok();
-        self.iter().filter_map(|(field, value)| Some((name(field)?, value))).collect()
+        let mut document =
+            convert::with_room(self.iter().map(|(name, value)| name.len() + size(value)).sum());
+        for (name, value) in self.iter() {
+            if let Ok(name) = <&CStr>::try_from(name) {
+                document.append(name, value);
+            }
+        }
+        document
     }
 
     /// All fields.
@@ -91,6 +99,18 @@ impl Record {
         self.set(name, inner);
     }
 
+    /// Gives a field of the document that is the value of a field a value, and puts its fields in the order of their names. Anything
+    /// else counts as an empty document.
+    pub fn set_in(&mut self, name: &'static str, inner: &'static str, value: &RawBson) {
+        let Ok(inner) = <&CStr>::try_from(inner) else { return };
+        let known = self.document(name).into_iter().flatten().flatten();
+        let mut fields: Vec<_> = known.filter(|(known, _)| *known != inner).collect();
+        fields.push((inner, value.as_raw_bson_ref()));
+        fields.sort_by_key(|(name, _)| name.as_str());
+        let fields: RawDocumentBuf = fields.into_iter().collect();
+        self.set(name, fields);
+    }
+
     /// Takes a field away.
     pub fn remove(&mut self, name: &str) {
         self.0.retain(|(known, _)| known != name);
@@ -110,6 +130,16 @@ impl Record {
     pub fn identify(&mut self, id: &str) {
         self.remove("_id");
         self.0.insert(0, ("_id".into(), id.into()));
+    }
+}
+
+/// Bytes that a value takes in a document, about.
+fn size(value: RawBsonRef<'_>) -> usize {
+    match value {
+        RawBsonRef::String(text) => text.len() + 7,
+        RawBsonRef::Document(document) => document.as_bytes().len() + 2,
+        RawBsonRef::Array(array) => array.as_bytes().len() + 2,
+        _ => 10,
     }
 }
 

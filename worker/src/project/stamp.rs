@@ -79,15 +79,8 @@ impl<'a> Stamp<'a> {
     fn claim(&self, record: &mut Record, part: &'static str, yields: impl FnOnce(Stamp<'_>) -> bool) -> bool {
         let claimed = Stamp::on(record, part).is_none_or(yields);
         if claimed {
-            self.put(record, part);
+            record.set_in(MERGE_FIELD, part, &self.text().into());
         }
         claimed
-    }
-
-    fn put(&self, record: &mut Record, part: &'static str) {
-        record.edit(MERGE_FIELD, |parts| {
-            parts.set(part, self.text());
-            parts.sort();
-        });
     }
 }

@@ -7,6 +7,7 @@ use mongodb::bson::raw::CStr;
 use mongodb::bson::{DateTime, RawBsonRef, RawDocument, RawDocumentBuf, cstr, rawdoc};
 
 use super::record::Record;
+use crate::convert;
 
 /// Documents by `_id`.
 #[derive(Clone, Debug, Default)]
@@ -91,12 +92,14 @@ fn update(
     updated_at: Option<DateTime>,
 ) -> Result<Option<RawDocumentBuf>> {
     let before: Vec<(&CStr, RawBsonRef<'_>)> = stored.iter().collect::<Result<_>>()?;
-    let is_same =
-        |name, value| before.iter().any(|(known, stored)| known.as_str() == name && *stored == value);
-    let (mut set, mut unset) = (RawDocumentBuf::new(), RawDocumentBuf::new());
-    for (name, value) in now.iter().filter(|(name, value)| !is_same(*name, *value)) {
-        // Which comes below, and must not come twice.
-        if updated_at.is_none() || name != "updated_at" {
+    let (mut set, mut unset) = (convert::with_room(stored.as_bytes().len()), RawDocumentBuf::new());
+    for (place, (name, value)) in now.iter().enumerate() {
+        // Mostly at the same place, so that is where to look first.
+        let (earlier, later) = before.split_at(place.min(before.len()));
+        let stored = later.iter().chain(earlier).find(|(known, _)| known.as_str() == name);
+        let is_same = stored.is_some_and(|(_, stored)| *stored == value);
+        // `updated_at` comes below, and must not come twice.
+        if !is_same && (updated_at.is_none() || name != "updated_at") {
             set.append(<&CStr>::try_from(name)?, value);
         }
     }
