@@ -419,6 +419,12 @@ async fn an_event_that_always_takes_too_long_holds_up_only_its_own_lane() {
     // Those of an eighth of the contacts wait behind it.
     let most_stored = async || database.count("webhook_events").await >= 40;
     poll::until("the others are stored", true, most_stored).await;
+    // Though it came before them.
+    let rest_acknowledged = async || {
+        let stored = database.count("webhook_events").await;
+        place.unacknowledged("webhooks.faster").await.map(|rest| rest + stored) == Some(65)
+    };
+    poll::until("and acknowledged", true, rest_acknowledged).await;
     assert_eq!(database.find("messages", "a0").await, None);
     assert_eq!(broker.depth("dead.faster").await, Some(0));
     place.remove().await;

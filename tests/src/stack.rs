@@ -94,6 +94,13 @@ impl Place {
         format!("{}_{tenant}", self.name)
     }
 
+    /// Messages of a queue that consumers have and haven't acknowledged. RabbitMQ counts them every few seconds.
+    pub async fn unacknowledged(&self, queue: &str) -> Option<u64> {
+        let url = format!("{}/api/queues/{}/{queue}", self.management_url, self.name);
+        let queue: serde_json::Value = reqwest::get(url).await.ok()?.json().await.ok()?;
+        queue.get("messages_unacknowledged")?.as_u64()
+    }
+
     /// Calls RabbitMQ's management API and expects success.
     pub async fn manage(&self, method: Method, path: &str, body: Option<serde_json::Value>) {
         let mut request =
