@@ -5,7 +5,7 @@ pub mod amqp;
 pub mod dotenv;
 pub mod env;
 pub mod event;
-pub mod gate;
+mod gate;
 pub mod json;
 pub mod publisher;
 pub mod shutdown;

@@ -26,13 +26,14 @@ pub enum Next {
 #[derive(Debug)]
 pub struct Attempts {
     pause: Duration,
+    conflicts: u32,
     duplicate_keys: u32,
     missed_deadlines: u32,
 }
 
 impl Default for Attempts {
     fn default() -> Self {
-        Self { pause: HOLD.0, duplicate_keys: 0, missed_deadlines: 0 }
+        Self { pause: HOLD.0, conflicts: 0, duplicate_keys: 0, missed_deadlines: 0 }
     }
 }
 
@@ -42,6 +43,7 @@ impl Attempts {
         self.duplicate_keys = if failure.is_duplicate_key() { self.duplicate_keys + 1 } else { 0 };
         self.missed_deadlines += u32::from(matches!(failure, Failure::TimedOut(_)));
         let class = failure.class(self.duplicate_keys);
+        self.conflicts += u32::from(class == Class::Conflict);
         let next = match class {
             Class::Data => Next::Refuse,
             Class::Conflict => Next::Again(CONFLICT_PAUSE.mul_f64(fastrand::f64())),
@@ -49,6 +51,12 @@ impl Attempts {
             Class::Infrastructure | Class::Configuration => Next::Again(self.longer_pause()),
         };
         (class, next)
+    }
+
+    /// How many of them were conflicts.
+    #[must_use]
+    pub fn conflicts(&self) -> u32 {
+        self.conflicts
     }
 
     fn longer_pause(&mut self) -> Duration {
@@ -81,6 +89,15 @@ mod tests {
             assert_eq!(attempts.failed(&DUPLICATE_KEY, false).0, Class::Conflict);
         }
         assert_eq!(attempts.failed(&DUPLICATE_KEY, false), (Class::Data, Next::Refuse));
+    }
+
+    #[test]
+    fn conflicts_are_counted() {
+        let mut attempts = Attempts::default();
+        for failure in [WRITE_CONFLICT, TIMED_OUT, WRITE_CONFLICT] {
+            attempts.failed(&failure, false);
+        }
+        assert_eq!(attempts.conflicts(), 2);
     }
 
     #[test]

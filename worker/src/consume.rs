@@ -245,9 +245,10 @@ impl Lanes {
     fn start(context: &Arc<Context>, capacity: usize, lost: &CancellationToken) -> Self {
         let (done, to_acknowledge) = mpsc::channel(capacity);
         let mut lanes = Self { senders: Vec::new(), running: JoinSet::new(), lost: lost.clone() };
-        for _ in 0..context.settings.lanes {
+        for number in 0..context.settings.lanes {
             let (sender, jobs) = mpsc::channel(capacity);
-            let lane = Lane { context: context.clone(), done: done.clone(), lost: lost.clone(), look_up: 0 };
+            let (context, done, lost) = (context.clone(), done.clone(), lost.clone());
+            let lane = Lane { context, number, done, lost, look_up: 0, in_turn: 0 };
             lanes.spawn(lane.run(jobs));
             lanes.senders.push(sender);
         }

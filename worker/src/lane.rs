@@ -33,6 +33,12 @@ const MAX_BATCH_BYTES: usize = 512 << 10;
 /// however few events share it, so the slower they get, the fewer there should be.
 const LINGER_FACTOR: u32 = 2;
 
+/// So many batches are written in turn with other workers after one that conflicted with another: with a backlog, batches of two workers
+/// nearly always have a conversation in common, and a transaction that is refused late has cost most of what a good one does.
+const IN_TURN: u32 = 10;
+/// After so many conflicts a batch doesn't wait for its turn any more: a worker that was killed in its turn has it for a minute.
+const MOST_TURNS: u32 = 40;
+
 /// So many batches are looked up first after one with something that was there already. Others are taken to be new: that saves
 /// a twentieth of the work, more if batches are small, and if it isn't so, a duplicate key ends the transaction.
 const LOOKED_UP: u32 = 10;
@@ -104,12 +110,16 @@ type Rubbish = (Vec<u8>, Dead, String, Receipt);
 pub struct Lane {
     /// What it shares with the tenant's other lanes.
     pub context: Arc<Context>,
+    /// Its place among them. The lanes of this number have the same conversations in all workers that have as many lanes.
+    pub number: usize,
     /// Where deliveries go that are to be acknowledged. Has room for all that are in hand.
     pub done: mpsc::Sender<Done>,
     /// Cancelled when nothing can be acknowledged any more.
     pub lost: CancellationToken,
     /// So many batches are to be looked up before one is taken to be new again.
     pub look_up: u32,
+    /// So many batches are to be written in turn with other workers.
+    pub in_turn: u32,
 }
 
 impl Lane {
@@ -159,7 +169,7 @@ impl Lane {
     }
 
     async fn hold_until_written(&mut self, events: &Arc<[Event]>) -> Written {
-        let Self { context, lost, look_up, .. } = self;
+        let Self { context, number, lost, look_up, in_turn, .. } = self;
         let (mut attempts, successes) = (Attempts::default(), context.state.successes());
         loop {
             // While MongoDB is left alone, the batch is held, and the queue keeps what would come after it.
@@ -169,8 +179,10 @@ impl Lane {
             }
             let started = Instant::now();
             let work = if *look_up > 0 { Work::Apply } else { Work::ApplyNew };
-            let failure = match context.store.write(events.clone(), work, false).await {
+            let turn = (*in_turn > 0 && attempts.conflicts() < MOST_TURNS).then_some(*number);
+            let failure = match context.store.write(events.clone(), work, turn, false).await {
                 Ok(written) => {
+                    *in_turn = in_turn.saturating_sub(1);
                     *look_up = if written.repeated { LOOKED_UP } else { look_up.saturating_sub(1) };
                     context.metrics.committed(events.len(), started.elapsed());
                     context.state.mongodb_works(&context.tenant);
@@ -187,7 +199,10 @@ impl Lane {
             let (class, next) = attempts.failed(&failure, others_pass);
             match class {
                 Class::Data => context.state.mongodb_works(&context.tenant),
-                Class::Conflict => debug!(tenant = context.tenant, error = chain(&failure), "conflict"),
+                Class::Conflict => {
+                    *in_turn = IN_TURN;
+                    debug!(tenant = context.tenant, error = chain(&failure), "conflict");
+                }
                 _ => context.state.mongodb_fails(&context.tenant, class, &failure),
             }
             let pause = match next {

@@ -45,7 +45,7 @@ pub(crate) struct Names {
     pub contacts: String,
     pub notes: String,
     pub calls: String,
-    probe: String,
+    pub(crate) probe: String,
 }
 
 /// A tenant's database.
@@ -194,14 +194,24 @@ impl Store {
     }
 
     /// Does this work with these events in one transaction; or finds out what it would do.
-    pub async fn write(&self, events: Arc<[Event]>, work: Work, dry_run: bool) -> Result<Written, Failure> {
+    ///
+    /// With a turn only one of all workers at a time writes events of that lane; the others get a conflict at once. Without, they get it
+    /// when they come to a document that they share, after most of the work.
+    pub async fn write(
+        &self,
+        events: Arc<[Event]>,
+        work: Work,
+        turn: Option<usize>,
+        dry_run: bool,
+    ) -> Result<Written, Failure> {
         let large: usize = events.iter().filter(|event| event.is_large()).map(|event| event.body.len()).sum();
         // Before the deadline begins, and for no longer than the attempt: an event that always misses the deadline
         // must not keep the others out. What needs more than there is gets all of it.
         let places = u32::try_from(large.min(UNFOLDED_BYTES)).unwrap_or(u32::MAX);
         let _memory = self.memory.acquire_many(places).await;
         let abandoned = CancellationToken::new();
-        let attempt = Attempt { store: self.clone(), events, work, dry_run, abandoned: abandoned.clone() };
+        let attempt =
+            Attempt { store: self.clone(), events, work, turn, dry_run, abandoned: abandoned.clone() };
         // A task of its own, since dropping the driver's futures half way would leave the session and its
         // locks behind, and since nothing in the driver has a deadline of its own.
         let mut running = tokio::spawn(attempt.run());

@@ -61,6 +61,8 @@ pub(crate) struct Attempt {
     pub store: Store,
     pub events: Arc<[Event]>,
     pub work: Work,
+    /// The lane that has to wait for its turn, see [`Store::write`].
+    pub turn: Option<usize>,
     /// Whether to leave everything as it is in the end.
     pub dry_run: bool,
     /// Cancelled when nobody waits for it any more.
@@ -90,6 +92,9 @@ impl Attempt {
     }
 
     async fn write(&self, session: &mut ClientSession) -> Result<Written, Failure> {
+        if let Some(lane) = self.turn {
+            self.take_turn(session, lane).await?;
+        }
         let events = self.unfolded();
         let (mut written, now) = (Written::default(), DateTime::now());
         let documents = match self.work {
@@ -129,6 +134,16 @@ impl Attempt {
             }
         }
         Ok(written)
+    }
+
+    /// A write like any other to MongoDB: until this transaction ends, it refuses that to everybody else.
+    async fn take_turn(&self, session: &mut ClientSession, lane: usize) -> Result<(), Failure> {
+        let (id, now) = (format!("lane {lane}"), DateTime::now());
+        let update = doc! {
+            "update": &self.store.names.probe,
+            "updates": [{"q": {"_id": id}, "u": {"$set": {"at": now}}, "upsert": true}],
+        };
+        refused(&self.store.database.run_command(update).session(session).await?)
     }
 
     /// The events with their bodies parsed. Those of large ones don't outlive this.

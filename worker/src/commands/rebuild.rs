@@ -271,7 +271,7 @@ impl Rebuild {
         let mut failed = 0;
         loop {
             let written = match self.events(ids).await {
-                Ok(events) => self.store.write(events.into(), work, self.dry_run).await,
+                Ok(events) => self.store.write(events.into(), work, None, self.dry_run).await,
                 Err(failure) => Err(failure),
             };
             let Err(failure) = written else { return written };

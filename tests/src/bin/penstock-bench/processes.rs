@@ -35,11 +35,15 @@ impl Watched {
     /// themselves.
     pub fn cpu(&self) -> Cpu {
         let parents = parents();
-        let of = |(name, pid): &(&'static str, u32)| {
+        let of = |(name, pid): &(&'static str, u32)| -> (&'static str, f64) {
             let family = if *name == "bench" { vec![*pid] } else { family(*pid, &parents) };
             (*name, family.into_iter().map(seconds).sum())
         };
-        self.0.iter().map(of).collect()
+        let mut cpu = Cpu::new();
+        for (name, seconds) in self.0.iter().map(of) {
+            *cpu.entry(name).or_default() += seconds;
+        }
+        cpu
     }
 }
 

@@ -32,8 +32,8 @@ pub struct Stage {
     pub database: Database,
     /// The ingest.
     pub ingest: Ingest,
-    /// The worker, if there is one yet.
-    pub worker: Option<Worker>,
+    /// The workers so far.
+    pub workers: Vec<Worker>,
 }
 
 /// How much was stored at a time.
@@ -53,14 +53,14 @@ impl Stage {
         settings.extend(bench.settings());
         let ingest = Ingest::start(&place, &settings).await;
         let database = Database::of(&place, TENANT).await;
-        Self { place, database, ingest, worker: None }
+        Self { place, database, ingest, workers: Vec::new() }
     }
 
     /// Adds a worker.
     pub async fn start_worker(&mut self, bench: &Bench) {
         let mut settings = vec![("RUST_LOG", "warn,worker=info")];
         settings.extend(bench.settings());
-        self.worker = Some(Worker::start(&self.place, &settings).await);
+        self.workers.push(Worker::start(&self.place, &settings).await);
     }
 
     /// Sends signed events of so many contacts to the ingest.
@@ -71,10 +71,7 @@ impl Stage {
     /// What is at work here.
     pub fn watched(&self) -> Watched {
         let watched = Watched::new().and("ingest", self.ingest.process.pid());
-        match &self.worker {
-            Some(worker) => watched.and("worker", worker.process.pid()),
-            None => watched,
-        }
+        self.workers.iter().fold(watched, |watched, worker| watched.and("worker", worker.process.pid()))
     }
 
     /// Events in the ledger, and in transactions on their way there: see [`stored`].
@@ -96,8 +93,8 @@ impl Stage {
 
     /// Gives everything back.
     pub async fn remove(self) -> anyhow::Result<()> {
-        let Self { place, database, ingest, worker } = self;
-        drop((ingest, worker));
+        let Self { place, database, ingest, workers } = self;
+        drop((ingest, workers));
         place.remove().await;
         database.0.drop().await?;
         Ok(())

@@ -24,7 +24,7 @@ pub async fn run(bench: &mut Bench, left: Option<Backlog>) -> anyhow::Result<()>
         Backlog { stage, expected }
     };
     bench.say(&format!("{PHASE}: one worker, {} events", grouped(float(expected.len()))));
-    let stored = drain(bench, &mut stage, &expected, Some(PHASE)).await?;
+    let stored = drain(bench, &mut stage, &expected, 1, Some(PHASE)).await?;
     bench.say(&format!("  {}/s", grouped(stored)));
     bench.report.add(PHASE, "one worker stores", stored, Unit::PerSecond);
     bench.check(PHASE, &stage, &expected).await;
@@ -47,17 +47,20 @@ pub async fn pile_up(
     Ok(expected)
 }
 
-/// Starts a worker, and gives how many events it stores per second. Its CPU goes into the report by this name.
+/// Starts so many workers, and gives how many events they store per second. Their CPU goes into the report by this name.
 pub async fn drain(
     bench: &mut Bench,
     stage: &mut Stage,
     expected: &Expected,
+    workers: usize,
     name: Option<&str>,
 ) -> anyhow::Result<f64> {
     let before = stage.watched().cpu();
     let followed = follow(stage.database.clone(), expected.len(), bench.plan.patience, |_| {});
     let followed = tokio::spawn(followed);
-    stage.start_worker(bench).await;
+    for _ in 0..workers {
+        stage.start_worker(bench).await;
+    }
     let samples = followed.await??;
     if let Some(name) = name {
         bench.report.cpu(name, expected.len(), used(&before, &stage.watched().cpu()));
@@ -67,7 +70,7 @@ pub async fn drain(
 
 async fn ceiling(bench: &mut Bench, stage: &mut Stage, stored: f64) -> anyhow::Result<()> {
     bench.say(&format!("{PHASE}: raw transactions of the same documents"));
-    stage.worker = None;
+    stage.workers.clear();
     let batches = Batches::read(&stage.database.0, CONTACTS).await?;
     let fresh = stage.database.0.client().database(&format!("{}_raw", stage.place.name));
     let events = batches.events();

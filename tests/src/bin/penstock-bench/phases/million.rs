@@ -106,7 +106,7 @@ async fn checkpoint(database: &Database) -> anyhow::Result<()> {
 async fn drain(bench: &mut Bench, stage: &mut Stage, events: u64) -> anyhow::Result<Drain> {
     bench.say(&format!("{PHASE}: one worker stores them"));
     stage.start_worker(bench).await;
-    let worker = stage.worker.as_ref().map_or(0, |worker| worker.process.pid());
+    let worker = stage.workers.first().map_or(0, |worker| worker.process.pid());
     let (from, to, last) = bench.plan.slices;
     let bounds = vec![from, to, events.saturating_sub(last)];
     let marking = tokio::spawn(mark(stage.database.clone(), worker, bounds));
@@ -170,7 +170,7 @@ fn compare(bench: &mut Bench, drain: &Drain) {
 }
 
 fn worker_memory(bench: &mut Bench, stage: &Stage, mut resident: Vec<f64>) {
-    let Some(worker) = &stage.worker else { return };
+    let Some(worker) = stage.workers.first() else { return };
     let (_, peak) = memory(worker.process.pid());
     resident.sort_by(f64::total_cmp);
     let usual = resident.get(resident.len() / 2).copied().unwrap_or_default();
