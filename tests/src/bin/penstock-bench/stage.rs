@@ -53,6 +53,8 @@ impl Stage {
         settings.extend(bench.settings());
         let ingest = Ingest::start(&place, &settings).await;
         let database = Database::of(&place, TENANT).await;
+        // Or this phase would bear the writing of what the one before has stored.
+        checkpoint(&database).await.expect("MongoDB makes a checkpoint");
         Self { place, database, ingest, workers: Vec::new() }
     }
 
@@ -99,6 +101,12 @@ impl Stage {
         database.0.drop().await?;
         Ok(())
     }
+}
+
+/// Has MongoDB write to its files what is only in its cache and journal.
+pub async fn checkpoint(database: &Database) -> anyhow::Result<()> {
+    database.0.client().database("admin").run_command(doc! {"fsync": 1}).await?;
+    Ok(())
 }
 
 /// What the server knows without counting. It counts what is inserted, though nobody can see it before the commit: so

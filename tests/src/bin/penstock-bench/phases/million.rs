@@ -13,7 +13,7 @@ use crate::number::{float, grouped, rate};
 use crate::processes::{memory, mongod, seconds};
 use crate::raw_publish::RawPublisher;
 use crate::report::{Aim, Unit};
-use crate::stage::{Sample, Stage, TENANT, follow, stored, storing_rate};
+use crate::stage::{Sample, Stage, TENANT, checkpoint, follow, stored, storing_rate};
 
 const PHASE: &str = "million";
 /// Messages in flight when publishing past ingest.
@@ -96,11 +96,6 @@ fn ingest_memory(bench: &mut Bench, stage: &Stage) {
     let (now, peak) = memory(stage.ingest.process.pid());
     bench.say(&format!("  ingest: {now:.0} MiB resident, at most {peak:.0} MiB"));
     bench.report.aim(PHASE, "memory of ingest, peak", peak, Unit::Mebibytes, Aim::AtMost(64.0));
-}
-
-async fn checkpoint(database: &Database) -> anyhow::Result<()> {
-    database.0.client().database("admin").run_command(doc! {"fsync": 1}).await?;
-    Ok(())
 }
 
 async fn drain(bench: &mut Bench, stage: &mut Stage, events: u64) -> anyhow::Result<Drain> {
