@@ -427,6 +427,8 @@ mod tests {
         assert!(parse(br#"{"$serde_json::private::Number":"x"}"#).is_ok());
         let forged = value(r#"{"$serde_json::private::Number":"ée-1"}"#);
         assert_eq!((forged.id(), forged.object().map(Object::len)), (None, Some(1)));
+        let several = parse(br#"{"v":{"$serde_json::private::Number":"1","a":"2"}}"#).unwrap();
+        assert_eq!(several["v"].to_string(), r#"{"$serde_json::private::Number":"1","a":"2"}"#);
         assert!(parse(br#"{"\ud800":1}"#).unwrap().contains_key("\u{fffd}"));
     }
 

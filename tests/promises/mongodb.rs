@@ -406,6 +406,25 @@ async fn two_workers_on_the_same_two_conversations() {
     pipeline.recovers(&format!("{conflicts} conflicts")).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_that_was_killed_in_its_turn_holds_nobody_up_for_long() {
+    let place = Place::new().await;
+    let (uri, ill) = (place.mongo_uri.clone(), Database::of(&place, "faster").await);
+    let database = ill.0.clone();
+    let settings = [("WEBHOOK_WORKERS", "2"), ("BATCH_SIZE", "5")];
+    let mut pipeline = Pipeline::with(place, &uri, ill, &settings, HOT).await;
+    // What it leaves behind is an open transaction that has written this. One worker alone takes no turns.
+    let mut killed = database.client().start_session().await.unwrap();
+    killed.start_transaction().await.unwrap();
+    let lanes = ["lane 0", "lane 1"].map(|id| doc! {"_id": id});
+    database.collection("penstock_probe").insert_many(lanes).session(&mut killed).await.unwrap();
+    pipeline.workers.push(Worker::start(&pipeline.place, &settings).await);
+    let waits = async || total(&pipeline.workers, "worker_retries_total", &[]).await;
+    poll::until("others wait for it", true, async || waits().await >= 80).await;
+    pipeline.recovers("worker killed in its turn").await;
+    killed.abort_transaction().await.expect("it was open all the time");
+}
+
 /// `faster` on a MongoDB that doesn't answer from before the worker starts until it ends.
 async fn without_a_mongodb(uri: &str, fault: &str) {
     let place = Place::new().await;

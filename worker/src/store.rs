@@ -45,7 +45,7 @@ pub(crate) struct Names {
     pub contacts: String,
     pub notes: String,
     pub calls: String,
-    pub(crate) probe: String,
+    pub probe: String,
 }
 
 /// A tenant's database.
@@ -89,13 +89,14 @@ impl Store {
         Ok(Self { database: client.database(&tenant.database), client, names, deadline, memory })
     }
 
-    /// Checks that the server can do transactions, and makes the indexes that are missing.
+    /// Checks that the server can do transactions, and makes the collections and indexes that are missing.
     pub async fn prepare(&self, retention: Duration) -> Result<(), Failure> {
         self.check_replica_set().await?;
         for (collection, index) in [self.ledger_index(retention)].into_iter().chain(self.other_indexes()) {
             self.ensure_index(collection, index).await?;
         }
-        Ok(())
+        // Makes its collection: a transaction that spans shards can't.
+        self.probe().await
     }
 
     /// Makes the indexes that are missing, other than the ledger's.
