@@ -401,6 +401,8 @@ async fn two_workers_on_the_same_two_conversations() {
     pipeline.workers.push(Worker::start(&pipeline.place, &settings).await);
     let conflicts = async || total(&pipeline.workers, "worker_retries_total", &[]).await;
     poll::until("they get into each other's way", true, async || conflicts().await >= 10).await;
+    let turns = async || pipeline.ill.count("penstock_probe").await > 1;
+    poll::until("so they take turns", true, turns).await;
     pipeline.until_vip_stores(SOME).await;
     let conflicts = conflicts().await;
     pipeline.recovers(&format!("{conflicts} conflicts")).await;
@@ -410,19 +412,30 @@ async fn two_workers_on_the_same_two_conversations() {
 async fn a_worker_that_was_killed_in_its_turn_holds_nobody_up_for_long() {
     let place = Place::new().await;
     let (uri, ill) = (place.mongo_uri.clone(), Database::of(&place, "faster").await);
-    let database = ill.0.clone();
+    let killed = tokio::spawn(hold_turns(ill.clone()));
     let settings = [("WEBHOOK_WORKERS", "2"), ("BATCH_SIZE", "5")];
     let mut pipeline = Pipeline::with(place, &uri, ill, &settings, HOT).await;
-    // What it leaves behind is an open transaction that has written this. One worker alone takes no turns.
-    let mut killed = database.client().start_session().await.unwrap();
-    killed.start_transaction().await.unwrap();
-    let lanes = ["lane 0", "lane 1"].map(|id| doc! {"_id": id});
-    database.collection("penstock_probe").insert_many(lanes).session(&mut killed).await.unwrap();
     pipeline.workers.push(Worker::start(&pipeline.place, &settings).await);
     let waits = async || total(&pipeline.workers, "worker_retries_total", &[]).await;
     poll::until("others wait for it", true, async || waits().await >= 80).await;
     pipeline.recovers("worker killed in its turn").await;
-    killed.abort_transaction().await.expect("it was open all the time");
+    killed.abort();
+}
+
+/// What a worker leaves behind that is killed in its turn: an open transaction. The server here ends each after 5 s, so it is one
+/// after the other.
+async fn hold_turns(database: Database) {
+    let lane = |n: u32| doc! {"q": {"_id": format!("lane {n}")}, "u": {"$set": {"at": 0}}, "upsert": true};
+    let update = doc! {"update": "penstock_probe", "updates": [lane(0), lane(1)]};
+    loop {
+        let mut session = database.0.client().start_session().await.expect("a session");
+        session.start_transaction().await.expect("a transaction");
+        // Refused while a worker is in its turn.
+        if database.0.run_command(update.clone()).session(&mut session).await.is_ok() {
+            tokio::time::sleep(Duration::from_secs(4)).await;
+        }
+        let _ = session.abort_transaction().await;
+    }
 }
 
 /// `faster` on a MongoDB that doesn't answer from before the worker starts until it ends.
