@@ -6,7 +6,7 @@ use penstock_tests::broker::{Broker, header};
 use penstock_tests::database::{Database, readable};
 use penstock_tests::http::{metric, post_received};
 use penstock_tests::poll;
-use penstock_tests::process::{Ingest, Worker};
+use penstock_tests::process::{Ingest, Worker, until_idle};
 use penstock_tests::stack::Place;
 use serde_json::{Value, json};
 
@@ -345,6 +345,33 @@ async fn large_bodies_do_not_fill_the_workers_memory() {
     let peak = worker.process.peak_memory() >> 20;
     println!("peak: {peak} MiB");
     assert!(peak < 400, "{peak} MiB");
+    worker.process.stop().await;
+    place.remove().await;
+}
+
+#[tokio::test]
+async fn a_backlog_of_large_bodies_does_not_fill_the_workers_memory_either() {
+    const LARGE: usize = 300;
+    const SMALL: usize = 200;
+    let place = Place::new().await;
+    let (broker, database) = (Broker::connect(&place.amqp_url).await, Database::of(&place, "faster").await);
+    // From then on there are the queues.
+    Worker::start(&place, &[]).await.process.stop().await;
+    for n in 0..LARGE + SMALL {
+        let padding = "x".repeat(if n < LARGE { 1 << 20 } else { 1 << 10 });
+        let body = json!({"event_id": n.to_string(), "padding": padding}).to_string();
+        broker.publish_event("faster", "any", 1_700_000_000_000, body.as_bytes()).await;
+    }
+    let worker = Worker::start(&place, &[]).await;
+    database.until_stored((LARGE + SMALL) as u64).await;
+    let peak = worker.process.peak_memory() >> 20;
+    println!("peak: {peak} MiB");
+    assert!(peak < 250, "{peak} MiB");
+    until_idle(&broker, &[&worker]).await;
+    assert_eq!(metric(&worker.admin, "worker_in_flight_bytes", &[]).await, Some(0.0));
+    let log = worker.process.log_lines();
+    let prefetch = |line: &Value| (line["tenant"] == "faster").then(|| line["prefetch"].as_u64()).flatten();
+    assert_eq!(log.iter().filter_map(prefetch).collect::<Vec<_>>(), [64, 1600], "more, once they are small");
     worker.process.stop().await;
     place.remove().await;
 }

@@ -57,6 +57,7 @@ async fn every_series_exists_from_the_start() {
         "worker_retries_total 0",
         r#"worker_dead_lettered_total{reason="refused_by_mongodb",tenant="vip"} 0"#,
         "worker_in_flight 0",
+        "worker_in_flight_bytes 0",
         "amqp_connection_blocked 0",
         "process_resident_memory_bytes ",
     ] {

@@ -26,15 +26,15 @@ use tracing::{error, info, warn};
 use crate::acknowledge::{self, Done};
 use crate::dead::{self, Dead};
 use crate::decode::{Envelope, Event};
+use crate::intake::{Intake, Sizes};
 use crate::lane::{Content, Context, Job, Lane, Receipt};
 
-/// Most deliveries in hand per tenant: by default each lane writes a full batch while the next one fills. RabbitMQ bounds
-/// their number only: if each has a body of 1 MiB, it takes as many MiB to hold them.
-const MAX_PREFETCH: usize = 1600;
 /// The part of what is prefetched that may wait for earlier ones to be done before it is acknowledged.
 const HELD_BACK: usize = 4;
 /// Longest time for RabbitMQ to start a consumer: a queue whose leader is being elected may not answer at all.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest time for RabbitMQ to cancel a consumer.
+const CANCEL_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest time for a channel to be closed.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause between tries of a MongoDB for which nothing is consumed.
@@ -58,7 +58,7 @@ enum ConsumeError {
 /// Serves a tenant until told to stop, then finishes what is in hand.
 pub async fn serve(context: Arc<Context>, link: Arc<Link>, stop: CancellationToken) {
     let mut sessions = link.sessions();
-    let mut intake = Intake::Full;
+    let mut intake = Intake::first(&context.settings);
     while !stop.is_cancelled() {
         if context.state.has_failed_for(context.settings.hold_timeout) {
             tokio::select! {
@@ -74,8 +74,8 @@ pub async fn serve(context: Arc<Context>, link: Arc<Link>, stop: CancellationTok
         match consume(&context, &session, intake, &stop).await {
             Ok(Ended::Told) => {}
             Ok(Ended::HeldTooLong) => continue,
-            Ok(Ended::Proven) => {
-                intake = Intake::Full;
+            Ok(Ended::Changed(next)) => {
+                intake = next;
                 continue;
             }
             Err(error) => {
@@ -84,21 +84,14 @@ pub async fn serve(context: Arc<Context>, link: Arc<Link>, stop: CancellationTok
                 session.report_broken("consuming ended");
             }
         }
+        if intake == Intake::Many {
+            intake = Intake::first(&context.settings);
+        }
         tokio::select! {
             () = sleep(REOPEN_PAUSE) => {}
             () = stop.cancelled() => return,
         }
     }
-}
-
-/// How much is taken at a time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Intake {
-    /// What it takes to keep all lanes busy.
-    Full,
-    /// One event. After a long outage a small write of our own may pass where a batch still fails, and what is held and
-    /// given back again and again comes nearer to RabbitMQ's delivery limit: so only one event at a time may.
-    Trial,
 }
 
 /// Why consuming ended in order.
@@ -108,8 +101,8 @@ enum Ended {
     Told,
     /// What was in hand has been given back, since MongoDB has failed for so long.
     HeldTooLong,
-    /// The one event of a trial was written.
-    Proven,
+    /// What was in hand is stored, and from now on more or less is to be taken at a time.
+    Changed(Intake),
 }
 
 /// Consumes until told to stop, or until the channel is gone, or until MongoDB has failed for too long.
@@ -120,14 +113,11 @@ async fn consume(
     stop: &CancellationToken,
 ) -> Result<Ended, ConsumeError> {
     let settings = &context.settings;
-    let prefetch = match intake {
-        Intake::Full => (2 * settings.lanes * settings.batch_size).min(MAX_PREFETCH),
-        Intake::Trial => 1,
-    };
+    let (prefetch, mut sizes) = (intake.prefetch(settings), Sizes::default());
     let proven = async {
         match intake {
-            Intake::Full => pending().await,
             Intake::Trial => context.state.next_success().await,
+            Intake::Few | Intake::Many => pending().await,
         }
     };
     tokio::pin!(proven);
@@ -139,26 +129,47 @@ async fn consume(
     // Cancelled when acknowledging has become impossible: RabbitMQ delivers again what is in hand.
     let lost = session.lost().child_token();
     let mut lanes = Lanes::start(context, prefetch, &lost);
-    let ended = loop {
+    let mut ended = loop {
         let delivery = tokio::select! {
             delivery = consumer.next() => delivery,
             () = stop.cancelled() => break Ok(Ended::Told),
-            () = lost.cancelled() => break if session.lost().is_cancelled() { Ok(Ended::Told) } else { Err(ConsumeError::Lane) },
+            () = lost.cancelled() => break lost_by(session),
             () = context.state.failing_for(settings.hold_timeout) => break Ok(Ended::HeldTooLong),
-            () = &mut proven => break Ok(Ended::Proven),
+            () = &mut proven => break Ok(Ended::Changed(Intake::first(settings))),
         };
         match delivery {
-            Some(Ok(delivery)) => lanes.take(context, delivery),
+            Some(Ok(delivery)) => {
+                let bytes = delivery.data.len();
+                lanes.take(context, delivery);
+                if let Some(next) = sizes.count(bytes, context.state.bytes_in_flight(), intake) {
+                    break Ok(Ended::Changed(next));
+                }
+            }
             Some(Err(error)) => break Err(error.into()),
             None => break Err(ConsumeError::Cancelled),
         }
     };
-    let is_proven = matches!(ended, Ok(Ended::Proven));
-    if (stop.is_cancelled() || is_proven) && ended.is_ok() && !lost.is_cancelled() {
-        finish(context, &channel, &mut consumer, &mut lanes, &lost).await;
-        if is_proven {
-            close(&channel).await?;
+    if let Ok(Ended::Changed(_)) = ended {
+        let emptied = async {
+            take_no_more(context, &channel, &mut consumer, &mut lanes, &lost).await;
+            lanes.join(&context.tenant).await;
+        };
+        tokio::select! {
+            () = emptied => if !lost.is_cancelled() {
+                // RabbitMQ may have sent more before it cancelled the consumer, which nobody gets: it takes that back.
+                close(&channel).await?;
+                return ended;
+            },
+            () = stop.cancelled() => ended = Ok(Ended::Told),
+            () = lost.cancelled() => {}
+            () = context.state.failing_for(settings.hold_timeout) => ended = Ok(Ended::HeldTooLong),
         }
+        if lost.is_cancelled() {
+            ended = lost_by(session);
+        }
+    }
+    if stop.is_cancelled() && ended.is_ok() && !lost.is_cancelled() {
+        finish(context, &channel, &mut consumer, &mut lanes, &lost).await;
         return ended;
     }
     let in_hand = context.state.in_flight();
@@ -179,6 +190,11 @@ async fn consume(
 /// once, but sooner than RabbitMQ would do it each time its patience ends.
 async fn close(channel: &Channel) -> Result<(), ConsumeError> {
     Ok(timeout(CLOSE_TIMEOUT, channel.close(200, "done".into())).await??)
+}
+
+/// Why nothing can be acknowledged any more.
+fn lost_by(session: &Session) -> Result<Ended, ConsumeError> {
+    if session.lost().is_cancelled() { Ok(Ended::Told) } else { Err(ConsumeError::Lane) }
 }
 
 /// Tries MongoDB now and then, with small writes of our own, since nothing else does while nothing is consumed.
@@ -213,12 +229,7 @@ async fn finish(
     lost: &CancellationToken,
 ) {
     let in_hand = async {
-        if channel.basic_cancel(consumer.tag(), BasicCancelOptions::default()).await.is_err() {
-            lost.cancel();
-        }
-        while let Some(Some(Ok(delivery))) = consumer.next().now_or_never() {
-            lanes.take(context, delivery);
-        }
+        take_no_more(context, channel, consumer, lanes, lost).await;
         lanes.join(&context.tenant).await;
     };
     let finished = tokio::select! {
@@ -230,6 +241,23 @@ async fn finish(
         let (tenant, in_flight) = (&context.tenant, context.state.in_flight());
         warn!(tenant, in_flight, "gave events back that could not be stored in time");
         lost.cancel();
+    }
+}
+
+/// Cancels the consumer, and takes what it has been sent already.
+async fn take_no_more(
+    context: &Arc<Context>,
+    channel: &Channel,
+    consumer: &mut Consumer,
+    lanes: &mut Lanes,
+    lost: &CancellationToken,
+) {
+    let cancelled = channel.basic_cancel(consumer.tag(), BasicCancelOptions::default());
+    if !matches!(timeout(CANCEL_TIMEOUT, cancelled).await, Ok(Ok(()))) {
+        lost.cancel();
+    }
+    while let Some(Some(Ok(delivery))) = consumer.next().now_or_never() {
+        lanes.take(context, delivery);
     }
 }
 
@@ -274,7 +302,7 @@ impl Lanes {
         // A defect that one body brings to light must not take with it all that is in hand.
         let decoded = catch_unwind(|| Event::decode(&data, envelope));
         let span = span(context, &properties);
-        let (done, in_hand) = (Done { tag, acker }, context.state.in_hand());
+        let (done, in_hand) = (Done { tag, acker }, context.state.in_hand(data.len()));
         let receipt = Receipt { done, redelivered, properties, in_hand, span };
         let (lane, content) = match decoded {
             Ok(Ok(mut event)) => {
@@ -288,7 +316,8 @@ impl Lanes {
             Err(_) => (0, Content::Rubbish(data, Dead::Defect, "reading it panicked".to_owned())),
         };
         // There is room for everything that is prefetched, so this fails only if the lane is gone.
-        if self.senders[lane].try_send(Job { content, receipt }).is_err() {
+        let sender = self.senders.get(lane);
+        if sender.is_none_or(|sender| sender.try_send(Job { content, receipt }).is_err()) {
             self.lost.cancel();
         }
     }
@@ -319,7 +348,7 @@ fn span(context: &Context, properties: &BasicProperties) -> Option<Span> {
 fn lane_of(name: &str, lanes: usize) -> usize {
     let mut hasher = DefaultHasher::new();
     name.hash(&mut hasher);
-    usize::try_from(hasher.finish() % lanes as u64).unwrap_or_default()
+    usize::try_from(hasher.finish() % lanes.max(1) as u64).unwrap_or_default()
 }
 
 /// What ingest wrote into the headers; with defaults where somebody else has published.

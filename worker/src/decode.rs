@@ -6,7 +6,7 @@ use shared::json::{self, Json, Object, Unusable};
 use crate::moment;
 
 /// Larger bodies are parsed again rather than held parsed. In bytes.
-const LARGE_BODY: usize = 16 << 10;
+const LARGE_BODY: usize = 4 << 10;
 
 /// What came with the body.
 #[derive(Clone, Copy, Debug)]

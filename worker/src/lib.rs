@@ -29,6 +29,7 @@ pub mod convert;
 pub mod dead;
 pub mod decode;
 pub mod failure;
+pub mod intake;
 pub mod lane;
 pub mod metrics;
 pub mod moment;
@@ -180,8 +181,12 @@ fn bind_admin(
     let admin = Admin {
         registry: metrics.registry().clone(),
         before_scrape: Arc::new(move || {
-            let in_flight = measured.announcer.tenants.values().map(|state| state.in_flight()).sum::<usize>();
-            metrics.in_flight.set(i64::try_from(in_flight).unwrap_or(i64::MAX));
+            let sum = |of: fn(&TenantState) -> usize| {
+                let sum: usize = measured.announcer.tenants.values().map(|state| of(state)).sum();
+                i64::try_from(sum).unwrap_or(i64::MAX)
+            };
+            metrics.in_flight.set(sum(TenantState::in_flight));
+            metrics.bytes_in_flight.set(sum(TenantState::bytes_in_flight));
             metrics.amqp_up.set(i64::from(measured.is_up()));
             metrics.amqp_blocked.set(i64::from(measured.is_blocked()));
             for (tenant, state) in &measured.announcer.tenants {

@@ -44,6 +44,8 @@ pub struct Metrics {
     pub retries: IntCounter,
     /// Events received and not settled yet.
     pub in_flight: IntGauge,
+    /// Bytes of their bodies.
+    pub bytes_in_flight: IntGauge,
     /// 1 while RabbitMQ can be reached.
     pub amqp_up: IntGauge,
     /// 1 while RabbitMQ blocks publishing.
@@ -87,6 +89,7 @@ impl Metrics {
             )?,
             retries: IntCounter::new("worker_retries_total", "Attempts to write a batch after the first")?,
             in_flight: IntGauge::new("worker_in_flight", "Events received and not settled yet")?,
+            bytes_in_flight: IntGauge::new("worker_in_flight_bytes", "Bytes of their bodies")?,
             amqp_up: IntGauge::new("amqp_connection_up", "1 while RabbitMQ can be reached")?,
             amqp_blocked: IntGauge::new("amqp_connection_blocked", "1 while RabbitMQ blocks publishing")?,
             registry,
@@ -109,6 +112,7 @@ impl Metrics {
         register(Box::new(self.redelivered.clone()))?;
         register(Box::new(self.retries.clone()))?;
         register(Box::new(self.in_flight.clone()))?;
+        register(Box::new(self.bytes_in_flight.clone()))?;
         register(Box::new(self.amqp_up.clone()))?;
         register(Box::new(self.amqp_blocked.clone()))?;
         register(Box::new(ProcessCollector::for_self()))

@@ -24,6 +24,7 @@ pub struct TenantState {
     successes: watch::Sender<u64>,
     connected: AtomicBool,
     in_flight: AtomicUsize,
+    bytes_in_flight: AtomicUsize,
     failing_since: Mutex<Option<Instant>>,
     logged: Mutex<BTreeMap<Class, Instant>>,
 }
@@ -37,6 +38,7 @@ impl TenantState {
             successes: watch::Sender::new(0),
             connected: AtomicBool::new(false),
             in_flight: AtomicUsize::new(0),
+            bytes_in_flight: AtomicUsize::new(0),
             failing_since: Mutex::new(None),
             logged: Mutex::default(),
         }
@@ -121,18 +123,25 @@ impl TenantState {
         }
     }
 
-    /// Counts an event as received until what is returned is dropped: settled, or given up because its channel is
+    /// Counts an event, and the bytes of its body, as received until what is returned is dropped: settled, or given up because its channel is
     /// gone.
     #[must_use]
-    pub fn in_hand(self: &Arc<Self>) -> InHand {
+    pub fn in_hand(self: &Arc<Self>, bytes: usize) -> InHand {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
-        InHand(self.clone())
+        self.bytes_in_flight.fetch_add(bytes, Ordering::Relaxed);
+        InHand { state: self.clone(), bytes }
     }
 
     /// Events received and not settled yet.
     #[must_use]
     pub fn in_flight(&self) -> usize {
         self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of the bodies of these.
+    #[must_use]
+    pub fn bytes_in_flight(&self) -> usize {
+        self.bytes_in_flight.load(Ordering::Relaxed)
     }
 
     /// What ingest is told.
@@ -156,11 +165,15 @@ fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// An event in hand.
 #[derive(Debug)]
-pub struct InHand(Arc<TenantState>);
+pub struct InHand {
+    state: Arc<TenantState>,
+    bytes: usize,
+}
 
 impl Drop for InHand {
     fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.state.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.state.bytes_in_flight.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
@@ -207,11 +220,11 @@ mod tests {
     #[test]
     fn what_is_in_hand_is_counted_until_it_is_dropped() {
         let state = Arc::new(TenantState::new("faster", LIMITS));
-        let (first, second) = (state.in_hand(), state.in_hand());
-        assert_eq!(state.in_flight(), 2);
+        let (first, second) = (state.in_hand(5), state.in_hand(7));
+        assert_eq!((state.in_flight(), state.bytes_in_flight()), (2, 12));
         drop(first);
-        assert_eq!(state.status().in_flight, 1);
+        assert_eq!((state.status().in_flight, state.bytes_in_flight()), (1, 7));
         drop(second);
-        assert_eq!(state.in_flight(), 0);
+        assert_eq!((state.in_flight(), state.bytes_in_flight()), (0, 0));
     }
 }
