@@ -15,7 +15,7 @@ pub struct Plan {
     pub backlog: u64,
     /// Rates of the ramp.
     pub rates: Vec<u64>,
-    /// Time at each of them.
+    /// Time at each of them: long enough that a third of it outlasts a hiccup of MongoDB's checkpoints.
     pub step: Duration,
     /// Closed loop with everything running.
     pub saturation: Duration,
@@ -46,7 +46,7 @@ impl Plan {
             round: Duration::from_secs(4),
             backlog: 100_000,
             rates: (1..=12).map(|step| step * 1000).collect(),
-            step: Duration::from_secs(6),
+            step: Duration::from_secs(12),
             saturation: Duration::from_secs(8),
             rate: 1000,
             paced: (Duration::from_secs(4), Duration::from_secs(20)),
