@@ -2,6 +2,8 @@
 //! one delivery or of a thousand.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -18,6 +20,9 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest time that a delivery waits for earlier ones.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// Most deliveries that are looked at together.
+const AT_ONCE: usize = 400;
+
 /// A delivery that is to be acknowledged.
 #[derive(Debug)]
 pub struct Done {
@@ -27,16 +32,16 @@ pub struct Done {
     pub acker: Acker,
 }
 
-/// Acknowledges the deliveries of a channel, all those up to one at a time. No more than `held_back` wait for earlier ones
+/// Acknowledges the deliveries of a channel, all those up to one at a time. No more than `held_back` (read each time) wait for earlier ones
 /// to be done, and none for long: if one never is, RabbitMQ must not deliver again what came after it.
 ///
 /// Ends when no more can come. Cancels `lost` if the channel takes no acknowledgements, and makes none once that is cancelled.
-pub async fn run(mut done: mpsc::Receiver<Done>, held_back: usize, lost: CancellationToken) {
+pub async fn run(mut done: mpsc::Receiver<Done>, held_back: Arc<AtomicUsize>, lost: CancellationToken) {
     let (mut order, mut ackers, mut some) = (Order::default(), BTreeMap::new(), Vec::new());
     let mut patience = interval(PATIENCE);
     loop {
         tokio::select! {
-            number = done.recv_many(&mut some, held_back.max(1)) => if number == 0 { break },
+            number = done.recv_many(&mut some, AT_ONCE) => if number == 0 { break },
             _ = patience.tick() => acknowledge_each(&mut order, &mut ackers, &lost).await,
         }
         for Done { tag, acker } in some.drain(..) {
@@ -48,7 +53,7 @@ pub async fn run(mut done: mpsc::Receiver<Done>, held_back: usize, lost: Cancell
             let last = std::mem::replace(&mut ackers, later).remove(&tag);
             acknowledge(last, BasicAckOptions { multiple: true }, &lost).await;
         }
-        if order.done.len() > held_back {
+        if order.done.len() > held_back.load(Ordering::Relaxed) {
             acknowledge_each(&mut order, &mut ackers, &lost).await;
         }
     }

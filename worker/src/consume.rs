@@ -4,8 +4,10 @@ use std::future::pending;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::panic::catch_unwind;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use futures_util::future::select_all;
 use futures_util::{FutureExt, StreamExt};
 use lapin::message::Delivery;
 use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
@@ -58,7 +60,7 @@ enum ConsumeError {
 /// Serves a tenant until told to stop, then finishes what is in hand.
 pub async fn serve(context: Arc<Context>, link: Arc<Link>, stop: CancellationToken) {
     let mut sessions = link.sessions();
-    let mut intake = Intake::first(&context.settings);
+    let mut intake = Intake::Few;
     while !stop.is_cancelled() {
         if context.state.has_failed_for(context.settings.hold_timeout) {
             tokio::select! {
@@ -74,8 +76,8 @@ pub async fn serve(context: Arc<Context>, link: Arc<Link>, stop: CancellationTok
         match consume(&context, &session, intake, &stop).await {
             Ok(Ended::Told) => {}
             Ok(Ended::HeldTooLong) => continue,
-            Ok(Ended::Changed(next)) => {
-                intake = next;
+            Ok(Ended::Emptied) => {
+                intake = Intake::Few;
                 continue;
             }
             Err(error) => {
@@ -83,9 +85,6 @@ pub async fn serve(context: Arc<Context>, link: Arc<Link>, stop: CancellationTok
                 // With a new connection everything is declared again, in case somebody has deleted the queue.
                 session.report_broken("consuming ended");
             }
-        }
-        if intake == Intake::Many {
-            intake = Intake::first(&context.settings);
         }
         tokio::select! {
             () = sleep(REOPEN_PAUSE) => {}
@@ -101,62 +100,68 @@ enum Ended {
     Told,
     /// What was in hand has been given back, since MongoDB has failed for so long.
     HeldTooLong,
-    /// What was in hand is stored, and from now on more or less is to be taken at a time.
-    Changed(Intake),
+    /// What was in hand is stored, and another intake is right from now on.
+    Emptied,
 }
 
 /// Consumes until told to stop, or until the channel is gone, or until MongoDB has failed for too long.
 async fn consume(
     context: &Arc<Context>,
     session: &Session,
-    intake: Intake,
+    mut intake: Intake,
     stop: &CancellationToken,
 ) -> Result<Ended, ConsumeError> {
     let settings = &context.settings;
-    let (prefetch, mut sizes) = (intake.prefetch(settings), Sizes::default());
-    let proven = async {
-        match intake {
-            Intake::Trial => context.state.next_success().await,
-            Intake::Few | Intake::Many => pending().await,
-        }
-    };
+    let mut sizes = Sizes::default();
+    let is_trial = intake == Intake::Trial;
+    let proven = async { if is_trial { context.state.next_success().await } else { pending().await } };
     tokio::pin!(proven);
     let started = tokio::select! {
-        started = timeout(START_TIMEOUT, start(context, session, prefetch)) => started,
+        started = timeout(START_TIMEOUT, start(context, session, intake)) => started,
         () = stop.cancelled() => return Ok(Ended::Told),
     };
-    let (channel, mut consumer) = started??;
+    let (channel, consumer) = started??;
+    let mut consumers = vec![consumer];
     // Cancelled when acknowledging has become impossible: RabbitMQ delivers again what is in hand.
     let lost = session.lost().child_token();
-    let mut lanes = Lanes::start(context, prefetch, &lost);
+    let mut lanes = Lanes::start(context, intake, &lost);
     let mut ended = loop {
         let delivery = tokio::select! {
-            delivery = consumer.next() => delivery,
+            delivery = next_of(&mut consumers) => delivery,
             () = stop.cancelled() => break Ok(Ended::Told),
             () = lost.cancelled() => break lost_by(session),
             () = context.state.failing_for(settings.hold_timeout) => break Ok(Ended::HeldTooLong),
-            () = &mut proven => break Ok(Ended::Changed(Intake::first(settings))),
+            () = &mut proven => break Ok(Ended::Emptied),
         };
         match delivery {
             Some(Ok(delivery)) => {
                 let bytes = delivery.data.len();
                 lanes.take(context, delivery);
-                if let Some(next) = sizes.count(bytes, context.state.bytes_in_flight(), intake) {
-                    break Ok(Ended::Changed(next));
+                match sizes.count(bytes, context.state.bytes_in_flight(), intake) {
+                    None => {}
+                    Some(Intake::Many) => match more(context, &channel, intake).await {
+                        Ok(consumer) => {
+                            consumers.extend(consumer);
+                            intake = Intake::Many;
+                            lanes.hold_back(intake.prefetch(settings));
+                        }
+                        Err(error) => break Err(error),
+                    },
+                    Some(Intake::Few | Intake::Trial) => break Ok(Ended::Emptied),
                 }
             }
             Some(Err(error)) => break Err(error.into()),
             None => break Err(ConsumeError::Cancelled),
         }
     };
-    if let Ok(Ended::Changed(_)) = ended {
+    if let Ok(Ended::Emptied) = ended {
         let emptied = async {
-            take_no_more(context, &channel, &mut consumer, &mut lanes, &lost).await;
+            take_no_more(context, &channel, &mut consumers, &mut lanes, &lost).await;
             lanes.join(&context.tenant).await;
         };
         tokio::select! {
             () = emptied => if !lost.is_cancelled() {
-                // RabbitMQ may have sent more before it cancelled the consumer, which nobody gets: it takes that back.
+                // RabbitMQ may have sent more before it cancelled them, which nobody gets: it takes that back.
                 close(&channel).await?;
                 return ended;
             },
@@ -169,7 +174,7 @@ async fn consume(
         }
     }
     if stop.is_cancelled() && ended.is_ok() && !lost.is_cancelled() {
-        finish(context, &channel, &mut consumer, &mut lanes, &lost).await;
+        finish(context, &channel, &mut consumers, &mut lanes, &lost).await;
         return ended;
     }
     let in_hand = context.state.in_flight();
@@ -209,27 +214,53 @@ async fn until_mongodb_works(context: &Context) {
     }
 }
 
-async fn start(context: &Context, session: &Session, prefetch: usize) -> lapin::Result<(Channel, Consumer)> {
-    let channel = session.channel().await?;
+async fn start(context: &Context, session: &Session, intake: Intake) -> lapin::Result<(Channel, Consumer)> {
+    let (channel, prefetch) = (session.channel().await?, intake.prefetch(&context.settings));
+    let consumer = start_consumer(context, &channel, prefetch).await?;
+    info!(tenant = context.tenant, prefetch, "consuming");
+    Ok((channel, consumer))
+}
+
+/// Another consumer beside the one of this intake, for what is to be taken beyond it. RabbitMQ doesn't change how much a consumer
+/// is sent; and if that one were cancelled, what it is just being sent would be delivered once more.
+async fn more(
+    context: &Context,
+    channel: &Channel,
+    intake: Intake,
+) -> Result<Option<Consumer>, ConsumeError> {
+    let prefetch = Intake::Many.prefetch(&context.settings);
+    let further = prefetch - intake.prefetch(&context.settings);
+    if further == 0 {
+        return Ok(None);
+    }
+    let consumer = timeout(START_TIMEOUT, start_consumer(context, channel, further)).await??;
+    info!(tenant = context.tenant, prefetch, "consuming");
+    Ok(Some(consumer))
+}
+
+async fn start_consumer(context: &Context, channel: &Channel, prefetch: usize) -> lapin::Result<Consumer> {
     let count = u16::try_from(prefetch).unwrap_or(u16::MAX);
     channel.basic_qos(count, BasicQosOptions::default()).await?;
     let queue = topology::work_queue(&context.tenant).into();
     let (options, arguments) = (BasicConsumeOptions::default(), FieldTable::default());
-    let consumer = channel.basic_consume(queue, ShortString::default(), options, arguments).await?;
-    info!(tenant = context.tenant, prefetch, "consuming");
-    Ok((channel, consumer))
+    channel.basic_consume(queue, ShortString::default(), options, arguments).await
+}
+
+/// What comes first to one of them.
+async fn next_of(consumers: &mut [Consumer]) -> Option<lapin::Result<Delivery>> {
+    select_all(consumers.iter_mut().map(StreamExt::next)).await.0
 }
 
 /// Takes no more from RabbitMQ, and finishes what it has sent already, within the grace period.
 async fn finish(
     context: &Arc<Context>,
     channel: &Channel,
-    consumer: &mut Consumer,
+    consumers: &mut [Consumer],
     lanes: &mut Lanes,
     lost: &CancellationToken,
 ) {
     let in_hand = async {
-        take_no_more(context, channel, consumer, lanes, lost).await;
+        take_no_more(context, channel, consumers, lanes, lost).await;
         lanes.join(&context.tenant).await;
     };
     let finished = tokio::select! {
@@ -244,35 +275,41 @@ async fn finish(
     }
 }
 
-/// Cancels the consumer, and takes what it has been sent already.
+/// Cancels the consumers, and takes what they have been sent already.
 async fn take_no_more(
     context: &Arc<Context>,
     channel: &Channel,
-    consumer: &mut Consumer,
+    consumers: &mut [Consumer],
     lanes: &mut Lanes,
     lost: &CancellationToken,
 ) {
-    let cancelled = channel.basic_cancel(consumer.tag(), BasicCancelOptions::default());
-    if !matches!(timeout(CANCEL_TIMEOUT, cancelled).await, Ok(Ok(()))) {
-        lost.cancel();
-    }
-    while let Some(Some(Ok(delivery))) = consumer.next().now_or_never() {
-        lanes.take(context, delivery);
+    for consumer in consumers {
+        let cancelled = channel.basic_cancel(consumer.tag(), BasicCancelOptions::default());
+        if !matches!(timeout(CANCEL_TIMEOUT, cancelled).await, Ok(Ok(()))) {
+            lost.cancel();
+        }
+        while let Some(Some(Ok(delivery))) = consumer.next().now_or_never() {
+            lanes.take(context, delivery);
+        }
     }
 }
 
-/// The lanes of one consumer.
+/// The lanes of one channel.
 struct Lanes {
     senders: Vec<mpsc::Sender<Job>>,
+    held_back: Arc<AtomicUsize>,
     running: JoinSet<()>,
     lost: CancellationToken,
 }
 
 impl Lanes {
-    /// Each lane's queue holds whatever is prefetched, so that a slow lane never stalls another.
-    fn start(context: &Arc<Context>, capacity: usize, lost: &CancellationToken) -> Self {
+    /// Each lane's queue holds whatever may be in hand, so that a slow lane never stalls another.
+    fn start(context: &Arc<Context>, intake: Intake, lost: &CancellationToken) -> Self {
+        let capacity = Intake::Many.prefetch(&context.settings);
         let (done, to_acknowledge) = mpsc::channel(capacity);
-        let mut lanes = Self { senders: Vec::new(), running: JoinSet::new(), lost: lost.clone() };
+        let (senders, running) = (Vec::new(), JoinSet::new());
+        let mut lanes = Self { senders, held_back: Arc::default(), running, lost: lost.clone() };
+        lanes.hold_back(intake.prefetch(&context.settings));
         for number in 0..context.settings.lanes {
             let (sender, jobs) = mpsc::channel(capacity);
             let (context, done, lost) = (context.clone(), done.clone(), lost.clone());
@@ -280,8 +317,12 @@ impl Lanes {
             lanes.spawn(lane.run(jobs));
             lanes.senders.push(sender);
         }
-        lanes.spawn(acknowledge::run(to_acknowledge, capacity / HELD_BACK, lost.clone()));
+        lanes.spawn(acknowledge::run(to_acknowledge, lanes.held_back.clone(), lost.clone()));
         lanes
+    }
+
+    fn hold_back(&self, prefetch: usize) {
+        self.held_back.store(prefetch / HELD_BACK, Ordering::Relaxed);
     }
 
     fn spawn(&mut self, task: impl Future<Output = ()> + Send + 'static) {

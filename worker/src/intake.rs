@@ -14,7 +14,7 @@ const MAX_BYTES: usize = 64 << 20;
 pub enum Intake {
     /// What it takes to keep all lanes busy.
     Many,
-    /// What memory has room for, however large the bodies are.
+    /// What memory has room for, however large the bodies are: to begin with, since nothing is known of those that wait.
     Few,
     /// One event. After a long outage a small write of our own may pass where a batch still fails, and what is held and
     /// given back again and again comes nearer to RabbitMQ's delivery limit: so only one event at a time may.
@@ -22,18 +22,13 @@ pub enum Intake {
 }
 
 impl Intake {
-    /// The intake to begin with, since nothing is known of the bodies that wait.
-    #[must_use]
-    pub fn first(settings: &Settings) -> Self {
-        if Self::Many.prefetch(settings) > FEW { Self::Few } else { Self::Many }
-    }
-
     /// Most deliveries in hand.
     #[must_use]
     pub fn prefetch(self, settings: &Settings) -> usize {
+        let many = (2 * settings.lanes * settings.batch_size).min(MANY);
         match self {
-            Self::Many => (2 * settings.lanes * settings.batch_size).min(MANY),
-            Self::Few => FEW,
+            Self::Many => many,
+            Self::Few => many.min(FEW),
             Self::Trial => 1,
         }
     }
