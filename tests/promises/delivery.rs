@@ -302,14 +302,16 @@ fn attachment(n: usize, zeros: usize) -> String {
 #[tokio::test]
 async fn a_document_beyond_what_mongodb_takes_is_a_dead_letter_and_the_rest_is_stored() {
     let place = Place::new().await;
-    let worker = Worker::start(&place, &[]).await;
+    // A million values take a debug build on a busy machine longer than the usual deadline.
+    let worker = Worker::start(&place, &[("MONGO_TIMEOUT", "60s")]).await;
     let (broker, database) = (Broker::connect(&place.amqp_url).await, Database::of(&place, "faster").await);
     broker.publish_event("faster", "any", 1_700_000_000_000, attachment(0, 950_000).as_bytes()).await;
     for n in 1..=20 {
         broker.publish_event("faster", "any", 1_700_000_000_000, attachment(n, 3).as_bytes()).await;
     }
+    let dead = async || broker.depth("dead.faster").await;
+    poll::until_within("the dead letter", Some(1), Duration::from_secs(120), dead).await;
     database.until_stored(20).await;
-    poll::until("the dead letter", Some(1), async || broker.depth("dead.faster").await).await;
     let letter = broker.take("dead.faster").await.unwrap();
     assert_eq!(header(&letter.properties, "reason").as_deref(), Some("refused_by_mongodb"));
     assert_eq!(letter.data, attachment(0, 950_000).as_bytes());
