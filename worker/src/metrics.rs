@@ -89,7 +89,7 @@ impl Metrics {
             )?,
             retries: IntCounter::new("worker_retries_total", "Attempts to write a batch after the first")?,
             in_flight: IntGauge::new("worker_in_flight", "Events received and not settled yet")?,
-            bytes_in_flight: IntGauge::new("worker_in_flight_bytes", "Bytes of their bodies")?,
+            bytes_in_flight: IntGauge::new("worker_in_flight_bytes", "Bytes of the bodies in flight")?,
             amqp_up: IntGauge::new("amqp_connection_up", "1 while RabbitMQ can be reached")?,
             amqp_blocked: IntGauge::new("amqp_connection_blocked", "1 while RabbitMQ blocks publishing")?,
             registry,
