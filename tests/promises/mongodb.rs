@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use mongodb::bson::doc;
 use penstock_tests::broker::Broker;
 use penstock_tests::database::Database;
-use penstock_tests::feed::{Feed, Pace};
+use penstock_tests::feed::{Feed, burst};
 use penstock_tests::http::{get, metric};
 use penstock_tests::poll;
 use penstock_tests::process::{Ingest, Worker, until_idle};
@@ -22,10 +22,6 @@ use serde_json::{Value, json};
 const MEDIAN_AGE: Duration = Duration::from_millis(100);
 /// Longest time for everything to be stored after a fault.
 const RECOVERY: Duration = Duration::from_secs(60);
-/// The load of a tenant.
-const USUAL: Pace = Pace { every: Duration::from_millis(20), at_once: 1, chats: 20 };
-/// The load of a tenant two of whose contacts talk a lot, all at once.
-const HOT: Pace = Pace { every: Duration::from_millis(250), at_once: 50, chats: 2 };
 /// Events that each tenant gets before, during and after a fault, at least.
 const SOME: u64 = 60;
 /// Settings with which a fault shows soon.
@@ -51,11 +47,11 @@ impl Pipeline {
     async fn start(uri: &str, settings: &[(&str, &str)]) -> Self {
         let place = Place::new().await;
         let ill = Database::on(uri, &place, "faster").await;
-        Self::with(place, uri, ill, settings, USUAL).await
+        Self::with(place, uri, ill, settings).await
     }
 
     /// Starts it; `uri` is the worker's way to the MongoDB of `faster`, `ill` the test's.
-    async fn with(place: Place, uri: &str, ill: Database, settings: &[(&str, &str)], pace: Pace) -> Self {
+    async fn with(place: Place, uri: &str, ill: Database, settings: &[(&str, &str)]) -> Self {
         let settings: Vec<_> = [("MONGO_URI", uri)].into_iter().chain(settings.iter().copied()).collect();
         let (ingest, worker) = (Ingest::start(&place, &[]).await, Worker::start(&place, &settings).await);
         let mut pipeline = Self {
@@ -63,8 +59,8 @@ impl Pipeline {
             broker: Broker::connect(&place.amqp_url).await,
             ill,
             well: Database::of(&place, "vip").await,
-            faster: Feed::start(&place, "faster", pace).await,
-            vip: Feed::start(&place, "vip", USUAL).await,
+            faster: Feed::start(&place, "faster").await,
+            vip: Feed::start(&place, "vip").await,
             vip_before: 0,
             ingest,
             place,
@@ -247,7 +243,7 @@ async fn through_a_relay(settings: &[(&str, &str)]) -> (Relay, Pipeline) {
     // A client of the set would go to the addresses that its members tell.
     let uri = format!("mongodb://{}/?directConnection=true", relay.address);
     let ill = Database::of(&place, "faster").await;
-    (relay, Pipeline::with(place, &uri, ill, settings, USUAL).await)
+    (relay, Pipeline::with(place, &uri, ill, settings).await)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -338,7 +334,7 @@ async fn guarded() -> (ReplicaSet, mongodb::Client, Relay, Pipeline) {
     // Connections that break are a failure of infrastructure, for each lane once.
     let settings =
         [("MONGO_TIMEOUT", "1s"), ("CIRCUIT_BREAKER_THRESHOLD", "6"), ("CIRCUIT_BREAKER_TIMEOUT", "1")];
-    let pipeline = Pipeline::with(place, &uri, ill, &settings, USUAL).await;
+    let pipeline = Pipeline::with(place, &uri, ill, &settings).await;
     (set, root, relay, pipeline)
 }
 
@@ -392,33 +388,72 @@ async fn password_changed_while_connections_break() {
     assert_refused(&log);
 }
 
+/// Two workers of small batches, and what they are sent: bursts for two conversations, each as soon as the one before is stored. So
+/// there is always something to get into each other's way about, and never more than the machine can do.
+struct Rivals {
+    place: Place,
+    workers: [Worker; 2],
+    broker: Broker,
+    database: Database,
+}
+
+impl Rivals {
+    async fn start() -> Self {
+        let place = Place::new().await;
+        let settings = [("WEBHOOK_WORKERS", "2"), ("BATCH_SIZE", "5")];
+        let workers = [Worker::start(&place, &settings).await, Worker::start(&place, &settings).await];
+        let (broker, database) =
+            (Broker::connect(&place.amqp_url).await, Database::of(&place, "faster").await);
+        Self { place, workers, broker, database }
+    }
+
+    async fn conflicts(&self) -> u64 {
+        total(&self.workers, "worker_retries_total", &[]).await
+    }
+
+    /// Sends bursts of ten batches until the condition holds, then ends it all, with everything stored exactly once and nothing sent
+    /// twice. Gives the number of conflicts.
+    async fn compete_until(self, what: &str, mut condition: impl AsyncFnMut(&Self) -> bool) -> u64 {
+        const BURST: u64 = 50;
+        let (started, mut published) = (Instant::now(), 0);
+        while !condition(&self).await {
+            assert!(started.elapsed() < RECOVERY, "{what}: not after {published} events");
+            burst(&self.broker, "faster", published..published + BURST, 2).await;
+            published += BURST;
+            until_stored(&self.database, published).await;
+        }
+        until_idle(&self.broker, &self.workers.iter().collect::<Vec<_>>()).await;
+        let conflicts = self.conflicts().await;
+        println!("{what}: after {published} events and {conflicts} conflicts");
+        assert_eq!(counts(&self.database).await, (published, published, published));
+        assert_eq!(redelivered(&self.workers).await, 0);
+        assert_eq!(self.broker.depth("dead.faster").await, Some(0));
+        for worker in self.workers {
+            worker.process.stop().await;
+        }
+        self.place.remove().await;
+        conflicts
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_workers_on_the_same_two_conversations() {
-    let place = Place::new().await;
-    let (uri, ill) = (place.mongo_uri.clone(), Database::of(&place, "faster").await);
-    let settings = [("WEBHOOK_WORKERS", "2"), ("BATCH_SIZE", "5")];
-    let mut pipeline = Pipeline::with(place, &uri, ill, &settings, HOT).await;
-    pipeline.workers.push(Worker::start(&pipeline.place, &settings).await);
-    let conflicts = async || total(&pipeline.workers, "worker_retries_total", &[]).await;
-    poll::until("they get into each other's way", true, async || conflicts().await >= 10).await;
-    let turns = async || pipeline.ill.count("penstock_probe").await > 1;
-    poll::until("so they take turns", true, turns).await;
-    pipeline.until_vip_stores(SOME).await;
-    let conflicts = conflicts().await;
-    pipeline.recovers(&format!("{conflicts} conflicts")).await;
+    Rivals::start()
+        .await
+        .compete_until("they take turns", async |rivals| {
+            rivals.conflicts().await >= 10 && rivals.database.count("penstock_probe").await > 1
+        })
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_worker_that_was_killed_in_its_turn_holds_nobody_up_for_long() {
-    let place = Place::new().await;
-    let (uri, ill) = (place.mongo_uri.clone(), Database::of(&place, "faster").await);
-    let killed = tokio::spawn(hold_turns(ill.clone()));
-    let settings = [("WEBHOOK_WORKERS", "2"), ("BATCH_SIZE", "5")];
-    let mut pipeline = Pipeline::with(place, &uri, ill, &settings, HOT).await;
-    pipeline.workers.push(Worker::start(&pipeline.place, &settings).await);
-    let waits = async || total(&pipeline.workers, "worker_retries_total", &[]).await;
-    poll::until("others wait for it", true, async || waits().await >= 80).await;
-    pipeline.recovers("worker killed in its turn").await;
+    let rivals = Rivals::start().await;
+    let killed = tokio::spawn(hold_turns(rivals.database.clone()));
+    let waits =
+        rivals.compete_until("others wait for it", async |rivals| rivals.conflicts().await >= 80).await;
+    // Each of a burst's batches waits for 40 at most, and they wait side by side.
+    assert!(waits < 80 + 10 * 40, "{waits}");
     killed.abort();
 }
 
@@ -444,9 +479,9 @@ async fn without_a_mongodb(uri: &str, fault: &str) {
     let settings: Vec<_> = [("MONGO_URI", uri)].into_iter().chain(IMPATIENT).collect();
     let (ingest, worker) = (Ingest::start(&place, &[]).await, Worker::start(&place, &settings).await);
     let (broker, well) = (Broker::connect(&place.amqp_url).await, Database::of(&place, "vip").await);
-    let mut vip = Feed::start(&place, "vip", USUAL).await;
+    let mut vip = Feed::start(&place, "vip").await;
     until_stored(&well, 1).await;
-    let mut faster = Feed::start(&place, "faster", USUAL).await;
+    let mut faster = Feed::start(&place, "faster").await;
     vip.until_more(5 * SOME).await;
     let (to_faster, to_vip) = (faster.stop().await, vip.stop().await);
     until_stored(&well, to_vip).await;

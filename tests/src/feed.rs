@@ -1,5 +1,6 @@
 //! Events that are published past ingest at a steady pace, each stamped with the time.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
@@ -21,33 +22,25 @@ pub struct Feed {
     stop: Arc<AtomicBool>,
 }
 
-/// How events are published.
-#[derive(Clone, Copy, Debug)]
-pub struct Pace {
-    /// So often, or as soon as RabbitMQ has confirmed those before.
-    pub every: Duration,
-    /// So many message events at once.
-    pub at_once: u64,
-    /// About so many chats.
-    pub chats: u64,
-}
+/// An event is published so often, or as soon as RabbitMQ has confirmed the one before.
+const EVERY: Duration = Duration::from_millis(20);
+/// The chats of a feed.
+const CHATS: u64 = 20;
 
 impl Feed {
     /// Starts publishing.
-    pub async fn start(place: &Place, tenant: &'static str, pace: Pace) -> Self {
+    pub async fn start(place: &Place, tenant: &'static str) -> Self {
         let (published, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
         let (broker, counter, told) =
             (Broker::connect(&place.amqp_url).await, published.clone(), stop.clone());
         let publisher = tokio::spawn(async move {
-            let mut ticks = interval(pace.every);
+            let mut ticks = interval(EVERY);
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
             while !told.load(Ordering::Relaxed) {
                 ticks.tick().await;
                 let n = counter.load(Ordering::Relaxed);
-                let bodies: Vec<_> = (n..n + pace.at_once).map(|n| event(n, pace.chats)).collect();
-                let publish = |body| broker.publish_event(tenant, "any", now_ms(), body);
-                join_all(bodies.iter().map(|body| publish(body.as_bytes()))).await;
-                counter.fetch_add(pace.at_once, Ordering::Relaxed);
+                burst(&broker, tenant, n..n + 1, CHATS).await;
+                counter.fetch_add(1, Ordering::Relaxed);
             }
         });
         Self { publisher, published, stop }
@@ -70,6 +63,13 @@ impl Feed {
         (&mut self.publisher).await.expect("RabbitMQ takes all events");
         self.published.load(Ordering::Relaxed)
     }
+}
+
+/// Publishes message events of those numbers, all at once, in turn from each of so many chats, and waits until RabbitMQ has them.
+pub async fn burst(broker: &Broker, tenant: &str, numbers: Range<u64>, chats: u64) {
+    let bodies: Vec<_> = numbers.map(|n| event(n, chats)).collect();
+    let publish = |body| broker.publish_event(tenant, "any", now_ms(), body);
+    join_all(bodies.iter().map(|body| publish(body.as_bytes()))).await;
 }
 
 fn event(n: u64, chats: u64) -> String {
