@@ -9,6 +9,7 @@ use penstock_tests::database::{Database, readable};
 use penstock_tests::http::{metric, post_received};
 use penstock_tests::poll;
 use penstock_tests::process::{Ingest, Worker, until_idle};
+use penstock_tests::relay::Fault;
 use penstock_tests::stack::Place;
 use serde_json::{Value, json};
 
@@ -405,13 +406,14 @@ async fn a_queue_that_was_deleted_is_declared_again() {
 #[tokio::test]
 async fn a_document_that_grows_beyond_what_mongodb_takes_is_a_dead_letter_too() {
     let place = Place::new().await;
-    let worker = Worker::start(&place, &[]).await;
+    let worker = Worker::start(&place, &[("MONGO_TIMEOUT", "60s")]).await;
     let (broker, database) = (Broker::connect(&place.amqp_url).await, Database::of(&place, "faster").await);
     broker.publish_event("faster", "any", 1_700_000_000_000, attachment(0, 3).as_bytes()).await;
     database.until_stored(1).await;
     let later = attachment(0, 950_000).replace(r#""event_id":"a0""#, r#""event_id":"later""#);
     broker.publish_event("faster", "any", 1_700_000_001_000, later.as_bytes()).await;
-    poll::until("the dead letter", Some(1), async || broker.depth("dead.faster").await).await;
+    let dead = async || broker.depth("dead.faster").await;
+    poll::until_within("the dead letter", Some(1), Duration::from_secs(120), dead).await;
     broker.publish_event("faster", "any", 1_700_000_002_000, attachment(1, 3).as_bytes()).await;
     database.until_stored(2).await;
     worker.process.stop().await;
@@ -436,9 +438,16 @@ async fn an_index_that_is_in_the_way_does_not_keep_events_from_being_stored() {
 #[tokio::test]
 async fn an_event_that_always_takes_too_long_holds_up_only_its_own_lane() {
     let place = Place::new().await;
+    let (relay, uri) = place.mongo_relay().await;
+    // Two seconds for the first event, a tenth of one for a batch of the others.
+    relay.set(Fault::Narrow(4 << 20));
     // On a machine with much to do others miss this deadline too, now and then: that is not for the breaker to judge here.
-    let settings =
-        [("MONGO_TIMEOUT", "250ms"), ("WEBHOOK_WORKERS", "8"), ("CIRCUIT_BREAKER_THRESHOLD", "10000")];
+    let settings = [
+        ("MONGO_URI", uri.as_str()),
+        ("MONGO_TIMEOUT", "1s"),
+        ("WEBHOOK_WORKERS", "8"),
+        ("CIRCUIT_BREAKER_THRESHOLD", "10000"),
+    ];
     let worker = Worker::start(&place, &settings).await;
     let (broker, database) = (Broker::connect(&place.amqp_url).await, Database::of(&place, "faster").await);
     broker.publish_event("faster", "any", 1_700_000_000_000, attachment(0, 520_000).as_bytes()).await;

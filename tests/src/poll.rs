@@ -4,7 +4,7 @@ use std::fmt::Debug;
 use std::time::{Duration, Instant};
 
 /// Longest wait unless a promise names another.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Polls until `probe` gives what is `wanted`, and fails with the last value otherwise.
 pub async fn until<T: PartialEq + Debug>(what: &str, wanted: T, probe: impl AsyncFnMut() -> T) {

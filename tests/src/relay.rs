@@ -1,4 +1,4 @@
-//! A relay in front of a server, which can cut, stall and delay what goes through it.
+//! A relay in front of a server, which can cut, stall, delay and slow down what goes through it.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -21,6 +21,8 @@ pub enum Fault {
     Stall,
     /// Lets everything through, so much later each way.
     Delay(Duration),
+    /// Lets so many bytes through per second, connection, and direction.
+    Narrow(u32),
 }
 
 /// A relay that listens on a port of its own.
@@ -100,12 +102,18 @@ async fn one_way(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, fault: watch::
         let fault = fault.clone();
         async move {
             let mut buffer = vec![0; 64 << 10];
+            let mut free = Instant::now();
             while let Ok(length @ 1..) = from.read(&mut buffer).await {
-                let delay = match *fault.borrow() {
-                    Fault::Delay(delay) => delay,
-                    _ => Duration::ZERO,
+                let now = Instant::now();
+                let at = match *fault.borrow() {
+                    Fault::Delay(delay) => now + delay,
+                    Fault::Narrow(rate) => {
+                        free = free.max(now) + Duration::from_secs(length as u64) / rate;
+                        free
+                    }
+                    _ => now,
                 };
-                if sender.send((Instant::now() + delay, buffer[..length].to_vec())).await.is_err() {
+                if sender.send((at, buffer[..length].to_vec())).await.is_err() {
                     return;
                 }
             }

@@ -80,7 +80,8 @@ impl Place {
         (relay, url)
     }
 
-    /// A relay in front of MongoDB, and the URI that leads through it.
+    /// A relay in front of MongoDB, and the URI that leads through it: a client of the set would go to the addresses that its members
+    /// tell.
     pub async fn mongo_relay(&self) -> (Relay, String) {
         let rest = self.mongo_uri.trim_start_matches("mongodb://");
         let (target, _) = rest.split_once('/').expect("an address");
