@@ -9,7 +9,7 @@ use penstock_tests::database::{Database, readable};
 use penstock_tests::http::{metric, post_received};
 use penstock_tests::poll;
 use penstock_tests::process::{Ingest, Worker, until_idle};
-use penstock_tests::relay::Fault;
+use penstock_tests::relay::{Fault, Relay};
 use penstock_tests::stack::Place;
 use serde_json::{Value, json};
 
@@ -375,9 +375,69 @@ async fn a_backlog_of_large_bodies_does_not_fill_the_workers_memory_either() {
     assert!(peak < 130, "{peak} MiB");
     until_idle(&broker, &[&worker]).await;
     assert_eq!(metric(&worker.admin, "worker_in_flight_bytes", &[]).await, Some(0.0));
+    assert_eq!(prefetches(&worker), [64, 1600], "more, once they are small");
+    worker.process.stop().await;
+    place.remove().await;
+}
+
+/// A worker that took many small events, and has then more bytes in hand than it wants, since MongoDB stalls; and how many events were
+/// published.
+async fn overfilled(place: &Place) -> (Worker, Relay, u64) {
+    const SMALL: u64 = 200;
+    const LARGE: u64 = 600;
+    let (broker, database) = (Broker::connect(&place.amqp_url).await, Database::of(place, "faster").await);
+    let (relay, uri) = place.mongo_relay().await;
+    let worker = Worker::start(place, &[("MONGO_URI", uri.as_str())]).await;
+    for n in 0..SMALL + LARGE {
+        if n == SMALL {
+            database.until_stored(SMALL).await;
+            poll::until("many are taken", vec![64, 1600], async || prefetches(&worker)).await;
+            relay.set(Fault::Stall);
+        }
+        let padding = "x".repeat(if n < SMALL { 1 << 10 } else { 256 << 10 });
+        let body = json!({"event_id": n.to_string(), "padding": padding}).to_string();
+        broker.publish_event("faster", "any", 1_700_000_000_000, body.as_bytes()).await;
+    }
+    let in_hand =
+        async || metric(&worker.admin, "worker_in_flight_bytes", &[]).await > Some(f64::from(64 << 20));
+    poll::until("there is too much in hand", true, in_hand).await;
+    (worker, relay, SMALL + LARGE)
+}
+
+/// How many deliveries at a time the worker has asked RabbitMQ for so far.
+fn prefetches(worker: &Worker) -> Vec<u64> {
     let log = worker.process.log_lines();
     let prefetch = |line: &Value| (line["tenant"] == "faster").then(|| line["prefetch"].as_u64()).flatten();
-    assert_eq!(log.iter().filter_map(prefetch).collect::<Vec<_>>(), [64, 1600], "more, once they are small");
+    log.iter().filter_map(prefetch).collect()
+}
+
+#[tokio::test]
+async fn bodies_that_become_large_are_taken_few_at_a_time_again() {
+    let place = Place::new().await;
+    let (worker, relay, published) = overfilled(&place).await;
+    relay.set(Fault::None);
+    let (broker, database) = (Broker::connect(&place.amqp_url).await, Database::of(&place, "faster").await);
+    database.until_stored(published).await;
+    until_idle(&broker, &[&worker]).await;
+    assert_eq!(prefetches(&worker), [64, 1600, 64]);
+    assert_eq!(database.count("webhook_events").await, published);
+    assert_eq!(broker.depth("dead.faster").await, Some(0));
+    worker.process.stop().await;
+    place.remove().await;
+}
+
+#[tokio::test]
+async fn a_worker_with_too_much_in_hand_can_be_stopped() {
+    let place = Place::new().await;
+    let (mut worker, _relay, published) = overfilled(&place).await;
+    worker.process.signal("TERM");
+    assert!(worker.process.ended().await.success());
+    let worker = Worker::start(&place, &[]).await;
+    let (broker, database) = (Broker::connect(&place.amqp_url).await, Database::of(&place, "faster").await);
+    database.until_stored(published).await;
+    until_idle(&broker, &[&worker]).await;
+    assert_eq!(database.count("webhook_events").await, published);
+    assert_eq!(broker.depth("dead.faster").await, Some(0));
     worker.process.stop().await;
     place.remove().await;
 }

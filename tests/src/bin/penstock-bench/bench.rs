@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
+use crate::ceilings::Ceilings;
 use crate::check::{self, Expected};
 use crate::event::Maker;
 use crate::number::grouped;
@@ -24,6 +25,8 @@ pub struct Bench {
     pub plan: Plan,
     /// What was found.
     pub report: Report,
+    /// What it is to be compared with.
+    pub ceilings: Ceilings,
     settings: Vec<(String, String)>,
     numbers: Arc<AtomicU64>,
     started: Instant,
@@ -32,8 +35,8 @@ pub struct Bench {
 impl Bench {
     /// With further settings for ingest and worker.
     pub fn new(plan: Plan, settings: Vec<(String, String)>) -> Self {
-        let report = Report::default();
-        Self { plan, report, settings, numbers: Arc::default(), started: Instant::now() }
+        let (report, ceilings) = (Report::default(), Ceilings::default());
+        Self { plan, report, ceilings, settings, numbers: Arc::default(), started: Instant::now() }
     }
 
     /// Further settings for ingest and worker.

@@ -11,6 +11,7 @@ mod arguments;
 mod bare;
 mod bench;
 mod body;
+mod ceilings;
 mod check;
 mod client;
 mod event;

@@ -67,6 +67,7 @@ async fn bare(bench: &mut Bench) -> anyhow::Result<()> {
     let replies = rate(tally.accepted(), took);
     bench.say(&format!("  {}/s", grouped(replies)));
     bench.report.add(PHASE, "bare actix-web reply", replies, Unit::PerSecond);
+    bench.ceilings.replies = Some(replies);
     Ok(())
 }
 
@@ -109,6 +110,7 @@ impl Rates {
 
     fn report(self, bench: &mut Bench) {
         let (raw, ingest) = (median(self.raw), median(self.ingest));
+        bench.ceilings.publishing = Some(raw);
         let report = &mut bench.report;
         report.add(PHASE, "raw confirmed publishing", raw, Unit::PerSecond);
         report.add(PHASE, "ingest accepts", ingest, Unit::PerSecond);

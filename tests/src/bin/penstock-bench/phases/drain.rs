@@ -80,6 +80,7 @@ async fn ceiling(bench: &mut Bench, stage: &mut Stage, stored: f64) -> anyhow::R
     fresh.drop().await?;
     bench.say(&format!("  {}/s", grouped(raw)));
     bench.report.add(PHASE, "raw transactions of the same", raw, Unit::PerSecond);
+    bench.ceilings.transactions = Some(raw);
     let share = 100.0 * stored / raw;
     bench.report.aim(PHASE, "worker, of raw transactions", share, Unit::Percent, Aim::AtLeast(60.0));
     Ok(())

@@ -146,6 +146,10 @@ impl Ramp {
         bench.say(&format!("  accepted {}/s, stored {}/s meanwhile", grouped(accepted), grouped(stored)));
         bench.report.add(PHASE, "accepted at saturation", accepted, Unit::PerSecond);
         bench.report.add(PHASE, "stored meanwhile", stored, Unit::PerSecond);
+        if let Some(ceiling) = bench.ceilings.together() {
+            bench.report.add(PHASE, "the three ceilings together", ceiling, Unit::PerSecond);
+            bench.report.add(PHASE, "stored meanwhile, of that", 100.0 * stored / ceiling, Unit::Percent);
+        }
         Ok(())
     }
 }
