@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
+use http::Uri;
 use opentelemetry::propagation::TextMapPropagator;
 pub use opentelemetry::trace::SpanKind;
 use opentelemetry::trace::{Span as _, SpanBuilder, Status, Tracer, TracerProvider};
@@ -43,7 +44,7 @@ impl Export {
     /// Reads the settings; `service` is the name unless another is set.
     pub fn read(env: &mut Env, service: &str) -> Self {
         let endpoint = env.text("OTEL_EXPORTER_OTLP_ENDPOINT");
-        if endpoint.as_ref().is_some_and(|url| !url.starts_with("http://")) {
+        if endpoint.as_ref().is_some_and(|url| !is_http(url)) {
             env.problem(
                 "OTEL_EXPORTER_OTLP_ENDPOINT: is no URL like http://collector:4318; https needs a collector in between",
             );
@@ -62,6 +63,12 @@ impl Export {
         });
         Self { endpoint, service: env.text_or("OTEL_SERVICE_NAME", service), ratio }
     }
+}
+
+/// Whether it names a server that is spoken to without encryption.
+fn is_http(url: &str) -> bool {
+    let has_host = |url: &Uri| url.host().is_some_and(|host| !host.is_empty());
+    url.parse().is_ok_and(|url| has_host(&url) && url.scheme_str() == Some("http"))
 }
 
 /// Makes spans; none unless they are exported.
@@ -256,6 +263,25 @@ mod tests {
     #[test]
     fn without_a_collector_there_are_no_spans() {
         assert_eq!(traceparent(&traces(&[]), Some(CALLER)), None);
+    }
+
+    #[test]
+    fn an_endpoint_has_a_host() {
+        for url in ["http://collector", "http://collector:4318", "http://[::1]:4318/otlp"] {
+            assert!(is_http(url), "{url}");
+        }
+        for url in [
+            "",
+            "http",
+            "http://",
+            "http://:4318",
+            "http:///v1",
+            "http://a b",
+            "https://collector",
+            "collector:4318",
+        ] {
+            assert!(!is_http(url), "{url}");
+        }
     }
 
     #[test]
