@@ -18,8 +18,8 @@ use penstock_tests::stack::Place;
 use serde_json::{Value, json};
 
 /// Of the events of the tenant that is well, half have to be stored within this time, whatever the other's MongoDB
-/// does.
-const MEDIAN_AGE: Duration = Duration::from_secs(1);
+/// does; or within three times as long as half of them took before, on a machine that has no time to spare.
+const MEDIAN_AGE: Duration = Duration::from_millis(100);
 /// Longest time for everything to be stored after a fault.
 const RECOVERY: Duration = Duration::from_secs(60);
 /// Events that each tenant gets before, during and after a fault, at least.
@@ -126,6 +126,7 @@ impl Pipeline {
         let redelivered = redelivered(&self.workers).await;
         let (ledger, messages, counted) = counts(&self.ill).await;
         let (lost, twice) = (to_faster - ledger, counted.saturating_sub(to_faster));
+        let before = Ages::of(&self.well, 0..self.vip_before).await;
         let vip = Ages::of(&self.well, during).await;
         println!(
             "{fault}: {to_faster} events, {lost} lost, {twice} counted twice, {redelivered} redelivered, \
@@ -134,7 +135,7 @@ impl Pipeline {
         assert_eq!((ledger, messages, counted), (to_faster, to_faster, to_faster), "{fault}");
         assert_eq!(counts(&self.well).await, (to_vip, to_vip, to_vip), "{fault}");
         assert_eq!(redelivered, 0, "{fault}");
-        assert!(vip.median() < MEDIAN_AGE, "{fault}: {vip}");
+        assert!(vip.median() < MEDIAN_AGE.max(3 * before.median()), "{fault}: {vip}; before: {before}");
         for tenant in ["faster", "vip"] {
             assert!(self.is_in_state(tenant, "closed").await, "{fault}: {tenant}");
             for queue in ["webhooks", "dead"] {
@@ -424,6 +425,8 @@ impl Rivals {
         assert_eq!(counts(&self.database).await, (published, published, published));
         assert_eq!(redelivered(&self.workers).await, 0);
         assert_eq!(self.broker.depth("dead.faster").await, Some(0));
+        let closed = [("tenant", "faster"), ("state", "closed")];
+        assert_eq!(total(&self.workers, "worker_breaker_state", &closed).await, 2, "conflicts are no outage");
         for worker in self.workers {
             worker.process.stop().await;
         }
