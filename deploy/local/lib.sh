@@ -7,6 +7,17 @@ readonly PORT_REGISTRY=/tmp/penstock-ports
 
 step() { printf '[%3ds] %s\n' "$SECONDS" "$*"; }
 
+# Prints the comment at the top of the script, and ends, if the arguments ask for help.
+help_if_asked() { # ARGUMENT...
+  local argument
+  for argument in "$@"; do
+    if [[ $argument == -h || $argument == --help ]]; then
+      sed -n '2,/^[^#]/{ s/^# \{0,1\}//p; }' "$0"
+      exit 0
+    fi
+  done
+}
+
 fail() {
   printf '%s: %s\n' "${0##*/}" "$*" >&2
   exit 1
@@ -121,6 +132,22 @@ require_cargo() {
   # A shell opened before rustup was installed does not have it on its PATH yet.
   PATH=$PATH:$HOME/.cargo/bin
   command -v cargo >/dev/null || fail "cargo is missing; please install Rust (rustup) first"
+}
+
+# Builds, with one line of progress instead of one for each crate. What cargo says is in the log.
+compile() { # LOG CARGO_ARGUMENT...
+  local log=$1 part
+  shift
+  step "compiling (the first time takes some minutes)"
+  if ! CARGO_TERM_PROGRESS_WHEN=always CARGO_TERM_PROGRESS_WIDTH=80 cargo build "$@" 2>&1 | tee "$log" |
+    while IFS= read -r -d $'\r' part; do
+      [[ ! -t 1 || ! $part =~ [0-9]+/[0-9]+ ]] || printf '\r[%3ds] compiling: %s parts' "$SECONDS" "${BASH_REMATCH[0]}"
+    done; then
+    tr '\r' '\n' <"$log" | grep -vE '^ *(Building|Compiling|Download|Updating|Locking)|^$' | tail -n 60 >&2
+    fail "cargo build failed; all that it said is in $log"
+  fi
+  [[ ! -t 1 ]] || printf '\r\033[K'
+  step "compiled"
 }
 
 target_dir() {

@@ -9,12 +9,12 @@ use ingest::spool::command::{self, SpoolCommand};
 use shared::env::{EXIT_BAD_CONFIGURATION, Env, Problems};
 use shared::telemetry::chain;
 use shared::{shutdown, telemetry};
-use tikv_jemallocator::Jemalloc;
 use tracing::{error, warn};
 
 /// glibc's takes a fifth more of ingest's time, for as much memory.
+#[cfg(feature = "jemalloc")]
 #[global_allocator]
-static ALLOCATOR: Jemalloc = Jemalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// Takes respond.io's webhooks in and hands them to RabbitMQ. Configured by environment variables and .env.
 #[derive(Parser)]

@@ -5,14 +5,10 @@ use std::collections::BTreeMap;
 use futures_util::TryStreamExt;
 use mongodb::Client;
 use mongodb::bson::{Bson, Document, doc};
-use serde_json::{Value, json};
+pub use penstock_show::{COLLECTIONS, readable};
 
 use crate::poll;
 use crate::stack::Place;
-
-/// The collections of the contract.
-pub const COLLECTIONS: [&str; 6] =
-    ["webhook_events", "messages", "conversations", "contacts", "internal_notes", "calls"];
 
 /// Fields that tell when something was written, and so differ from run to run.
 const VOLATILE: [&str; 3] = ["created_at", "updated_at", "stored_at"];
@@ -107,25 +103,5 @@ fn sort_fields(document: &mut Document) {
             sort_fields(inner);
         }
         document.insert(name, value);
-    }
-}
-
-/// JSON with dates as people read them.
-pub fn readable(value: Bson) -> Value {
-    match value {
-        Bson::Document(document) => document
-            .into_iter()
-            .map(|(name, value)| (name, readable(value)))
-            .collect::<serde_json::Map<_, _>>()
-            .into(),
-        Bson::Array(list) => list.into_iter().map(readable).collect::<Vec<_>>().into(),
-        Bson::DateTime(at) => at.try_to_rfc3339_string().unwrap_or_default().into(),
-        Bson::String(text) => text.into(),
-        Bson::Boolean(flag) => flag.into(),
-        Bson::Int32(number) => number.into(),
-        Bson::Int64(number) => number.into(),
-        Bson::Double(number) => json!(number),
-        Bson::Null => Value::Null,
-        other => other.to_string().into(),
     }
 }

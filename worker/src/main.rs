@@ -7,15 +7,15 @@ use clap::Parser;
 use shared::env::{EXIT_BAD_CONFIGURATION, Env};
 use shared::telemetry::chain;
 use shared::{shutdown, telemetry};
-use tikv_jemallocator::Jemalloc;
 use tracing::{error, warn};
 use worker::commands::{self, Command, CommandError};
 use worker::settings::Settings;
 
 /// Documents are many small pieces: glibc's takes a third more of the worker's time, for as much memory; mimalloc's a
 /// tenth more, for half as much memory again.
+#[cfg(feature = "jemalloc")]
 #[global_allocator]
-static ALLOCATOR: Jemalloc = Jemalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// Writes the events that wait in RabbitMQ into MongoDB. Configured by environment variables and .env.
 #[derive(Parser)]

@@ -1,0 +1,43 @@
+//! Prints the documents of a tenant's database: `penstock-show MONGO_URI DATABASE [--documents]`.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use futures_util::TryStreamExt;
+use mongodb::Client;
+use mongodb::bson::{Document, doc};
+use penstock_show::{COLLECTIONS, readable, summary};
+
+/// Longest wait for the first event.
+const FIRST_EVENT_TIMEOUT: Duration = Duration::from_secs(30);
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let (uri, name, in_full) = match &arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        [uri, name] => (*uri, *name, false),
+        [uri, name, "--documents"] => (*uri, *name, true),
+        _ => bail!("usage: penstock-show MONGO_URI DATABASE [--documents]"),
+    };
+    let database = Client::with_uri_str(uri).await?.database(name);
+    let deadline = Instant::now() + FIRST_EVENT_TIMEOUT;
+    while database.collection::<Document>(COLLECTIONS[0]).estimated_document_count().await? == 0 {
+        if Instant::now() > deadline {
+            bail!("no event arrived in {name} within {FIRST_EVENT_TIMEOUT:?}");
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    for collection in COLLECTIONS {
+        let found = database.collection::<Document>(collection).find(doc! {}).sort(doc! {"_id": 1}).await?;
+        for document in found.try_collect::<Vec<_>>().await? {
+            let id = document.get("_id").map(|id| id.as_str().map_or_else(|| id.to_string(), str::to_owned));
+            let (id, what) = (id.unwrap_or_default(), summary(collection, &document));
+            println!("       {collection:<15} {id:<38} {what}");
+            if in_full {
+                let text = serde_json::to_string_pretty(&readable(document.into()));
+                println!("{}", text.context("a document as JSON")?);
+            }
+        }
+    }
+    Ok(())
+}
