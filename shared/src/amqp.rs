@@ -21,7 +21,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest time to say goodbye.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Heartbeat interval unless `AMQP_URL` names one: a dead peer is noticed after twice this, in seconds.
-const HEARTBEAT_SECONDS: u16 = 10;
+const HEARTBEAT_SECONDS: u16 = 5;
 /// First and longest pause between attempts to connect.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 /// lapin tells of a lost connection by an event; this is how often we look ourselves, should one be missing.
@@ -132,12 +132,19 @@ pub struct Link {
 }
 
 impl Link {
-    /// Starts connecting, in the background.
+    /// Starts connecting, in the background. Everything that these tenants need, with so many partitions each, is declared
+    /// on each connection before it is used.
     #[must_use]
-    pub fn start(url: AMQPUri, name: &str, purpose: Purpose, tenants: Arc<[String]>) -> Self {
+    pub fn start(
+        url: AMQPUri,
+        name: &str,
+        purpose: Purpose,
+        tenants: Arc<[String]>,
+        partitions: u16,
+    ) -> Self {
         let (sender, session) = watch::channel(None);
         let stop = CancellationToken::new();
-        let opener = Opener { url, name: name.to_owned(), purpose, tenants };
+        let opener = Opener { url, name: name.to_owned(), purpose, tenants, partitions };
         tokio::spawn(supervise(opener, sender, stop.clone()));
         Self { session, stop }
     }
@@ -196,6 +203,7 @@ struct Opener {
     name: String,
     purpose: Purpose,
     tenants: Arc<[String]>,
+    partitions: u16,
 }
 
 impl Opener {
@@ -207,7 +215,7 @@ impl Opener {
         let properties = ConnectionProperties::default().with_connection_name(self.name.as_str().into());
         let connection = Connection::connect_uri(self.url.clone(), properties).await?;
         let setup = connection.create_channel().await?;
-        topology::declare(&setup, &self.tenants).await?;
+        topology::declare(&setup, &self.tenants, self.partitions).await?;
         setup.close(200, topology::short("done").map_err(DeclareError::Name)?).await?;
         let mut channels = Vec::new();
         if let Purpose::Publish { channels: wanted } = self.purpose {

@@ -7,6 +7,7 @@ pub mod env;
 pub mod event;
 mod gate;
 pub mod json;
+pub mod partition;
 pub mod publisher;
 pub mod shutdown;
 pub mod status;

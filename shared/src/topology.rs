@@ -4,7 +4,9 @@ use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptio
 use lapin::types::{AMQPValue, FieldTable, ShortString, ShortStringError};
 use lapin::{Channel, ExchangeKind};
 
-/// Every accepted event goes here, with the routing key `{tenant}.{event_type}`.
+use crate::partition::WorkQueue;
+
+/// Every accepted event goes here, with the [routing key](WorkQueue::routing_key) of its queue.
 pub const WEBHOOKS_EXCHANGE: &str = "webhooks";
 /// Catches what no tenant's queue is bound for: exchange and queue have the same name.
 pub const UNROUTABLE: &str = "unroutable";
@@ -12,7 +14,7 @@ pub const UNROUTABLE: &str = "unroutable";
 /// exchange it has an alternate exchange: a message for a queue that somebody has deleted is not confirmed
 /// and dropped.
 pub const ASIDE_EXCHANGE: &str = "webhooks.aside";
-/// Workers tell ingest here how they are.
+/// Every ingest and every worker announces here how it is.
 pub const STATUS_EXCHANGE: &str = "penstock.status";
 
 /// Header with the reason, on each message in a dead letter or quarantine queue.
@@ -31,18 +33,15 @@ pub const DELIVERY_LIMIT_REASON: &str = "delivery_limit";
 
 /// After so many returns to the queue a message is taken for one that kills workers, and dead-lettered.
 const DELIVERY_LIMIT: i64 = 20;
+/// How long a worker may hold a delivery, in milliseconds: seven days. A worker whose MongoDB fails holds what it has
+/// for as long as it takes. RabbitMQ's own limit, half an hour, would close its channel, and each time count a delivery.
+const CONSUMER_TIMEOUT_MS: i64 = 7 * 24 * 60 * 60 * 1000;
 /// Operators look at set-aside messages by taking and returning them, which RabbitMQ counts as well; its
 /// own limit (20 from 4.0 on) would throw evidence away.
 const UNLIMITED_DELIVERIES: i64 = 1_000_000_000;
 /// Bounds of a quarantine queue: the oldest evidence goes first. An operator's policy can be smaller.
 const QUARANTINE_MAX_LENGTH: i64 = 100_000;
 const QUARANTINE_MAX_BYTES: i64 = 1 << 30;
-
-/// The queue that workers consume.
-#[must_use]
-pub fn work_queue(tenant: &str) -> String {
-    format!("webhooks.{tenant}")
-}
 
 /// Events that can't be stored, until an operator decides.
 #[must_use]
@@ -80,8 +79,8 @@ pub enum DeclareError {
     },
 }
 
-/// Declares everything that these tenants need. Does nothing where it exists already.
-pub async fn declare(channel: &Channel, tenants: &[String]) -> Result<(), DeclareError> {
+/// Declares everything that these tenants need, with so many partitions each. Does nothing where it exists already.
+pub async fn declare(channel: &Channel, tenants: &[String], partitions: u16) -> Result<(), DeclareError> {
     // An event must not vanish because a binding is missing, and `mandatory` can't be relied on: under
     // concurrency lapin attaches returned messages to the wrong confirm.
     exchange(channel, UNROUTABLE, ExchangeKind::Fanout, &[]).await?;
@@ -94,33 +93,60 @@ pub async fn declare(channel: &Channel, tenants: &[String]) -> Result<(), Declar
     exchange(channel, STATUS_EXCHANGE, ExchangeKind::Fanout, &[]).await?;
 
     for tenant in tenants {
-        let (work, dead, quarantine) = (work_queue(tenant), dead_queue(tenant), quarantine_queue(tenant));
-        queue(channel, &dead, &[("x-delivery-limit", UNLIMITED_DELIVERIES.into())]).await?;
-        let quarantine_arguments = [
-            // A flood of rubbish must fill neither the broker nor the disk.
+        declare_aside(channel, &dead_queue(tenant), &[]).await?;
+        let bounds = [
+            // A flood of unusable requests must fill neither the broker nor the disk.
             ("x-overflow", text("drop-head")),
             ("x-max-length", QUARANTINE_MAX_LENGTH.into()),
             ("x-max-length-bytes", QUARANTINE_MAX_BYTES.into()),
-            ("x-delivery-limit", UNLIMITED_DELIVERIES.into()),
         ];
-        queue(channel, &quarantine, &quarantine_arguments).await?;
-        bind(channel, &dead, ASIDE_EXCHANGE, &dead).await?;
-        bind(channel, &quarantine, ASIDE_EXCHANGE, &quarantine).await?;
-        let work_arguments = [
-            ("x-delivery-limit", DELIVERY_LIMIT.into()),
-            // Through the default exchange, which needs no binding that could be missing.
-            ("x-dead-letter-exchange", text("")),
-            ("x-dead-letter-routing-key", text(&dead)),
-            // Otherwise dead-lettering may lose the message when a node fails at that moment.
-            ("x-dead-letter-strategy", text("at-least-once")),
-            // A full queue must say no, not drop; at-least-once dead-lettering requires it too.
-            ("x-overflow", text("reject-publish")),
-        ];
-        queue(channel, &work, &work_arguments).await?;
-        // Event types have dots in them.
-        bind(channel, &work, WEBHOOKS_EXCHANGE, &format!("{tenant}.#")).await?;
+        declare_aside(channel, &quarantine_queue(tenant), &bounds).await?;
+        for work in WorkQueue::all(partitions) {
+            declare_work_queue(channel, tenant, work).await?;
+        }
     }
     Ok(())
+}
+
+async fn declare_aside(
+    channel: &Channel,
+    name: &str,
+    bounds: &[(&str, AMQPValue)],
+) -> Result<(), DeclareError> {
+    let mut arguments = vec![("x-delivery-limit", UNLIMITED_DELIVERIES.into())];
+    arguments.extend_from_slice(bounds);
+    queue(channel, name, &arguments).await?;
+    bind(channel, name, ASIDE_EXCHANGE, name).await
+}
+
+/// Declares one work queue, which may be one that only others know of. What it dead-letters to, and the exchange, have
+/// to be there already.
+pub async fn declare_work_queue(
+    channel: &Channel,
+    tenant: &str,
+    work: WorkQueue,
+) -> Result<(), DeclareError> {
+    let name = work.name(tenant);
+    let arguments = [
+        // A conversation's events go to one worker at a time. The queue for large bodies has it too: it is what makes
+        // consumer priorities decide who is served, and so what spreads these queues over the workers; and of two
+        // large events of one conversation, which would conflict, none is written beside the other.
+        ("x-single-active-consumer", true.into()),
+        ("x-delivery-limit", DELIVERY_LIMIT.into()),
+        // Through the default exchange, which needs no binding that could be missing.
+        ("x-dead-letter-exchange", text("")),
+        ("x-dead-letter-routing-key", text(&dead_queue(tenant))),
+        // Otherwise dead-lettering may lose the message when a node fails at that moment.
+        ("x-dead-letter-strategy", text("at-least-once")),
+        // A full queue must say no, not drop; at-least-once dead-lettering requires it too.
+        ("x-overflow", text("reject-publish")),
+        // Otherwise all leaders are on the node that the first ingest happened to connect to.
+        ("x-queue-leader-locator", text("balanced")),
+        ("x-consumer-timeout", CONSUMER_TIMEOUT_MS.into()),
+    ];
+    queue(channel, &name, &arguments).await?;
+    // Event types have dots in them.
+    bind(channel, &name, WEBHOOKS_EXCHANGE, &work.routing_key(tenant, "#")).await
 }
 
 async fn exchange(
