@@ -2,6 +2,7 @@
 
 use shared::event::{self, Stream};
 use shared::json::{self, Json, Object, Unusable};
+use shared::partition;
 
 use crate::moment;
 
@@ -103,7 +104,7 @@ impl Event {
             signature: envelope.signature.to_owned(),
             received_at_ms: envelope.received_at_ms,
             at_ms: moment::event_time(told_time(kind, &members), envelope.received_at_ms),
-            chat_id: chat_id(&members),
+            chat_id: partition::chat_id(&members),
             event_type,
             members,
             body: str::from_utf8(body).map_err(|_| Unusable::Invalid)?.to_owned(),
@@ -206,12 +207,6 @@ fn told_time(kind: Kind, members: &Object) -> Option<&Json> {
     }
 }
 
-fn chat_id(members: &Object) -> Option<String> {
-    let contact = members.get("contact");
-    let phone = contact.and_then(|contact| contact.get("phone")?.id()).map(|phone| phone.trim().to_owned());
-    phone.or_else(|| contact?.get("id")?.id()).or_else(|| members.get("message")?.get("contactId")?.id())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -246,16 +241,6 @@ mod tests {
         ] {
             assert_eq!(event(stream, body).kind, Kind::Other, "{body}");
         }
-    }
-
-    #[test]
-    fn the_chat_is_named_by_phone_then_contact_then_message() {
-        let chat = |body| event(Stream::Any, body).chat_id;
-        assert_eq!(chat(r#"{"contact":{"id":1,"phone":" +155 "}}"#).as_deref(), Some("+155"));
-        assert_eq!(chat(r#"{"contact":{"id":1,"phone":" "}}"#).as_deref(), Some("1"));
-        assert_eq!(chat(r#"{"contact":{"id":null},"message":{"contactId":2.0}}"#).as_deref(), Some("2"));
-        assert_eq!(chat(r#"{"contact":null,"message":{"contactId":"3"}}"#).as_deref(), Some("3"));
-        assert_eq!(chat(r#"{"contact":{"phone":{}}}"#), None);
     }
 
     #[test]
