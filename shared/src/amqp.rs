@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::env::{self, Env};
+use crate::server_version::{self, Unsupported};
 use crate::topology::{self, DeclareError};
 
 /// Longest time for a connection to be opened, logged in and set up.
@@ -194,6 +195,8 @@ enum OpenError {
     Connect(#[from] lapin::Error),
     #[error(transparent)]
     Declare(#[from] DeclareError),
+    #[error(transparent)]
+    Unsupported(#[from] Unsupported),
     #[error("no connection within {CONNECT_TIMEOUT:?}")]
     TimedOut,
 }
@@ -212,6 +215,7 @@ impl Opener {
     }
 
     async fn connect(&self) -> Result<Session, OpenError> {
+        server_version::check(&self.url).await?;
         let properties = ConnectionProperties::default().with_connection_name(self.name.as_str().into());
         let connection = Connection::connect_uri(self.url.clone(), properties).await?;
         let setup = connection.create_channel().await?;

@@ -9,6 +9,7 @@ mod gate;
 pub mod json;
 pub mod partition;
 pub mod publisher;
+mod server_version;
 pub mod shutdown;
 pub mod status;
 pub mod telemetry;

@@ -1,5 +1,6 @@
 //! Which queue an event goes to: all events of a conversation go to one, so that one worker writes them. Pure.
 
+use crate::env::Env;
 use crate::event;
 use crate::json::{self, Object};
 
@@ -11,8 +12,16 @@ pub const LARGE_BODY: usize = 64 << 10;
 /// AMQP can't list queues.
 pub const MAX_PARTITIONS: u16 = 64;
 
+/// Partitions unless `WEBHOOK_WORKERS` says otherwise: as many as the Flask bridge has workers.
+const DEFAULT_PARTITIONS: u16 = 4;
+
 /// The offset basis and the prime of FNV-1a with 64 bits.
 const FNV: (u64, u64) = (0xcbf2_9ce4_8422_2325, 0x0100_0000_01b3);
+
+/// Reads `WEBHOOK_WORKERS`: the partitions of each tenant, so the number of batches that can be written at the same time.
+pub fn partitions(env: &mut Env) -> u16 {
+    env.number("WEBHOOK_WORKERS", DEFAULT_PARTITIONS, 1..=MAX_PARTITIONS)
+}
 
 /// One of a tenant's work queues.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -126,7 +135,11 @@ mod tests {
             counts[usize::from(n)] += 1;
         }
         assert!(counts.iter().all(|count| (850..1150).contains(count)), "{counts:?}");
-        assert_ne!(queue_of(None, "a", 1, 64), queue_of(None, "b", 1, 64), "the event key counts without a chat");
+        assert_ne!(
+            queue_of(None, "a", 1, 64),
+            queue_of(None, "b", 1, 64),
+            "the event key counts without a chat"
+        );
     }
 
     #[test]

@@ -125,6 +125,15 @@ impl Announcement {
             Role::Ingest { .. } => None,
         }
     }
+
+    /// The spool of this process; none if it is a worker.
+    #[must_use]
+    pub fn spool(&self) -> Option<&SpoolStatus> {
+        match &self.role {
+            Role::Ingest { spool, .. } => Some(spool),
+            Role::Worker { .. } => None,
+        }
+    }
 }
 
 /// States of the circuit breaker, the better one first.
