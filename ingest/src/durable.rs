@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use shared::partition::WorkQueue;
 use shared::publisher::{PublishError, Publisher};
 use shared::telemetry::chain;
 use tracing::{error, info, warn};
@@ -80,19 +81,19 @@ impl Durable {
         self.suspect.load(Ordering::Relaxed)
     }
 
-    /// Keeps a webhook, one way or the other.
-    pub async fn keep(&self, webhook: &Webhook) -> Result<Via, Nowhere> {
+    /// Keeps a webhook, one way or the other. The queue is that of its body.
+    pub async fn keep(&self, webhook: &Webhook, queue: WorkQueue) -> Result<Via, Nowhere> {
         if self.is_suspect() {
             return match self.spool.append(webhook).await {
                 Ok(()) => Ok(Via::Spool),
                 // Nothing is left to be saved by sparing RabbitMQ.
-                Err(spool) => match self.publish(webhook, self.publish_timeout).await {
+                Err(spool) => match self.publish(webhook, queue, self.publish_timeout).await {
                     Ok(()) => Ok(Via::Broker),
                     Err(broker) => Err(nowhere(&broker, &spool)),
                 },
             };
         }
-        let Err(broker) = self.publish(webhook, self.publish_timeout).await else { return Ok(Via::Broker) };
+        let Err(broker) = self.publish(webhook, queue, self.publish_timeout).await else { return Ok(Via::Broker) };
         match self.spool.append(webhook).await {
             Ok(()) => Ok(Via::Spool),
             Err(spool) => Err(nowhere(&broker, &spool)),
@@ -100,8 +101,13 @@ impl Durable {
     }
 
     /// Publishes, waits for the confirm at most for `patience`, and draws conclusions from how it went.
-    pub async fn publish(&self, webhook: &Webhook, patience: Duration) -> Result<(), PublishError> {
-        let message = match webhook.message() {
+    pub async fn publish(
+        &self,
+        webhook: &Webhook,
+        queue: WorkQueue,
+        patience: Duration,
+    ) -> Result<(), PublishError> {
+        let message = match webhook.message(queue) {
             Ok(message) => message,
             Err(error) => {
                 // Names are bounded well below what AMQP allows, so this is a defect of ours.

@@ -1,5 +1,6 @@
 //! `/health`: the state of the whole pipeline, in the shape that the Flask bridge's users know.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
@@ -15,10 +16,12 @@ pub struct Seen<'a> {
     pub tenants: &'a [String],
     /// `TEST_MODE`
     pub test_mode: bool,
-    /// Messages that wait in the queues.
-    pub waiting: u64,
-    /// The workers alive.
-    pub workers: &'a [Announcement],
+    /// Messages that wait in each tenant's work queues.
+    pub waiting: &'a BTreeMap<String, u64>,
+    /// The ingests and workers that are there.
+    pub peers: &'a [Announcement],
+    /// The largest number of partitions that anybody has.
+    pub partitions: u16,
     /// Shown while no worker is there to say.
     pub breaker_threshold: u32,
     /// Whether RabbitMQ can be reached.
@@ -43,20 +46,11 @@ pub struct Seen<'a> {
 #[must_use]
 pub fn report(seen: &Seen<'_>) -> Value {
     let tenants: Vec<(&String, Option<TenantStatus>)> =
-        seen.tenants.iter().map(|tenant| (tenant, worst(tenant, seen.workers))).collect();
-    let in_flight: usize = seen.workers.iter().flat_map(|w| w.tenants.values()).map(|t| t.in_flight).sum();
-    let size = seen.waiting + u64::try_from(in_flight).unwrap_or(u64::MAX);
-    let lanes: usize = seen.workers.iter().map(|worker| worker.lanes).sum();
+        seen.tenants.iter().map(|tenant| (tenant, worst(tenant, seen.peers))).collect();
     json!({
         "status": status(seen, &tenants),
         "test_mode": seen.test_mode,
-        "queue": {
-            "size": size,
-            // The queue has no bound of its own; what bounds it is the broker's disk, or a policy.
-            "max_size": null,
-            "workers": lanes,
-            "worker_processes": seen.workers.len(),
-        },
+        "queue": queue(seen),
         "circuit_breaker": circuit_breaker(seen.breaker_threshold, &tenants),
         "broker": {
             "connected": seen.broker_up,
@@ -76,14 +70,56 @@ pub fn report(seen: &Seen<'_>) -> Value {
     })
 }
 
+fn queue(seen: &Seen<'_>) -> Value {
+    let workers: Vec<&Announcement> = seen.peers.iter().filter(|peer| peer.served().is_some()).collect();
+    // Each partition is written by one worker at a time, whoever it is.
+    let batches = workers.iter().map(|worker| worker.partitions).max().unwrap_or(0);
+    let tenants: Vec<(&String, u64, usize)> = seen
+        .tenants
+        .iter()
+        .map(|tenant| (tenant, size(tenant, seen), statuses(tenant, seen.peers).count()))
+        .collect();
+    let tenant = |size: u64, processes: usize| {
+        json!({
+            "size": size,
+            "partitions": seen.partitions,
+            "worker_processes": processes,
+            // More workers than partitions: these have nothing to do.
+            "surplus_worker_processes": processes.saturating_sub(seen.partitions.into()),
+        })
+    };
+    json!({
+        "size": tenants.iter().map(|(_, size, _)| size).sum::<u64>(),
+        // The queues have no bound of their own; what bounds them is the broker's disk, or a policy.
+        "max_size": null,
+        "workers": batches,
+        "worker_processes": workers.len(),
+        "tenants": tenants.iter().map(|(name, size, processes)| ((*name).clone(), tenant(*size, *processes)))
+            .collect::<Map<_, _>>(),
+    })
+}
+
+/// Events of a tenant that wait, or that workers have in hand.
+fn size(tenant: &str, seen: &Seen<'_>) -> u64 {
+    let in_flight: usize = statuses(tenant, seen.peers).map(|status| status.in_flight).sum();
+    seen.waiting.get(tenant).copied().unwrap_or(0) + u64::try_from(in_flight).unwrap_or(u64::MAX)
+}
+
+/// What each of its workers says of a tenant.
+fn statuses(tenant: &str, peers: &[Announcement]) -> impl Iterator<Item = &TenantStatus> {
+    peers.iter().filter_map(move |peer| peer.served()?.get(tenant))
+}
+
 /// A tenant's state over all its workers: the worst of each figure, since any of them may need help.
-fn worst(tenant: &str, workers: &[Announcement]) -> Option<TenantStatus> {
-    workers.iter().filter_map(|worker| worker.tenants.get(tenant)).cloned().reduce(|a, b| TenantStatus {
+fn worst(tenant: &str, peers: &[Announcement]) -> Option<TenantStatus> {
+    statuses(tenant, peers).cloned().reduce(|a, b| TenantStatus {
         seconds_in_state: if a.breaker >= b.breaker { a.seconds_in_state } else { b.seconds_in_state },
         breaker: a.breaker.max(b.breaker),
         failures: a.failures.max(b.failures),
         threshold: a.threshold.min(b.threshold),
         mongodb_connected: a.mongodb_connected && b.mongodb_connected,
+        // It is the tenant's MongoDB that succeeded, whoever asked it.
+        success_age_ms: [a.success_age_ms, b.success_age_ms].into_iter().flatten().min(),
         in_flight: a.in_flight + b.in_flight,
     })
 }
@@ -132,7 +168,8 @@ fn mongodb(status: Option<&TenantStatus>) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::BTreeMap;
+    use shared::status::{Role, SpoolStatus};
+    use std::sync::LazyLock;
 
     fn tenant(breaker: BreakerState, failures: u32) -> TenantStatus {
         let mongodb_connected = breaker == BreakerState::Closed;
@@ -142,21 +179,30 @@ mod tests {
             threshold: 10,
             seconds_in_state: 7,
             mongodb_connected,
+            success_age_ms: None,
             in_flight: 3,
         }
     }
 
     fn worker(name: &str, tenants: &[(&str, TenantStatus)]) -> Announcement {
         let tenants: BTreeMap<_, _> = tenants.iter().map(|(t, s)| ((*t).to_owned(), s.clone())).collect();
-        Announcement { worker: name.into(), lanes: 4, leaving: false, tenants }
+        Announcement { name: name.into(), partitions: 4, leaving: false, role: Role::Worker { tenants } }
     }
 
-    fn seen<'a>(tenants: &'a [String], workers: &'a [Announcement]) -> Seen<'a> {
+    fn ingest() -> Announcement {
+        let spool = SpoolStatus { records: 0, bytes: 0, oldest_age_seconds: 0, writable: true };
+        let role = Role::Ingest { spool, refusals_left: 10 };
+        Announcement { name: "ingest".into(), partitions: 4, leaving: false, role }
+    }
+
+    fn seen<'a>(tenants: &'a [String], peers: &'a [Announcement]) -> Seen<'a> {
+        static WAITING: LazyLock<BTreeMap<String, u64>> = LazyLock::new(|| [("faster".to_owned(), 5)].into());
         Seen {
             tenants,
             test_mode: false,
-            waiting: 5,
-            workers,
+            waiting: &WAITING,
+            peers,
+            partitions: 4,
             breaker_threshold: 7,
             broker_up: true,
             broker_blocked: false,
@@ -179,10 +225,11 @@ mod tests {
         ];
         let report = report(&seen(&names, &workers));
         assert_eq!(report["status"], "degraded");
-        assert_eq!(
-            report["queue"],
-            json!({"size": 17, "max_size": null, "workers": 8, "worker_processes": 2})
-        );
+        let queue = |size| json!({"size": size, "partitions": 4, "worker_processes": 2, "surplus_worker_processes": 0});
+        let tenants = json!({"faster": queue(11), "vip": queue(6)});
+        let queues =
+            json!({"size": 17, "max_size": null, "workers": 4, "worker_processes": 2, "tenants": tenants});
+        assert_eq!(report["queue"], queues);
         assert_eq!(report["circuit_breaker"]["status"], "OPEN");
         assert_eq!(report["circuit_breaker"]["failures"], 12);
         assert_eq!(report["circuit_breaker"]["seconds_in_state"], 7);
@@ -193,9 +240,22 @@ mod tests {
     }
 
     #[test]
+    fn workers_beyond_the_number_of_partitions_are_named() {
+        let (names, good) = (["faster".to_owned()], tenant(BreakerState::Closed, 0));
+        let worker = |n: u8| worker(&format!("w{n}"), &[("faster", good.clone())]);
+        let peers: Vec<Announcement> = (0..6).map(worker).chain([ingest()]).collect();
+        let surplus = |partitions| {
+            let report = report(&Seen { partitions, ..seen(&names, &peers) });
+            report["queue"]["tenants"]["faster"]["surplus_worker_processes"].clone()
+        };
+        assert_eq!((surplus(4), surplus(8)), (json!(2), json!(0)));
+    }
+
+    #[test]
     fn without_workers_or_broker_it_says_so() {
         let names = ["faster".to_owned()];
-        let alone = report(&seen(&names, &[]));
+        let alone = report(&seen(&names, &[ingest()]));
+        assert_eq!((&alone["queue"]["workers"], &alone["queue"]["size"]), (&json!(0), &json!(5)));
         assert_eq!((&alone["status"], &alone["mongodb"]["faster"]), (&json!("degraded"), &json!("unknown")));
         assert_eq!(alone["circuit_breaker"]["threshold"], 7);
         let cut_off = report(&Seen { broker_up: false, ..seen(&names, &[]) });

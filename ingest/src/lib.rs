@@ -14,6 +14,7 @@ use actix_web::{App, HttpServer, web};
 use shared::admin::{self, Admin};
 use shared::amqp::{Link, Purpose};
 use shared::publisher::Publisher;
+use shared::status;
 use shared::traces::{self, Traces};
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
@@ -57,6 +58,8 @@ const FINISHING: Duration = Duration::from_secs(10);
 const MAX_CONNECTIONS: usize = 4096;
 /// What is in the spool when stopping is published as long as that goes on, at most with such gaps.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(1);
+/// Announcements published and not confirmed yet.
+const MAX_ANNOUNCEMENTS: u32 = 1;
 /// Confirms under way get this long when stopping.
 const CONFIRM_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -100,6 +103,7 @@ pub struct Ingest {
     gateway: web::Data<Gateway>,
     public: Server,
     admin: Server,
+    announcer: Publisher,
 }
 
 /// Opens the spool and starts connecting to RabbitMQ. Needs a tokio runtime.
@@ -112,17 +116,21 @@ pub fn durable(settings: &Settings, metrics: &Arc<Metrics>) -> Result<Durable, O
 }
 
 fn link(settings: &Settings, name: &str, purpose: Purpose) -> Link {
-    Link::start(settings.amqp_url.clone(), name, purpose, settings.tenants.keys().cloned().collect())
+    let tenants = settings.tenants.keys().cloned().collect();
+    Link::start(settings.amqp_url.clone(), name, purpose, tenants, settings.partitions)
 }
 
-/// Opens the spool, binds the ports and starts connecting to RabbitMQ. Needs a tokio runtime.
-pub fn build(settings: Settings, stop: CancellationToken) -> Result<Ingest, StartError> {
+/// Opens the spool, binds the ports and starts connecting to RabbitMQ, under a name that no other process has. Needs a
+/// tokio runtime.
+pub fn build(settings: Settings, name: String, stop: CancellationToken) -> Result<Ingest, StartError> {
     let tenants: Vec<String> = settings.tenants.keys().cloned().collect();
     let metrics = Arc::new(Metrics::new(tenants.iter().map(String::as_str))?);
     let (burst, per_second) = settings.quarantine;
     let allowance = || Mutex::new(Allowance::new(burst, per_second, Instant::now()));
     let allowances = tenants.iter().map(|tenant| (tenant.clone(), allowance())).collect();
+    let partitions = settings.partitions;
     let gateway = web::Data::new(Gateway {
+        name,
         durable: Arc::new(durable(&settings, &metrics)?),
         status_link: link(&settings, "ingest status", Purpose::Consume),
         pipeline: Arc::default(),
@@ -138,12 +146,16 @@ pub fn build(settings: Settings, stop: CancellationToken) -> Result<Ingest, Star
     });
     let follower = gateway.clone();
     tokio::spawn(async move {
-        pipeline::follow(follower.pipeline.clone(), &follower.status_link, &tenants).await;
+        pipeline::follow(follower.pipeline.clone(), &follower.status_link, &tenants, partitions).await;
     });
-    tokio::spawn(drain::run(gateway.durable.clone(), stop.clone()));
+    tokio::spawn(drain::run(gateway.durable.clone(), partitions, stop.clone()));
     let public = bind_public(&gateway, stop)?;
     let admin = bind_admin(&gateway)?;
-    Ok(Ingest { gateway, public, admin })
+    // A connection of its own: where publishing to the queues takes all that is allowed in flight, or is refused, this
+    // goes on.
+    let announcing = link(&gateway.settings, "ingest announce", Purpose::Publish { channels: 1 });
+    let announcer = Publisher::new(announcing, MAX_ANNOUNCEMENTS);
+    Ok(Ingest { gateway, public, admin, announcer })
 }
 
 fn bind_public(gateway: &web::Data<Gateway>, stop: CancellationToken) -> Result<Server, StartError> {
@@ -193,19 +205,30 @@ fn log_addresses(port: &str, addresses: &[SocketAddr]) {
 impl Ingest {
     /// Serves until told to stop, then finishes what is under way.
     pub async fn run(self) -> io::Result<()> {
-        let Self { gateway, public, admin } = self;
+        let Self { gateway, public, admin, announcer } = self;
+        // It publishes until the spool is drained, and so long its partitions count.
+        let gone = CancellationToken::new();
+        let announcing = {
+            let (gateway, gone) = (gateway.clone(), gone.clone());
+            tokio::spawn(async move {
+                status::announce(&announcer, &gone, |leaving| gateway.announcement(leaving)).await;
+                announcer.close(CONFIRM_PATIENCE).await;
+            })
+        };
         let admin_handle = admin.handle();
         let admin = tokio::spawn(admin);
         let served = public.await;
         let durable = &gateway.durable;
         // A replica that is gone for good takes its spool along.
         let grace = DRAINING.saturating_add(gateway.settings.spare_grace);
-        let drained = tokio::time::timeout(grace, drain::to_the_end(durable, DRAIN_PATIENCE)).await;
+        let drained = tokio::time::timeout(grace, drain::to_the_end(durable, gateway.settings.partitions, DRAIN_PATIENCE)).await;
         if drained != Ok(true) {
             let records = durable.spool().size().records;
             warn!(records, "webhooks stay in the spool: start ingest again, or run `ingest spool drain`");
         }
-        durable.publisher().close(CONFIRM_PATIENCE).await;
+        gone.cancel();
+        let last_word = tokio::time::timeout(2 * CONFIRM_PATIENCE, announcing);
+        let _ = tokio::join!(durable.publisher().close(CONFIRM_PATIENCE), last_word);
         gateway.status_link.close().await;
         admin_handle.stop(true).await;
         let _ = admin.await;

@@ -8,7 +8,7 @@ use ingest::settings::Settings;
 use ingest::spool::command::{self, SpoolCommand};
 use shared::env::{EXIT_BAD_CONFIGURATION, Env, Problems};
 use shared::telemetry::chain;
-use shared::{shutdown, telemetry};
+use shared::{shutdown, status, telemetry};
 use tracing::{error, warn};
 
 /// glibc's takes a fifth more of ingest's time, for as much memory.
@@ -44,6 +44,7 @@ async fn main() -> ExitCode {
     if let Some(Command::Verify(arguments)) = &arguments.command {
         return verify(arguments, env);
     }
+    let host = env.text_or("HOSTNAME", "ingest");
     let settings = match Settings::read(env) {
         Ok(settings) => settings,
         Err(problems) => return refuse(&problems),
@@ -60,7 +61,7 @@ async fn main() -> ExitCode {
     } else {
         telemetry::start_logging(filter.as_deref(), settings.test_mode);
     }
-    match run(settings, arguments.command).await {
+    match run(settings, &host, arguments.command).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             error!(error = chain(error.as_ref()), "ingest failed");
@@ -69,7 +70,7 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn run(settings: Settings, command: Option<Command>) -> anyhow::Result<()> {
+async fn run(settings: Settings, host: &str, command: Option<Command>) -> anyhow::Result<()> {
     if let Some(Command::Spool(command)) = command {
         return Ok(command::run(command, &settings).await?);
     }
@@ -77,7 +78,7 @@ async fn run(settings: Settings, command: Option<Command>) -> anyhow::Result<()>
         warn!("{warning}");
     }
     let stop = shutdown::on_signal()?;
-    ingest::build(settings, stop)?.run().await?;
+    ingest::build(settings, status::unique_name(host), stop)?.run().await?;
     Ok(())
 }
 

@@ -1,24 +1,28 @@
-//! What ingest knows of the pipeline behind the broker: workers, their breakers, the length of the queues.
+//! What ingest knows of the pipeline behind the broker: who is there, the workers' breakers, the length of the queues.
 //!
 //! It is learnt in the background, so that `/health` answers at once whatever is down.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
+use lapin::Channel;
 use lapin::options::QueueDeclareOptions;
 use lapin::types::FieldTable;
 use shared::amqp::{self, Link, Session};
-use shared::status::{self, ANNOUNCEMENT_TTL, Announcement};
+use shared::partition::WorkQueue;
+use shared::status::{self, Announcement, Peers};
 use shared::telemetry::chain;
-use shared::topology;
 use tokio::time::error::Elapsed;
-use tokio::time::{interval, timeout};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tracing::warn;
 
-/// How often the length of the queues is asked for.
+/// How often the length of each queue is asked for.
 const DEPTH_INTERVAL: Duration = Duration::from_secs(1);
+/// Between two questions passes at least this time, since each is answered by the queue's leader: with many queues each
+/// is asked less often.
+const QUESTION_PAUSE: Duration = Duration::from_millis(5);
 /// A queue whose leader is being elected may not answer at all.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -28,54 +32,53 @@ pub struct Pipeline(Mutex<Known>);
 
 #[derive(Debug, Default)]
 struct Known {
-    workers: BTreeMap<String, (Announcement, Instant)>,
+    peers: Peers,
     depths: BTreeMap<String, u64>,
 }
 
 impl Pipeline {
-    /// The announcements of the workers that are alive.
+    /// The announcements of the ingests and workers that are there.
     #[must_use]
-    pub fn workers(&self, now: Instant) -> Vec<Announcement> {
-        let mut known = self.lock();
-        known.workers.retain(|_, (_, heard)| now.duration_since(*heard) < ANNOUNCEMENT_TTL);
-        known.workers.values().map(|(announcement, _)| announcement.clone()).collect()
+    pub fn peers(&self, now: Instant) -> Vec<Announcement> {
+        self.lock().peers.alive(now).cloned().collect()
     }
 
-    /// Messages that wait in the tenants' queues, not counting those that workers have taken.
+    /// Messages that wait in each tenant's work queues, not counting those that workers have taken.
     #[must_use]
-    pub fn waiting(&self) -> u64 {
-        self.lock().depths.values().sum()
+    pub fn waiting(&self) -> BTreeMap<String, u64> {
+        self.lock().depths.clone()
+    }
+
+    /// The largest number of partitions that anybody has; `own` is what this process has.
+    #[must_use]
+    pub fn partitions(&self, own: u16, now: Instant) -> u16 {
+        self.lock().peers.partitions(now).unwrap_or(own).max(own)
     }
 
     fn heard(&self, announcement: Announcement, now: Instant) {
-        let mut known = self.lock();
-        if announcement.leaving {
-            known.workers.remove(&announcement.worker);
-        } else {
-            known.workers.insert(announcement.worker.clone(), (announcement, now));
-        }
+        self.lock().peers.record(announcement, now);
     }
 
     fn measured(&self, tenant: &str, depth: u64) {
         self.lock().depths.insert(tenant.to_owned(), depth);
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Known> {
+    fn lock(&self) -> MutexGuard<'_, Known> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Follows the pipeline as long as the link exists.
-pub async fn follow(pipeline: Arc<Pipeline>, link: &Link, tenants: &[String]) {
+pub async fn follow(pipeline: Arc<Pipeline>, link: &Link, tenants: &[String], partitions: u16) {
     let mut sessions = link.sessions();
     while let Some(session) = amqp::next_session(&mut sessions).await {
         let ended: Result<(), FollowError> = tokio::select! {
             ended = listen(&pipeline, &session) => ended.map(|()| session.report_broken("the status queue is gone")),
-            ended = measure(&pipeline, &session, tenants) => ended,
+            ended = measure(&pipeline, &session, tenants, partitions) => ended,
             () = session.lost().cancelled() => Ok(()),
         };
         if let Err(error) = ended {
-            warn!(error = chain(&error), "can't follow the workers' state");
+            warn!(error = chain(&error), "can't follow the state of workers and queues");
             session.report_broken("a channel for status failed");
         }
         session.lost().cancelled().await;
@@ -96,43 +99,53 @@ async fn listen(pipeline: &Pipeline, session: &Session) -> Result<(), FollowErro
     while let Some(delivery) = announcements.next().await {
         match serde_json::from_slice(&delivery?.data) {
             Ok(announcement) => pipeline.heard(announcement, Instant::now()),
-            Err(error) => warn!(error = chain(&error), "strange announcement of a worker"),
+            Err(error) => warn!(error = chain(&error), "an announcement can't be read"),
         }
     }
     Ok(())
 }
 
-async fn measure(pipeline: &Pipeline, session: &Session, tenants: &[String]) -> Result<(), FollowError> {
+/// Every queue to which anybody may publish is counted: those of all partitions that are announced.
+async fn measure(
+    pipeline: &Pipeline,
+    session: &Session,
+    tenants: &[String],
+    own_partitions: u16,
+) -> Result<(), FollowError> {
     let channel = session.channel().await?;
     let mut ticks = interval(DEPTH_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
+        let partitions = pipeline.partitions(own_partitions, Instant::now());
         for tenant in tenants {
-            let options = QueueDeclareOptions { passive: true, ..Default::default() };
-            let name = topology::work_queue(tenant).into();
-            let declared = channel.queue_declare(name, options, FieldTable::default());
-            let queue = timeout(ANSWER_TIMEOUT, declared).await??;
-            pipeline.measured(tenant, u64::from(queue.message_count()));
+            let mut depth = 0;
+            for queue in WorkQueue::all(partitions) {
+                depth += length(&channel, &queue.name(tenant)).await?;
+                sleep(QUESTION_PAUSE).await;
+            }
+            pipeline.measured(tenant, depth);
         }
     }
+}
+
+async fn length(channel: &Channel, name: &str) -> Result<u64, FollowError> {
+    let options = QueueDeclareOptions { passive: true, ..Default::default() };
+    let declared = channel.queue_declare(name.into(), options, FieldTable::default());
+    Ok(timeout(ANSWER_TIMEOUT, declared).await??.message_count().into())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn announcement(worker: &str, leaving: bool) -> Announcement {
-        Announcement { worker: worker.into(), lanes: 4, leaving, tenants: BTreeMap::new() }
-    }
+    use shared::status::Role;
 
     #[test]
-    fn workers_are_forgotten_when_silent_or_gone() {
-        let (pipeline, start) = (Pipeline::default(), Instant::now());
-        pipeline.heard(announcement("a", false), start);
-        pipeline.heard(announcement("b", false), start + ANNOUNCEMENT_TTL / 2);
-        assert_eq!(pipeline.workers(start + ANNOUNCEMENT_TTL / 2).len(), 2);
-        assert_eq!(pipeline.workers(start + ANNOUNCEMENT_TTL).len(), 1);
-        pipeline.heard(announcement("b", true), start + ANNOUNCEMENT_TTL);
-        assert_eq!(pipeline.workers(start + ANNOUNCEMENT_TTL).len(), 0);
+    fn the_largest_number_of_partitions_counts() {
+        let (pipeline, now) = (Pipeline::default(), Instant::now());
+        assert_eq!(pipeline.partitions(4, now), 4);
+        let role = Role::Worker { tenants: BTreeMap::new() };
+        pipeline.heard(Announcement { name: "w".into(), partitions: 8, leaving: false, role }, now);
+        assert_eq!((pipeline.partitions(4, now), pipeline.partitions(16, now)), (8, 16));
     }
 }

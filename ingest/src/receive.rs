@@ -9,6 +9,7 @@ use futures_util::StreamExt;
 use sha2::{Digest, Sha256};
 use shared::event::{self, Stream};
 use shared::json::{self, Unusable};
+use shared::partition;
 use shared::verify::{self, Form, Untrusted};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
@@ -160,6 +161,8 @@ pub struct Named {
     pub key: String,
     /// The event type for routing.
     pub event_type: String,
+    /// The conversation that it belongs to, if it names one.
+    pub chat_id: Option<String>,
     /// How its signature was found good.
     pub signature: &'static str,
 }
@@ -173,7 +176,8 @@ pub fn judge(tenant: &str, signing: &Signing, headers: &HeaderMap, body: &Body, 
     if body.sent > limit {
         // Only a part of what was signed is at hand.
         let key = event::body_key(tenant, &body.bytes);
-        let named = Named { key, event_type: event::UNKNOWN.to_owned(), signature: Form::Unchecked.name() };
+        let (event_type, signature) = (event::UNKNOWN.to_owned(), Form::Unchecked.name());
+        let named = Named { key, event_type, chat_id: None, signature };
         return Verdict::Quarantine(named, Reason::TooLarge);
     }
     let parsed = parse(headers, &body.bytes);
@@ -188,6 +192,7 @@ pub fn judge(tenant: &str, signing: &Signing, headers: &HeaderMap, body: &Body, 
             |object| event::event_key(tenant, object, &body.bytes),
         ),
         event_type: event::routable_type(object.and_then(event::event_type)).to_owned(),
+        chat_id: object.and_then(partition::chat_id),
         signature,
     };
     match (trusted, &parsed) {

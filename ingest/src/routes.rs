@@ -13,6 +13,8 @@ use actix_web::middleware::Next;
 use actix_web::{Error, HttpRequest, HttpResponse, web};
 use serde_json::json;
 use shared::amqp::Link;
+use shared::partition;
+use shared::status::{Announcement, Role, SpoolStatus};
 use shared::telemetry::chain;
 use shared::traces::{Span, SpanKind, Traces};
 use shared::verify;
@@ -48,7 +50,9 @@ pub struct Gateway {
     pub settings: Settings,
     /// Makes webhooks durable.
     pub durable: Arc<Durable>,
-    /// The connection on which workers are listened to.
+    /// The name under which this process announces itself.
+    pub name: String,
+    /// The connection on which others are listened to.
     pub status_link: Link,
     /// What is behind RabbitMQ.
     pub pipeline: Arc<Pipeline>,
@@ -79,8 +83,9 @@ impl Gateway {
         health::report(&Seen {
             tenants: &tenants,
             test_mode: self.settings.test_mode,
-            waiting: self.pipeline.waiting(),
-            workers: &self.pipeline.workers(Instant::now()),
+            waiting: &self.pipeline.waiting(),
+            peers: &self.pipeline.peers(Instant::now()),
+            partitions: self.pipeline.partitions(self.settings.partitions, Instant::now()),
             breaker_threshold: self.settings.breaker_threshold,
             broker_up: publisher.link().is_up(),
             broker_blocked: publisher.link().is_blocked(),
@@ -91,6 +96,22 @@ impl Gateway {
             spool_writable: spool.is_writable(),
             refusals: (self.settings.refusal_budget, self.refusals().left(Instant::now())),
         })
+    }
+
+    /// What other processes are told.
+    #[must_use]
+    pub fn announcement(&self, leaving: bool) -> Announcement {
+        let spool = self.durable.spool();
+        let (size, oldest) = (spool.size(), spool.oldest_age());
+        let spool = SpoolStatus {
+            records: size.records,
+            bytes: size.bytes,
+            oldest_age_seconds: oldest.as_secs(),
+            writable: spool.is_writable(),
+        };
+        let refusals_left = u32::try_from(self.refusals().left(Instant::now())).unwrap_or(u32::MAX);
+        let role = Role::Ingest { spool, refusals_left };
+        Announcement { name: self.name.clone(), partitions: self.settings.partitions, leaving, role }
     }
 
     /// Why this process shouldn't get webhooks, if there is a reason. RabbitMQ's absence is none.
@@ -222,6 +243,8 @@ async fn webhook(
         Verdict::Quarantine(named, reason) => (named, Some(reason)),
     };
     let signature = named.signature;
+    let partitions = gateway.settings.partitions;
+    let queue = partition::queue_of(named.chat_id.as_deref(), &named.key, body.bytes.len(), partitions);
     let caller = caller(&request);
     let span = span(&gateway, &request, received_at_ms, caller);
     let traceparent = span.as_ref().map(Span::traceparent).or_else(|| caller.map(str::to_owned));
@@ -243,7 +266,7 @@ async fn webhook(
     };
     let webhook = Webhook { facts, body: body.bytes.into() };
     let (event_key, trace_id) = (&webhook.facts.key, webhook.facts.trace_id());
-    let kept = gateway.durable.keep(&webhook).await;
+    let kept = gateway.durable.keep(&webhook, queue).await;
     let is_durable = kept.is_ok();
     let reply = match (kept, reason) {
         (Ok(via), None) => {

@@ -8,7 +8,7 @@ use lapin::uri::AMQPUri;
 use shared::env::{Env, Problems};
 use shared::traces::Export;
 use shared::verify::Keys;
-use shared::{amqp, shutdown, tenant};
+use shared::{amqp, partition, shutdown, tenant};
 
 use crate::STOPPING;
 
@@ -23,6 +23,8 @@ pub struct Settings {
     pub admin: (String, u16),
     /// The tenants served, each with how its signatures are checked.
     pub tenants: BTreeMap<String, Signing>,
+    /// Partitions of each tenant's work.
+    pub partitions: u16,
     /// Shown by `/health`; the workers act on it.
     pub test_mode: bool,
     /// Largest body accepted, in bytes.
@@ -101,6 +103,7 @@ impl Settings {
             amqp_url: amqp::url(&mut env),
             public: (env.text_or("HOST", "0.0.0.0"), env.number("PORT", 8000, 0..=u16::MAX)),
             admin: (env.text_or("ADMIN_HOST", "127.0.0.1"), env.number("ADMIN_PORT", 9100, 0..=u16::MAX)),
+            partitions: partition::partitions(&mut env),
             test_mode: env.flag("TEST_MODE", false),
             // A body like [0,0,0] unfolds to six times its size, and a message holds its attachment twice: more
             // could make a document that is beyond MongoDB's 16 MiB.
@@ -177,6 +180,7 @@ mod tests {
         assert_eq!(settings.public, ("0.0.0.0".into(), 8080));
         assert_eq!(settings.tenants.keys().collect::<Vec<_>>(), ["faster", "vip"]);
         assert!(settings.test_mode);
+        assert_eq!(settings.partitions, 4);
     }
 
     #[test]
@@ -198,9 +202,10 @@ mod tests {
             ("SIGNATURE_POLICY", "maybe"),
             ("TENANTS", "a.b"),
             ("TERMINATION_GRACE", "20s"),
+            ("WEBHOOK_WORKERS", "65"),
         ]));
         let problems = problems.unwrap_err();
-        assert_eq!(problems.0.len(), 7, "{problems}");
+        assert_eq!(problems.0.len(), 8, "{problems}");
         assert!(!problems.to_string().contains("secret"));
     }
 }

@@ -5,6 +5,7 @@ use bytes::Bytes;
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, ShortStringError};
 use serde::{Deserialize, Serialize};
+use shared::partition::WorkQueue;
 use shared::publisher::{DELIVERY_MODE_PERSISTENT, Message};
 use shared::telemetry::trace_id;
 use shared::topology;
@@ -55,8 +56,9 @@ pub struct Webhook {
 }
 
 impl Webhook {
-    /// The message for RabbitMQ. Fails if a name is too long for AMQP, which bounded names never are.
-    pub fn message(&self) -> Result<Message, ShortStringError> {
+    /// The message for RabbitMQ, to this work queue if it is an event. Fails if a name is too long for AMQP, which bounded
+    /// names never are.
+    pub fn message(&self, queue: WorkQueue) -> Result<Message, ShortStringError> {
         let (properties, body) = (self.facts.properties()?, self.body.clone());
         if self.facts.evidence.is_some() {
             return Message::new(
@@ -66,7 +68,7 @@ impl Webhook {
                 body,
             );
         }
-        let routing_key = format!("{}.{}", self.facts.tenant, self.facts.event_type);
+        let routing_key = queue.routing_key(&self.facts.tenant, &self.facts.event_type);
         Message::new(topology::WEBHOOKS_EXCHANGE, routing_key, properties, body)
     }
 }

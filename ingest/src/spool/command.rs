@@ -83,7 +83,7 @@ async fn drain(settings: &Settings) -> Result<(), CommandError> {
     let metrics = Arc::new(Metrics::new(settings.tenants.keys().map(String::as_str))?);
     let durable = crate::durable(settings, &metrics)?;
     let before = durable.spool().size().records;
-    let is_empty = drain::to_the_end(&durable, PATIENCE).await;
+    let is_empty = drain::to_the_end(&durable, settings.partitions, PATIENCE).await;
     durable.publisher().link().close().await;
     let left = durable.spool().size().records;
     println!("published {} webhooks, {left} left", before.saturating_sub(left));

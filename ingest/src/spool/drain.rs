@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use shared::partition;
 use shared::publisher::PublishError;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
@@ -11,6 +12,7 @@ use tracing::info;
 
 use super::Record;
 use crate::durable::Durable;
+use crate::webhook::Webhook;
 
 /// Records published at the same time: a share of what may be in flight, so that live traffic keeps its latency.
 const CONCURRENCY: usize = 64;
@@ -31,11 +33,11 @@ pub enum Drained {
 }
 
 /// Drains the spool whenever there is something in it, until `stop`.
-pub async fn run(durable: Arc<Durable>, stop: CancellationToken) {
+pub async fn run(durable: Arc<Durable>, partitions: u16, stop: CancellationToken) {
     let mut pause = PAUSE.0;
     loop {
         let drained = tokio::select! {
-            drained = once(&durable) => drained,
+            drained = once(&durable, partitions) => drained,
             () = stop.cancelled() => return,
         };
         pause = if drained == Drained::Nothing { (pause * 2).min(PAUSE.1) } else { PAUSE.0 };
@@ -48,7 +50,7 @@ pub async fn run(durable: Arc<Durable>, stop: CancellationToken) {
 }
 
 /// Goes through the spool once.
-pub async fn once(durable: &Durable) -> Drained {
+pub async fn once(durable: &Durable, partitions: u16) -> Drained {
     let (mut at, mut published) = (i64::MIN, 0);
     loop {
         // A broker under suspicion is asked with a single record, which shows whether it confirms in time.
@@ -57,7 +59,7 @@ pub async fn once(durable: &Durable) -> Drained {
         let Some(last) = records.last() else { break };
         at = last.id;
         let outcomes =
-            join_all(records.iter().map(|record| durable.publish(&record.webhook, PATIENCE))).await;
+            join_all(records.iter().map(|record| publish(durable, &record.webhook, partitions))).await;
         let taken = ids(&records, &outcomes);
         published += taken.len();
         durable.spool().delete(taken).await;
@@ -76,16 +78,22 @@ pub async fn once(durable: &Durable) -> Drained {
     }
 }
 
+/// The queue is found now, not when the webhook was stored: the number of partitions may have changed meanwhile.
+async fn publish(durable: &Durable, webhook: &Webhook, partitions: u16) -> Result<(), PublishError> {
+    let queue = partition::queue_of_body(&webhook.facts.tenant, &webhook.body, partitions);
+    durable.publish(webhook, queue, PATIENCE).await
+}
+
 fn ids(records: &[Record], outcomes: &[Result<(), PublishError>]) -> Vec<i64> {
     let taken = records.iter().zip(outcomes).filter(|(_, outcome)| outcome.is_ok());
     taken.map(|(record, _)| record.id).collect()
 }
 
 /// Drains until the spool is empty; false if nothing went out for `patience`.
-pub async fn to_the_end(durable: &Durable, patience: Duration) -> bool {
+pub async fn to_the_end(durable: &Durable, partitions: u16, patience: Duration) -> bool {
     let mut progress = Instant::now();
     while progress.elapsed() < patience {
-        match once(durable).await {
+        match once(durable, partitions).await {
             Drained::Empty => return true,
             Drained::Some => progress = Instant::now(),
             Drained::Nothing => sleep(PAUSE.0).await,
