@@ -15,8 +15,8 @@ use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{BasicProperties, Channel, Consumer};
 use shared::amqp::{self, Link, Session};
 use shared::event::Stream;
+use shared::partition::{self, WorkQueue};
 use shared::telemetry::chain;
-use shared::topology;
 use shared::traces::{Span, SpanKind};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -120,8 +120,7 @@ async fn consume(
         started = timeout(START_TIMEOUT, start(context, session, intake)) => started,
         () = stop.cancelled() => return Ok(Ended::Told),
     };
-    let (channel, consumer) = started??;
-    let mut consumers = vec![consumer];
+    let (channel, mut consumers) = started??;
     // Cancelled when acknowledging has become impossible: RabbitMQ delivers again what is in hand.
     let lost = session.lost().child_token();
     let mut lanes = Lanes::start(context, intake, &lost);
@@ -139,14 +138,10 @@ async fn consume(
                 lanes.take(context, delivery);
                 match sizes.count(bytes, context.state.bytes_in_flight(), intake) {
                     None => {}
-                    Some(Intake::Many) => match more(context, &channel, intake).await {
-                        Ok(consumer) => {
-                            consumers.extend(consumer);
-                            intake = Intake::Many;
-                            lanes.hold_back(intake.prefetch(settings));
-                        }
-                        Err(error) => break Err(error),
-                    },
+                    Some(Intake::Many) => {
+                        intake = Intake::Many;
+                        lanes.hold_back(intake.prefetch(settings));
+                    }
                     Some(Intake::Few | Intake::Trial) => break Ok(Ended::Emptied),
                 }
             }
@@ -214,34 +209,29 @@ async fn until_mongodb_works(context: &Context) {
     }
 }
 
-async fn start(context: &Context, session: &Session, intake: Intake) -> lapin::Result<(Channel, Consumer)> {
+async fn start(
+    context: &Context,
+    session: &Session,
+    intake: Intake,
+) -> lapin::Result<(Channel, Vec<Consumer>)> {
     let (channel, prefetch) = (session.channel().await?, intake.prefetch(&context.settings));
-    let consumer = start_consumer(context, &channel, prefetch).await?;
+    let mut consumers = Vec::new();
+    for queue in WorkQueue::all(context.settings.partitions) {
+        consumers.push(start_consumer(context, &channel, queue, prefetch).await?);
+    }
     info!(tenant = context.tenant, prefetch, "consuming");
-    Ok((channel, consumer))
+    Ok((channel, consumers))
 }
 
-/// Another consumer beside the one of this intake, for what is to be taken beyond it. RabbitMQ doesn't change how much a consumer
-/// is sent; and if that one were cancelled, what it is just being sent would be delivered once more.
-async fn more(
+async fn start_consumer(
     context: &Context,
     channel: &Channel,
-    intake: Intake,
-) -> Result<Option<Consumer>, ConsumeError> {
-    let prefetch = Intake::Many.prefetch(&context.settings);
-    let further = prefetch - intake.prefetch(&context.settings);
-    if further == 0 {
-        return Ok(None);
-    }
-    let consumer = timeout(START_TIMEOUT, start_consumer(context, channel, further)).await??;
-    info!(tenant = context.tenant, prefetch, "consuming");
-    Ok(Some(consumer))
-}
-
-async fn start_consumer(context: &Context, channel: &Channel, prefetch: usize) -> lapin::Result<Consumer> {
+    queue: WorkQueue,
+    prefetch: usize,
+) -> lapin::Result<Consumer> {
     let count = u16::try_from(prefetch).unwrap_or(u16::MAX);
     channel.basic_qos(count, BasicQosOptions::default()).await?;
-    let queue = topology::work_queue(&context.tenant).into();
+    let queue = queue.name(&context.tenant).into();
     let (options, arguments) = (BasicConsumeOptions::default(), FieldTable::default());
     channel.basic_consume(queue, ShortString::default(), options, arguments).await
 }
@@ -310,7 +300,7 @@ impl Lanes {
         let (senders, running) = (Vec::new(), JoinSet::new());
         let mut lanes = Self { senders, held_back: Arc::default(), running, lost: lost.clone() };
         lanes.hold_back(intake.prefetch(&context.settings));
-        for number in 0..context.settings.lanes {
+        for number in 0..usize::from(context.settings.partitions) {
             let (sender, jobs) = mpsc::channel(capacity);
             let (context, done, lost) = (context.clone(), done.clone(), lost.clone());
             let lane = Lane { context, number, done, lost, look_up: 0, in_turn: 0 };
@@ -342,7 +332,7 @@ impl Lanes {
         let envelope = envelope(&context.tenant, &properties);
         // A defect that one body brings to light must not take with it all that is in hand.
         let decoded = catch_unwind(|| Event::decode(&data, envelope));
-        let span = span(context, &properties);
+        let span = span(context, &properties, &data);
         let (done, in_hand) = (Done { tag, acker }, context.state.in_hand(data.len()));
         let receipt = Receipt { done, redelivered, properties, in_hand, span };
         let (lane, content) = match decoded {
@@ -374,8 +364,9 @@ impl Lanes {
 }
 
 /// A span for a delivery, from now until it is settled.
-fn span(context: &Context, properties: &BasicProperties) -> Option<Span> {
-    let (queue, caller) = (|| topology::work_queue(&context.tenant), dead::traceparent(properties));
+fn span(context: &Context, properties: &BasicProperties, body: &[u8]) -> Option<Span> {
+    let (tenant, caller) = (&context.tenant, dead::traceparent(properties));
+    let queue = || partition::queue_of_body(tenant, body, context.settings.partitions).name(tenant);
     let name = || format!("process {}", queue());
     let mut span = context.traces.span(name, SpanKind::Consumer, SystemTime::now(), caller)?;
     span.set("messaging.system", "rabbitmq");

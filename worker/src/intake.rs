@@ -25,7 +25,7 @@ impl Intake {
     /// Most deliveries in hand.
     #[must_use]
     pub fn prefetch(self, settings: &Settings) -> usize {
-        let many = (2 * settings.lanes * settings.batch_size).min(MANY);
+        let many = (2 * usize::from(settings.partitions) * settings.batch_size).min(MANY);
         match self {
             Self::Many => many,
             Self::Few => many.min(FEW),

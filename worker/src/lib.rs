@@ -102,8 +102,9 @@ pub async fn build(
 ) -> Result<Worker, StartError> {
     refuse_standalone(&settings).await?;
     let names: Vec<String> = settings.tenants.iter().map(|tenant| tenant.name.clone()).collect();
-    let link =
-        |name: &str, purpose| Link::start(settings.amqp_url.clone(), name, purpose, names.clone().into());
+    let link = |name: &str, purpose| {
+        Link::start(settings.amqp_url.clone(), name, purpose, names.clone().into(), settings.partitions)
+    };
     let publishing = link("worker publish", Purpose::Publish { channels: 1 });
     let publisher = Arc::new(Publisher::new(publishing, MAX_PUBLISHES_IN_FLIGHT));
     let consuming = |name: &String| Arc::new(link(&format!("worker consume {name}"), Purpose::Consume));
@@ -112,7 +113,7 @@ pub async fn build(
     let traces = Arc::new(Traces::start(&settings.traces, metrics.registry())?);
     let state = |name: &String| Arc::new(TenantState::new(name, settings.breaker));
     let tenants = names.iter().map(|name| (name.clone(), state(name))).collect();
-    let announcer = Arc::new(Announcer { worker, lanes: settings.lanes, tenants });
+    let announcer = Arc::new(Announcer { worker, partitions: settings.partitions, tenants });
     let health = Health { publisher: publisher.clone(), links: links.clone(), announcer: announcer.clone() };
     let admin = bind_admin(&settings, Arc::new(health), metrics.clone(), stop.clone())?;
     Ok(Worker { settings, metrics, publisher, links, announcer, traces, admin, stop })
@@ -159,14 +160,14 @@ impl Health {
     }
 
     fn report(&self) -> serde_json::Value {
-        let announcement = self.announcer.announcement(false);
-        let well = self.is_up() && announcement.tenants.values().all(|tenant| tenant.mongodb_connected);
+        let tenants = self.announcer.statuses();
+        let well = self.is_up() && tenants.values().all(|tenant| tenant.mongodb_connected);
         json!({
             "status": if well { "healthy" } else { "degraded" },
             "broker": {"connected": self.is_up(), "blocked": self.is_blocked()},
-            "worker": announcement.worker,
-            "lanes": announcement.lanes,
-            "tenants": announcement.tenants,
+            "worker": self.announcer.worker,
+            "partitions": self.announcer.partitions,
+            "tenants": tenants,
         })
     }
 }

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use shared::env::{EXIT_BAD_CONFIGURATION, Env};
 use shared::telemetry::chain;
-use shared::{shutdown, telemetry};
+use shared::{shutdown, status, telemetry};
 use tracing::{error, warn};
 use worker::commands::{self, Command, CommandError};
 use worker::settings::Settings;
@@ -56,8 +56,7 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     telemetry::start_logging(filter.as_deref(), settings.test_mode);
-    // Two containers may share a host name, and each has a process of the same number.
-    let name = format!("{host}-{}-{:04x}", std::process::id(), fastrand::u16(..));
+    let name = status::unique_name(&host);
     let served = on_tasks(async move {
         for warning in settings.warnings() {
             warn!("{warning}");

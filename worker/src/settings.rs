@@ -6,7 +6,7 @@ use lapin::uri::AMQPUri;
 use mongodb::options::{ConnectionString, HostInfo, ServerAddress, Tls};
 use shared::env::{self, Env, Problems};
 use shared::traces::{self, Export};
-use shared::{amqp, shutdown, tenant};
+use shared::{amqp, partition, shutdown, tenant};
 
 use crate::breaker::Limits;
 
@@ -21,8 +21,8 @@ pub struct Settings {
     pub tenants: Vec<Tenant>,
     /// Verbose logs, and collections with the prefix `test_`.
     pub test_mode: bool,
-    /// Batches written at the same time, per tenant.
-    pub lanes: usize,
+    /// Partitions of each tenant's work.
+    pub partitions: u16,
     /// Most events in a batch.
     pub batch_size: usize,
     /// How long a batch waits for more events at most.
@@ -84,7 +84,7 @@ impl Settings {
             amqp_url: amqp::url(&mut env),
             admin: (env.text_or("ADMIN_HOST", "127.0.0.1"), env.number("ADMIN_PORT", 9101, 0..=u16::MAX)),
             test_mode: env.flag("TEST_MODE", false),
-            lanes: env.number("WEBHOOK_WORKERS", 4, 1..=256),
+            partitions: partition::partitions(&mut env),
             batch_size: env.number("BATCH_SIZE", 200, 1..=1000),
             batch_linger: env.duration("BATCH_LINGER", 50 * MS, Duration::ZERO..=SECOND),
             mongo_timeout: env.duration("MONGO_TIMEOUT", 5 * SECOND, 100 * MS..=60 * SECOND),

@@ -154,6 +154,7 @@ impl TenantState {
             threshold: self.breaker.limits().failures,
             seconds_in_state: seen.since.elapsed().as_secs(),
             mongodb_connected: self.connected.load(Ordering::Relaxed),
+            success_age_ms: None,
             in_flight: self.in_flight(),
         }
     }

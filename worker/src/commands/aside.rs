@@ -13,7 +13,7 @@ use serde_json::json;
 use shared::env::Env;
 use shared::publisher::{Message, Publisher};
 use shared::verify::Keys;
-use shared::{amqp, tenant, topology};
+use shared::{amqp, partition, tenant, topology};
 
 use super::letter::{self, Filter, Letter, Replay, Unfit};
 use super::queue::{self, Queue, QueueError, WINDOW};
@@ -188,6 +188,7 @@ pub async fn run(task: Task, mut env: Env, out: &mut impl Write) -> Result<(), C
     // No MongoDB is needed, so that tenants are known by their names alone.
     let url = amqp::url(&mut env);
     let known = tenant::served(&mut env);
+    let partitions = partition::partitions(&mut env);
     let is_named = !selection.tenant.is_empty();
     let tenants = if is_named { selection.tenant.clone() } else { known };
     let keys: Vec<Keys> = tenants.iter().map(|tenant| Keys::read(&mut env, tenant)).collect();
@@ -201,7 +202,7 @@ pub async fn run(task: Task, mut env: Env, out: &mut impl Write) -> Result<(), C
             }
             continue;
         };
-        let work = Work { aside, action, tenant: &tenant, keys, broker: &broker };
+        let work = Work { aside, action, tenant: &tenant, keys, broker: &broker, partitions };
         let done = match action {
             Action::List | Action::Show => work.look(&mut queue, selection, out).await,
             Action::Replay { .. } | Action::Drop => work.change(&mut queue, &change, out).await,
@@ -221,6 +222,7 @@ struct Work<'a> {
     tenant: &'a str,
     keys: Keys,
     broker: &'a Publisher,
+    partitions: u16,
 }
 
 impl Work<'_> {
@@ -277,6 +279,9 @@ impl Work<'_> {
         change: &Change,
         changed: &mut Changed,
     ) -> Result<(), CommandError> {
+        if !change.dry_run && self.action != Action::Drop {
+            queue::declare_work(self.broker, self.tenant, self.partitions).await?;
+        }
         let mut chosen = Chosen::new(self.tenant, &change.selection.filter, queue, true);
         let mut window = Vec::new();
         loop {
@@ -308,7 +313,7 @@ impl Work<'_> {
     fn replacement(&self, message: &BasicGetMessage) -> Result<Option<Replay>, Unfit> {
         let (tenant, properties) = (self.tenant, &message.properties);
         let replay = match (self.aside, self.action) {
-            (Aside::Dead, Action::Replay { .. }) => letter::of_dead_letter(tenant, properties),
+            (Aside::Dead, Action::Replay { .. }) => letter::of_dead_letter(properties),
             (Aside::Quarantine, Action::Replay { reverify }) => {
                 letter::of_quarantined(tenant, properties, &message.data, reverify.then_some(&self.keys))
             }
@@ -336,8 +341,9 @@ impl Work<'_> {
     }
 
     async fn publish(&self, replay: &Replay, message: &BasicGetMessage) -> Result<(), CommandError> {
-        let Replay { routing_key, properties } = replay;
-        let (key, body) = (routing_key.clone(), message.data.clone());
+        let Replay { event_type, properties } = replay;
+        let queue = partition::queue_of_body(self.tenant, &message.data, self.partitions);
+        let (key, body) = (queue.routing_key(self.tenant, event_type), message.data.clone());
         let message = Message::new(topology::WEBHOOKS_EXCHANGE, key, properties.clone(), body);
         let message = message.map_err(QueueError::Name)?;
         Ok(self.broker.publish(message, CONFIRM_TIMEOUT).await?)

@@ -202,16 +202,16 @@ pub enum Unfit {
 /// What a message is published as, when it is replayed.
 #[derive(Debug, PartialEq)]
 pub struct Replay {
-    /// Leads to the tenant's workers.
-    pub routing_key: String,
+    /// The event type for routing.
+    pub event_type: String,
     /// As they were when it was received. The event key is the same, so that the event still counts once.
     pub properties: BasicProperties,
 }
 
 /// What a dead letter is replayed as.
-pub fn of_dead_letter(tenant: &str, properties: &BasicProperties) -> Result<Replay, Unfit> {
+pub fn of_dead_letter(properties: &BasicProperties) -> Result<Replay, Unfit> {
     let event_type = properties.kind().as_ref().map(ToString::to_string);
-    replay(tenant, event::routable_type(event_type.as_deref()), properties.clone())
+    replay(event::routable_type(event_type.as_deref()), properties.clone())
 }
 
 /// What a quarantined webhook is replayed as, if its body is an event after all; and if these keys find it well
@@ -240,10 +240,10 @@ pub fn of_quarantined(
         (event::event_key(tenant, &object, body), event::routable_type(event::event_type(&object)));
     let short = |name: &str| topology::short(name).map_err(|_| Unfit::Name);
     let properties = properties.with_message_id(short(&key)?).with_type(short(event_type)?);
-    replay(tenant, event_type, properties)
+    replay(event_type, properties)
 }
 
-fn replay(tenant: &str, event_type: &str, properties: BasicProperties) -> Result<Replay, Unfit> {
+fn replay(event_type: &str, properties: BasicProperties) -> Result<Replay, Unfit> {
     let mut headers = FieldTable::default();
     for (name, value) in properties.headers().clone().unwrap_or_default().inner() {
         // Those with x- are RabbitMQ's: deaths and deliveries of the past.
@@ -255,7 +255,7 @@ fn replay(tenant: &str, event_type: &str, properties: BasicProperties) -> Result
     headers.insert(reason, AMQPValue::LongString(DELIVERY_LIMIT_REASON.into()));
     let properties =
         properties.with_headers(headers).with_delivery_mode(shared::publisher::DELIVERY_MODE_PERSISTENT);
-    Ok(Replay { routing_key: format!("{tenant}.{event_type}"), properties })
+    Ok(Replay { event_type: event_type.to_owned(), properties })
 }
 
 #[cfg(test)]
@@ -332,11 +332,11 @@ mod tests {
             ("x-delivery-count", 3_i64.into()),
         ];
         let dead = properties(&[&before[..], &added[..]].concat());
-        let replay = of_dead_letter("faster", &dead).unwrap();
-        assert_eq!(replay.routing_key, "faster.message.sent");
+        let replay = of_dead_letter(&dead).unwrap();
+        assert_eq!(replay.event_type, "message.sent");
         assert_eq!(replay.properties, properties(&before).with_delivery_mode(2));
-        let strange = of_dead_letter("faster", &BasicProperties::default().with_type("a b".into()));
-        assert_eq!(strange.unwrap().routing_key, "faster.unknown");
+        let strange = of_dead_letter(&BasicProperties::default().with_type("a b".into()));
+        assert_eq!(strange.unwrap().event_type, "unknown");
     }
 
     #[test]
@@ -346,7 +346,7 @@ mod tests {
         };
         let body = br#"{"event_id":"e","event_type":"call.ended"}"#;
         let replay = of_quarantined("vip", &sent(42), body, None).unwrap();
-        assert_eq!(replay.routing_key, "vip.call.ended");
+        assert_eq!(replay.event_type, "call.ended");
         assert_eq!(replay.properties.message_id().as_ref().unwrap().as_str(), "e");
         assert_eq!(of_quarantined("vip", &sent(43), body, None), Err(Unfit::Cut));
         assert_eq!(

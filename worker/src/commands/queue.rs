@@ -9,8 +9,9 @@ use lapin::types::{FieldTable, ShortStringError};
 use lapin::uri::AMQPUri;
 use lapin::{Channel, ErrorKind};
 use shared::amqp::{Link, Purpose, next_session};
+use shared::partition::WorkQueue;
 use shared::publisher::Publisher;
-use shared::topology;
+use shared::topology::{self, DeclareError};
 use tokio::time::error::Elapsed;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -38,6 +39,9 @@ pub enum QueueError {
     /// The channel was gone before a message could be removed.
     #[error("lost the connection to RabbitMQ: a message is still in its queue")]
     NotRemoved,
+    /// A queue can't be declared.
+    #[error(transparent)]
+    Declare(#[from] DeclareError),
     /// A name is too long for AMQP.
     #[error("a name is too long for AMQP")]
     Name(#[from] ShortStringError),
@@ -45,10 +49,21 @@ pub enum QueueError {
 
 /// Connects, declaring nothing for any tenant: an operator's slip of the pen must not leave queues behind.
 pub async fn connect(url: AMQPUri) -> Result<Publisher, QueueError> {
-    let link = Link::start(url, "worker command", Purpose::Publish { channels: 1 }, [].into());
+    let link = Link::start(url, "worker command", Purpose::Publish { channels: 1 }, [].into(), 0);
     let connected = timeout(PATIENCE, next_session(&mut link.sessions())).await;
     connected.ok().flatten().ok_or(QueueError::NotConnected)?;
     Ok(Publisher::new(link, WINDOW))
+}
+
+/// Declares the queues to which a tenant's events are published: an event must not meet one that isn't there.
+pub async fn declare_work(broker: &Publisher, tenant: &str, partitions: u16) -> Result<(), QueueError> {
+    let session = broker.link().session().ok_or(QueueError::NotConnected)?;
+    let channel = timeout(PATIENCE, session.channel()).await??;
+    for queue in WorkQueue::all(partitions) {
+        timeout(PATIENCE, topology::declare_work_queue(&channel, tenant, queue)).await??;
+    }
+    timeout(PATIENCE, channel.close(200, topology::short("done")?)).await??;
+    Ok(())
 }
 
 /// The messages that were in a queue when it was opened, the oldest first. Each is taken out for as long as this is

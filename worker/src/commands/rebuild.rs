@@ -157,7 +157,7 @@ impl Rebuild {
         let bar = progress("rebuilding", groups.events() as u64);
         let batches = groups.into_batches(self.settings.batch_size, BATCH_BYTES);
         let running = stream::iter(batches).map(|batch| self.batch(batch, work));
-        let mut running = running.buffer_unordered(self.settings.lanes);
+        let mut running = running.buffer_unordered(self.settings.partitions.into());
         let mut first = Ok(());
         while let Some(done) = running.next().await {
             let Done { events, written, failed, ended } = done;

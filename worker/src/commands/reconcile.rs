@@ -11,8 +11,9 @@ use mongodb::bson::{Document, doc};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use shared::env::Env;
+use shared::partition::{MAX_PARTITIONS, WorkQueue};
 use shared::publisher::Publisher;
-use shared::status::{self, ANNOUNCE_INTERVAL, Announcement};
+use shared::status::{self, ANNOUNCE_INTERVAL, Announcement, Peers};
 use shared::topology;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
@@ -55,10 +56,12 @@ struct Account {
     accepted: Option<usize>,
     /// Entries of the ledger.
     stored: u64,
-    /// Events that wait in the queue.
+    /// Events that wait in the work queues.
     queued: u32,
     /// Events that workers have in hand.
     in_workers: usize,
+    /// Webhooks in the spools of those ingests that are there, of any tenant.
+    in_spools: u64,
     /// Dead letters.
     dead: u32,
     /// Webhooks in quarantine.
@@ -104,10 +107,11 @@ pub async fn run(arguments: Arguments, env: Env, out: &mut impl Write) -> Result
 }
 
 fn lines(account: &Account) -> String {
-    let Account { tenant, accepted, stored, queued, in_workers, dead, quarantined, missing } = account;
+    let Account { tenant, accepted, stored, queued, in_workers, in_spools, dead, quarantined, missing } =
+        account;
     let accepted = accepted.map_or(String::new(), |accepted| format!("accepted {accepted}, "));
     let numbers = format!(
-        "{tenant}: {accepted}stored {stored}, queued {queued}, in workers {in_workers}, dead {dead}, quarantined {quarantined}, missing {}",
+        "{tenant}: {accepted}stored {stored}, queued {queued}, in workers {in_workers}, in spools {in_spools}, dead {dead}, quarantined {quarantined}, missing {}",
         missing.len()
     );
     let missing = missing.iter().map(|key| format!("\n  {}", printable(key)));
@@ -139,12 +143,17 @@ async fn account(
     }
     let stored = store.ledger();
     let stored = timeout(DEADLINE, stored.count_documents(doc! {}).into_future()).await;
+    let stored = stored.map_err(|_| Failure::TimedOut(DEADLINE))?.map_err(Failure::from)?;
+    // Before the workers: what they take meanwhile is counted twice rather than not at all.
+    let queued = queued(broker, &tenant.name).await?;
+    let peers = peers(broker).await?;
     Ok(Account {
         tenant: tenant.name.clone(),
         accepted: number,
-        stored: stored.map_err(|_| Failure::TimedOut(DEADLINE))?.map_err(Failure::from)?,
-        queued: length(broker, &topology::work_queue(&tenant.name)).await?,
-        in_workers: in_workers(broker, &tenant.name).await?,
+        stored,
+        queued,
+        in_workers: in_workers(&peers, &tenant.name),
+        in_spools: in_spools(&peers),
         dead: length(broker, &topology::dead_queue(&tenant.name)).await?,
         quarantined: length(broker, &topology::quarantine_queue(&tenant.name)).await?,
         missing: missing.into_iter().collect(),
@@ -192,18 +201,36 @@ async fn length(broker: &Publisher, name: &str) -> Result<u32, QueueError> {
     Ok(length)
 }
 
-/// What workers say that they have in hand.
-async fn in_workers(broker: &Publisher, tenant: &str) -> Result<usize, QueueError> {
+/// What waits in all work queues that a tenant may have, also those that an earlier `WEBHOOK_WORKERS` left behind.
+async fn queued(broker: &Publisher, tenant: &str) -> Result<u32, QueueError> {
+    let mut queued = 0;
+    for queue in WorkQueue::all(MAX_PARTITIONS) {
+        queued += length(broker, &queue.name(tenant)).await?;
+    }
+    Ok(queued)
+}
+
+/// What ingests and workers say of themselves.
+async fn peers(broker: &Publisher) -> Result<Vec<Announcement>, QueueError> {
     let session = broker.link().session().ok_or(QueueError::NotConnected)?;
     let mut announcements = timeout(DEADLINE, status::subscribe(&session)).await??;
     let until = Instant::now() + 2 * ANNOUNCE_INTERVAL;
-    let mut workers: BTreeMap<String, Announcement> = BTreeMap::new();
+    let mut peers = Peers::default();
     while let Ok(Some(delivery)) = timeout_at(until, announcements.next()).await {
-        if let Ok(announcement) = serde_json::from_slice::<Announcement>(&delivery?.data) {
-            workers.insert(announcement.worker.clone(), announcement);
+        if let Ok(announcement) = serde_json::from_slice(&delivery?.data) {
+            peers.record(announcement, Instant::now().into_std());
         }
     }
-    Ok(workers.values().filter_map(|worker| worker.tenants.get(tenant)).map(|status| status.in_flight).sum())
+    Ok(peers.alive(Instant::now().into_std()).cloned().collect())
+}
+
+fn in_workers(peers: &[Announcement], tenant: &str) -> usize {
+    let statuses = peers.iter().filter_map(|peer| peer.served()?.get(tenant));
+    statuses.map(|status| status.in_flight).sum()
+}
+
+fn in_spools(peers: &[Announcement]) -> u64 {
+    peers.iter().filter_map(Announcement::spool).map(|spool| spool.records).sum()
 }
 
 /// A line of ingest's log.
