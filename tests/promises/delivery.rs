@@ -12,6 +12,7 @@ use penstock_tests::process::{Ingest, Worker, until_idle};
 use penstock_tests::relay::{Fault, Relay};
 use penstock_tests::stack::Place;
 use serde_json::{Value, json};
+use shared::partition::{self, WorkQueue};
 
 #[tokio::test]
 async fn tenants_are_kept_apart() {
@@ -188,7 +189,7 @@ async fn what_is_no_event_or_refused_by_mongodb_goes_to_the_dead_letters_and_the
     assert_eq!(metric(&worker.admin, "worker_redelivered_total", &[("tenant", "faster")]).await, Some(0.0));
     penstock_tests::process::until_idle(&broker, &[&worker]).await;
     worker.process.stop().await;
-    assert_eq!(broker.depth("webhooks.faster").await, Some(0));
+    assert_eq!(broker.waiting("faster").await, Some(0));
     place.remove().await;
 }
 
@@ -270,7 +271,8 @@ async fn strange_messages_past_ingest_are_stored_or_dead_letters_and_harm_no_oth
             broker.publish_event("faster", "any", 1_700_000_000_000, event.to_string().as_bytes()).await;
             good += 1;
         }
-        broker.publish_as("webhooks", "faster.test", properties.clone(), body).await;
+        let key = broker.queue_of("faster", body).await.routing_key("faster", "test");
+        broker.publish_as("webhooks", &key, properties.clone(), body).await;
     }
     let all = good + strange.len() as u64;
     poll::until("each is stored or a dead letter", all, async || {
@@ -449,13 +451,16 @@ async fn a_queue_that_was_deleted_is_declared_again() {
     let database = Database::of(&place, "faster").await;
     post_received(&ingest.path("/webhook/faster"), r#"{"n":1}"#).await;
     database.until_stored(1).await;
-    place.manage(reqwest::Method::DELETE, &format!("queues/{}/webhooks.faster", place.name), None).await;
+    place.manage(reqwest::Method::DELETE, &format!("queues/{}/webhooks.faster.0", place.name), None).await;
     // What comes meanwhile is unroutable, and not lost.
     let broker = Broker::connect(&place.amqp_url).await;
-    poll::until("the queue is back", true, async || broker.depth("webhooks.faster").await.is_some()).await;
+    poll::until("the queue is back", true, async || broker.depth("webhooks.faster.0").await.is_some()).await;
+    let body = || format!(r#"{{"n":{}}}"#, fastrand::u64(..));
+    let goes_there =
+        |body: &String| partition::queue_of_body("faster", body.as_bytes(), 4) == WorkQueue::Partition(0);
     poll::until("it is bound, and events flow", true, async || {
-        let n = fastrand::u64(..);
-        post_received(&ingest.path("/webhook/faster"), format!(r#"{{"n":{n}}}"#)).await;
+        let body = std::iter::repeat_with(body).find(goes_there).expect("every fourth");
+        post_received(&ingest.path("/webhook/faster"), body).await;
         database.count("webhook_events").await > 1
     })
     .await;
@@ -523,7 +528,7 @@ async fn an_event_that_always_takes_too_long_holds_up_only_its_own_lane() {
     // Though it came before them.
     let rest_acknowledged = async || {
         let stored = database.count("webhook_events").await;
-        place.unacknowledged("webhooks.faster").await.map(|rest| rest + stored) == Some(65)
+        place.unacknowledged("faster").await.map(|rest| rest + stored) == Some(65)
     };
     poll::until("and acknowledged", true, rest_acknowledged).await;
     assert_eq!(database.find("messages", "a0").await, None);

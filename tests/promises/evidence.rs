@@ -45,7 +45,7 @@ async fn a_body_that_cannot_be_used_is_answered_200_and_kept() {
     assert_eq!((answer.status, answer.body), (200, quarantined("unsupported_encoding")));
     let invalid_utf8 = post(&url, b"{\"a\":\"\xff\"}".to_vec()).await;
     assert_eq!(invalid_utf8.body, quarantined("invalid_json"));
-    assert_eq!(broker.depth("webhooks.faster").await, Some(0));
+    assert_eq!(broker.waiting("faster").await, Some(0));
     place.remove().await;
 }
 
@@ -70,7 +70,7 @@ async fn every_form_of_signature_seen_in_the_field_is_accepted() {
             let Some(signature) = case[form].as_str() else { continue };
             let answer = signed(&url, signature, body.clone()).await;
             assert_eq!((answer.status, answer.body), (200, json!({"status": "received"})), "{form}");
-            let message = broker.take("webhooks.vip").await.unwrap();
+            let message = broker.take_event("vip").await.unwrap();
             assert_eq!(header(&message.properties, "signature").as_deref(), Some(name), "{form}");
             checked += 1;
         }
@@ -81,7 +81,7 @@ async fn every_form_of_signature_seen_in_the_field_is_accepted() {
     assert_eq!((wrong.status, wrong.body), (200, quarantined("invalid_signature")));
     let missing = post(&url, sample("ping")).await;
     assert_eq!((missing.status, missing.body), (200, quarantined("missing_signature")));
-    assert_eq!(broker.depth("webhooks.vip").await, Some(0));
+    assert_eq!(broker.waiting("vip").await, Some(0));
     for reason in ["invalid_signature", "missing_signature"] {
         let evidence = broker.take("quarantine.vip").await.unwrap();
         assert_eq!(header(&evidence.properties, "reason").as_deref(), Some(reason));

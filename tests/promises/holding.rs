@@ -42,12 +42,12 @@ async fn a_long_outage_of_mongodb_costs_one_delivery() {
     }
     let gave_back = || worker.process.log_text().matches("gave events back").count();
     poll::until("it gives back", 1, async || gave_back()).await;
-    poll::until("all are in the queue", Some(59), async || broker.depth("webhooks.faster").await).await;
+    poll::until("all are in the queue", Some(59), async || broker.waiting("faster").await).await;
     // The breaker opens and tries again, and nothing more is taken meanwhile.
     let tries = || worker.process.log_text().matches("trying MongoDB").count();
     let tried = tries();
     poll::until("it tries again", true, async || tries() > tried + 1).await;
-    assert_eq!((broker.depth("webhooks.faster").await, gave_back()), (Some(59), 1));
+    assert_eq!((broker.waiting("faster").await, gave_back()), (Some(59), 1));
 
     member.signal("CONT");
     database.until_stored(EVENTS).await;
@@ -97,15 +97,16 @@ async fn what_rabbitmq_sets_aside_itself_has_a_reason_too() {
     let ingest = Ingest::start(&place, &[]).await;
     penstock_tests::http::post_received(&ingest.path("/webhook/faster"), r#"{"event_id":"deadly"}"#).await;
     let broker = Broker::connect(&place.amqp_url).await;
+    let queue = broker.queue_of("faster", br#"{"event_id":"deadly"}"#).await;
     // As if a worker had died of it each time.
     poll::until("the limit is reached", Some(1), async || {
-        broker.take_and_return("webhooks.faster").await;
+        broker.take_and_return(&queue.name("faster")).await;
         broker.depth("dead.faster").await
     })
     .await;
     let letter = broker.take("dead.faster").await.unwrap();
     assert_eq!(header(&letter.properties, "reason").as_deref(), Some("delivery_limit"));
     assert_eq!(letter.data, br#"{"event_id":"deadly"}"#);
-    assert_eq!(broker.depth("webhooks.faster").await, Some(0));
+    assert_eq!(broker.waiting("faster").await, Some(0));
     place.remove().await;
 }

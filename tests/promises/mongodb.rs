@@ -138,10 +138,9 @@ impl Pipeline {
         assert!(vip.median() < MEDIAN_AGE.max(3 * before.median()), "{fault}: {vip}; before: {before}");
         for tenant in ["faster", "vip"] {
             assert!(self.is_in_state(tenant, "closed").await, "{fault}: {tenant}");
-            for queue in ["webhooks", "dead"] {
-                let queue = format!("{queue}.{tenant}");
-                assert_eq!(self.broker.depth(&queue).await, Some(0), "{fault}: {queue}");
-            }
+            let dead = self.broker.depth(&format!("dead.{tenant}")).await;
+            let depths = (self.broker.waiting(tenant).await, dead);
+            assert_eq!(depths, (Some(0), Some(0)), "{fault}: {tenant}");
         }
         poll::until("all is well", json!("healthy"), async || self.health().await["status"].clone()).await;
         for worker in self.workers {
@@ -490,7 +489,7 @@ async fn without_a_mongodb(uri: &str, fault: &str) {
     assert_eq!(counts(&well).await, (to_vip, to_vip, to_vip));
     assert!(ages.median() < MEDIAN_AGE, "{fault}: {ages}");
     assert_eq!(redelivered, 0);
-    let depths = (broker.depth("webhooks.faster").await, broker.depth("dead.faster").await);
+    let depths = (broker.waiting("faster").await, broker.depth("dead.faster").await);
     assert_eq!(depths, (u32::try_from(to_faster).ok(), Some(0)));
     let health = get(&ingest.path("/health")).await.body;
     assert_eq!(health["mongodb"], json!({"faster": "disconnected", "vip": "connected"}));

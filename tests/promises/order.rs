@@ -72,7 +72,7 @@ async fn order_batching_and_duplication_leave_no_trace() {
         for worker in workers {
             worker.process.stop().await;
         }
-        assert_eq!(broker.depth("webhooks.faster").await, Some(0));
+        assert_eq!(broker.waiting("faster").await, Some(0));
         assert_eq!(broker.depth("dead.faster").await, Some(0));
         dumps.push(database.dump().await);
         place.remove().await;

@@ -168,9 +168,7 @@ async fn five_minutes_without_rabbitmq_at_1000_webhooks_a_second() {
     let left = async || metric(&ingest.admin, "ingest_spool_records", &[]).await;
     poll::until_within("the spool is empty", Some(0.0), Duration::from_mins(5), left).await;
     let broker = Broker::connect(&place.amqp_url).await;
-    assert!(
-        broker.depth("webhooks.faster").await.is_some_and(|depth| depth as usize >= report.received.len())
-    );
+    assert!(broker.waiting("faster").await.is_some_and(|depth| depth as usize >= report.received.len()));
     ingest.process.stop().await;
     place.remove().await;
 }
@@ -189,7 +187,7 @@ async fn a_queue_that_is_full() {
     // The other tenant isn't concerned.
     penstock_tests::http::post_received(&ingest.path("/webhook/vip"), "{}").await;
     let broker = Broker::connect(&place.amqp_url).await;
-    poll::until("vip's event is in its queue", Some(1), async || broker.depth("webhooks.vip").await).await;
+    poll::until("vip's event is in its queue", Some(1), async || broker.waiting("vip").await).await;
 
     // With the limit lifted, a channel that was refused stays refused (RabbitMQ 3.10): a new one must do.
     place.manage(Method::DELETE, &policy, None).await;

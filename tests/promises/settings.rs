@@ -66,8 +66,8 @@ async fn a_worker_serves_only_the_tenants_that_are_listed() {
     Database::of(&place, "vip").await.until_stored(20).await;
     worker.process.stop().await;
     let broker = Broker::connect(&place.amqp_url).await;
-    assert_eq!(broker.depth("webhooks.vip").await, Some(0));
-    assert_eq!(broker.depth("webhooks.faster").await, Some(20));
+    assert_eq!(broker.waiting("vip").await, Some(0));
+    assert_eq!(broker.waiting("faster").await, Some(20));
     place.remove().await;
 }
 

@@ -63,7 +63,7 @@ async fn a_worker_told_to_stop_finishes_what_it_has_in_hand() {
     assert_eq!(database.count("webhook_events").await, 1);
     worker.process.stop().await;
     assert_eq!(database.count("webhook_events").await, 21);
-    assert_eq!(broker.depth("webhooks.faster").await, Some(0));
+    assert_eq!(broker.waiting("faster").await, Some(0));
     place.remove().await;
 }
 

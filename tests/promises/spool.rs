@@ -65,8 +65,9 @@ async fn a_spooled_webhook_keeps_bytes_and_time_of_receipt() {
     relay.set(Fault::None);
     poll::until("the spool is empty", Some(0.0), async || records(&ingest).await).await;
     let broker = Broker::connect(&place.amqp_url).await;
-    let message = broker.take("webhooks.vip").await.unwrap();
-    assert_eq!((message.data.as_slice(), message.routing_key.as_str()), (body.as_bytes(), "vip.call.ended"));
+    let message = broker.take_event("vip").await.unwrap();
+    let key = broker.queue_of("vip", body.as_bytes()).await.routing_key("vip", "call.ended");
+    assert_eq!((message.data.as_slice(), message.routing_key.as_str()), (body.as_bytes(), key.as_str()));
     assert_eq!(message.properties.message_id().as_ref().unwrap().as_str(), "spooled");
     assert_eq!(header(&message.properties, "stream").as_deref(), Some("lifecycle"));
     let received: u64 = header(&message.properties, "received_at_ms").unwrap().parse().unwrap();
@@ -111,7 +112,7 @@ async fn without_a_usable_spool_webhooks_go_through_rabbitmq_all_the_same() {
     std::fs::rename(&left, &file).unwrap();
     poll::until("it is usable", 200, async || get(&format!("{}/readyz", ingest.admin)).await.status).await;
     let broker = Broker::connect(&place.amqp_url).await;
-    poll::until("what was left is published", Some(1), async || broker.depth("webhooks.vip").await).await;
+    poll::until("what was left is published", Some(1), async || broker.waiting("vip").await).await;
 
     // With no room at all, there is nothing but RabbitMQ either.
     let none = Ingest::start(&place, &[("SPOOL_MAX_BYTES", "0")]).await;
@@ -266,7 +267,7 @@ async fn what_a_lost_replica_left_can_be_listed_exported_and_drained() {
     let amqp = ("AMQP_URL", place.amqp_url.as_str());
     assert!(command("drain", amqp).contains("published 5 webhooks, 0 left"));
     assert!(command("list", NOWHERE).is_empty());
-    assert_eq!(Broker::connect(&place.amqp_url).await.depth("webhooks.faster").await, Some(5));
+    assert_eq!(Broker::connect(&place.amqp_url).await.waiting("faster").await, Some(5));
     place.remove().await;
 }
 

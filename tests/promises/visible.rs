@@ -105,8 +105,15 @@ async fn health_shows_the_whole_pipeline() {
     poll::until("the waiting event shows", json!(1), async || health().await["queue"]["size"].clone()).await;
 
     let workers =
-        [Worker::start(&place, &[]).await, Worker::start(&place, &[("WEBHOOK_WORKERS", "2")]).await];
-    poll::until("both workers show", json!(6), async || health().await["queue"]["workers"].clone()).await;
+        [Worker::start(&place, &[]).await, Worker::start(&place, &[("WEBHOOK_WORKERS", "6")]).await];
+    // Six batches can be written at the same time, since the larger number counts.
+    poll::until("both workers show", json!([2, 6]), async || {
+        let queue = health().await["queue"].clone();
+        json!([queue["worker_processes"], queue["workers"]])
+    })
+    .await;
+    let shown = json!({"size": 0, "partitions": 6, "worker_processes": 2, "surplus_worker_processes": 0});
+    poll::until("per tenant", shown, async || health().await["queue"]["tenants"]["vip"].clone()).await;
     poll::until("all is well", json!("healthy"), async || health().await["status"].clone()).await;
     let together = health().await;
     assert_eq!(together["mongodb"], json!({"faster": "connected", "vip": "connected"}));
@@ -214,15 +221,15 @@ async fn secrets_are_shown_nowhere() {
 #[tokio::test]
 async fn a_queue_of_the_same_name_with_other_arguments_is_named_and_can_be_replaced() {
     let place = Place::new().await;
-    Broker::connect(&place.amqp_url).await.declare_classic("webhooks.vip").await;
+    Broker::connect(&place.amqp_url).await.declare_classic("webhooks.vip.0").await;
     let ingest = Ingest::start_unconnected(&place, &[]).await;
     let log = async || ingest.process.log_text();
     let named = async || {
-        log().await.contains("can't declare webhooks.vip") && log().await.contains("PRECONDITION_FAILED")
+        log().await.contains("can't declare webhooks.vip.0") && log().await.contains("PRECONDITION_FAILED")
     };
     poll::until("the log says so", true, named).await;
     post_received(&ingest.path("/webhook/vip"), "{}").await;
-    place.manage(reqwest::Method::DELETE, &format!("queues/{}/webhooks.vip", place.name), None).await;
+    place.manage(reqwest::Method::DELETE, &format!("queues/{}/webhooks.vip.0", place.name), None).await;
     poll::until("RabbitMQ is used", Some(1.0), async || {
         metric(&ingest.admin, "amqp_connection_up", &[]).await
     })

@@ -1,17 +1,23 @@
 //! What is in RabbitMQ, and putting things there past ingest.
 
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+
 use lapin::message::BasicGetMessage;
 use lapin::options::{
     BasicGetOptions, BasicNackOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions,
 };
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
+use shared::partition::{self, MAX_PARTITIONS, WorkQueue};
 
 /// A connection of the test's own.
 #[derive(Debug)]
 pub struct Broker {
     connection: Connection,
     channel: Channel,
+    // Of each tenant, once known.
+    partitions: Mutex<BTreeMap<String, u16>>,
 }
 
 impl Broker {
@@ -21,7 +27,7 @@ impl Broker {
             Connection::connect(url, ConnectionProperties::default()).await.expect("RabbitMQ answers");
         let channel = connection.create_channel().await.expect("a channel");
         channel.confirm_select(ConfirmSelectOptions::default()).await.expect("confirms");
-        Self { connection, channel }
+        Self { connection, channel, partitions: Mutex::default() }
     }
 
     /// Takes a message out of a queue, if there is one.
@@ -53,6 +59,59 @@ impl Broker {
         declared.ok().map(|queue| queue.message_count())
     }
 
+    /// The work queues that a tenant has.
+    async fn work_queues(&self, tenant: &str) -> Vec<WorkQueue> {
+        let mut queues = Vec::new();
+        // Where one partition is missing there are none behind it.
+        for n in 0..MAX_PARTITIONS {
+            let queue = WorkQueue::Partition(n);
+            if self.depth(&queue.name(tenant)).await.is_none() {
+                break;
+            }
+            queues.push(queue);
+        }
+        let large = WorkQueue::Large;
+        queues.extend(self.depth(&large.name(tenant)).await.map(|_| large));
+        queues
+    }
+
+    /// Messages that wait in a tenant's work queues; none if it has no queue.
+    pub async fn waiting(&self, tenant: &str) -> Option<u32> {
+        let mut waiting = None;
+        for queue in self.work_queues(tenant).await {
+            let depth = self.depth(&queue.name(tenant)).await?;
+            waiting = Some(waiting.unwrap_or(0) + depth);
+        }
+        waiting
+    }
+
+    /// Takes an event out of a tenant's work queues, if there is one.
+    pub async fn take_event(&self, tenant: &str) -> Option<BasicGetMessage> {
+        for queue in self.work_queues(tenant).await {
+            if let Some(message) = self.take(&queue.name(tenant)).await {
+                return Some(message);
+            }
+        }
+        None
+    }
+
+    /// The work queue that ingest would publish this body to.
+    pub async fn queue_of(&self, tenant: &str, body: &[u8]) -> WorkQueue {
+        let known = self.partitions.lock().expect("no panic").get(tenant).copied();
+        let partitions = match known {
+            Some(partitions) => partitions,
+            None => {
+                let queues = self.work_queues(tenant).await;
+                let partitions = queues.iter().filter(|queue| **queue != WorkQueue::Large).count();
+                u16::try_from(partitions).expect("few")
+            }
+        };
+        if partitions > 0 {
+            self.partitions.lock().expect("no panic").insert(tenant.to_owned(), partitions);
+        }
+        partition::queue_of_body(tenant, body, partitions)
+    }
+
     /// Publishes an event as ingest would have, at a given time.
     pub async fn publish_event(&self, tenant: &str, stream: &str, received_at_ms: i64, body: &[u8]) {
         let mut headers = FieldTable::default();
@@ -60,7 +119,8 @@ impl Broker {
         headers.insert("stream".into(), AMQPValue::LongString(stream.into()));
         headers.insert("signature".into(), AMQPValue::LongString("unsigned".into()));
         headers.insert("received_at_ms".into(), AMQPValue::LongLongInt(received_at_ms));
-        self.publish("webhooks", &format!("{tenant}.test"), headers, body).await;
+        let key = self.queue_of(tenant, body).await.routing_key(tenant, "test");
+        self.publish("webhooks", &key, headers, body).await;
     }
 
     /// Publishes a message and waits for the confirm.

@@ -305,7 +305,7 @@ pub fn operate_well(place: &Place, arguments: &[&str]) -> Answer {
 pub async fn until_idle(broker: &Broker, workers: &[&Worker]) {
     let mut idle_in_a_row = 0;
     poll::until("idle for a while", true, async || {
-        let mut idle = broker.depth("webhooks.faster").await == Some(0);
+        let mut idle = broker.waiting("faster").await == Some(0);
         for worker in workers {
             idle &= crate::http::metric(&worker.admin, "worker_in_flight", &[]).await == Some(0.0);
         }

@@ -7,6 +7,7 @@ use ingest::settings::{Policy, Signing};
 use ingest::webhook::{Evidence, Facts, Webhook};
 use shared::event::{self, Stream};
 use shared::json;
+use shared::partition::{self, MAX_PARTITIONS, WorkQueue};
 use shared::verify;
 use worker::decode::{Envelope, Event};
 
@@ -84,7 +85,7 @@ impl Circumstances {
 
 /// What the broker takes, whatever the sender calls things.
 fn check_message(named: &Named, body: &[u8], reason: Option<Reason>) {
-    let Named { key, event_type, signature } = named;
+    let Named { key, event_type, signature, .. } = named;
     assert!((1..=255).contains(&key.len()) && !key.chars().any(char::is_control), "{key:?}");
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
     assert!((1..=100).contains(&event_type.len()) && event_type.bytes().all(is_plain), "{event_type:?}");
@@ -98,7 +99,7 @@ fn check_message(named: &Named, body: &[u8], reason: Option<Reason>) {
         traceparent: String::new(),
         evidence: reason.map(|reason| evidence(reason.name().to_owned())),
     };
-    let message = Webhook { facts, body: Bytes::copy_from_slice(body) }.message();
+    let message = Webhook { facts, body: Bytes::copy_from_slice(body) }.message(WorkQueue::Large);
     assert!(message.is_ok(), "{message:?}");
 }
 
@@ -106,12 +107,50 @@ fn evidence(reason: String) -> Evidence {
     Evidence { reason, body_bytes: 0, body_sha256: None, sent_signature: None }
 }
 
-/// What ingest accepts the worker understands, under the same name.
+/// What ingest accepts the worker understands, under the same name and of the same conversation: so it is in the one
+/// queue where it belongs, also when it was spooled.
 fn check_agreement(named: &Named, body: &[u8]) {
     let envelope =
         Envelope { tenant: TENANT, stream: Stream::Any, received_at_ms: 0, signature: named.signature };
     let decoded = Event::decode(body, envelope);
-    let understood =
-        decoded.as_ref().map(|event| (&event.key, event::routable_type(event.event_type.as_deref())));
-    assert_eq!(understood, Ok((&named.key, named.event_type.as_str())));
+    let understood = decoded.as_ref().map(|event| {
+        (&event.key, event::routable_type(event.event_type.as_deref()), event.chat_id.as_deref())
+    });
+    let chat_id = named.chat_id.as_deref();
+    assert_eq!(understood, Ok((&named.key, named.event_type.as_str(), chat_id)));
+    for partitions in [1, 4, MAX_PARTITIONS] {
+        let published = partition::queue_of(chat_id, &named.key, body.len(), partitions);
+        assert_eq!(published, partition::queue_of_body(TENANT, body, partitions));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use shared::partition::LARGE_BODY;
+
+    /// What may stand where an id should.
+    fn id() -> impl Strategy<Value = String> {
+        prop_oneof![
+            "\\PC{0,12}".prop_map(|text| serde_json::Value::from(text).to_string()),
+            "-?[1-9][0-9]{0,25}(\\.[0-9]{1,3})?(e[0-9])?",
+            prop::sample::select(vec!["null", "{}", "[1]", "true"]).prop_map(str::to_owned),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn ingest_and_worker_agree_on_the_queue_of_any_body(
+            (key, phone, contact, message) in (id(), id(), id(), id()),
+            padding in prop::sample::select(vec![0, LARGE_BODY]),
+        ) {
+            let body = format!(
+                r#"{{"event_id":{key},"contact":{{"phone":{phone},"id":{contact}}},"message":{{"contactId":{message}}}}}{}"#,
+                " ".repeat(padding),
+            );
+            let input = [&[0], body.as_bytes()].concat();
+            prop_assert!(target(&input));
+        }
+    }
 }

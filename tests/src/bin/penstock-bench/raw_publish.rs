@@ -9,6 +9,7 @@ use anyhow::ensure;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, QueuePurgeOptions};
 use lapin::types::AMQPValue;
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
+use shared::partition::{self, WorkQueue};
 use shared::topology;
 use tokio::task::JoinSet;
 
@@ -18,6 +19,8 @@ use crate::mix::STREAMS;
 
 /// As many as ingest has.
 const CHANNELS: usize = 2;
+/// As many as a tenant has unless told otherwise.
+const PARTITIONS: u16 = 4;
 
 /// Publishes past ingest.
 #[derive(Debug)]
@@ -37,7 +40,7 @@ impl RawPublisher {
             channel.confirm_select(ConfirmSelectOptions::default()).await?;
             channels.push(channel);
         }
-        topology::declare(&channels[0], &[tenant.to_owned()]).await?;
+        topology::declare(&channels[0], &[tenant.to_owned()], PARTITIONS).await?;
         Ok(Self { tenant: tenant.to_owned(), channels, _connection: connection })
     }
 
@@ -71,15 +74,19 @@ impl RawPublisher {
 
     /// Throws away what was published.
     pub async fn purge(&self) -> anyhow::Result<()> {
-        let queue = topology::short(topology::work_queue(&self.tenant))?;
-        self.channels[0].queue_purge(queue, QueuePurgeOptions::default()).await?;
+        for queue in WorkQueue::all(PARTITIONS) {
+            let queue = topology::short(queue.name(&self.tenant))?;
+            self.channels[0].queue_purge(queue, QueuePurgeOptions::default()).await?;
+        }
         Ok(())
     }
 }
 
 async fn publish(channel: &Channel, tenant: &str, event: &Event) -> anyhow::Result<()> {
     let properties = properties(tenant, event)?;
-    let key = topology::short(format!("{tenant}.{}", event.kind().event_type()))?;
+    // Spread as ingest's are, without the time to read the body.
+    let queue = partition::queue_of(None, &crate::mix::event_id(event.n), event.body.len(), PARTITIONS);
+    let key = topology::short(queue.routing_key(tenant, event.kind().event_type()))?;
     let exchange = topology::short(topology::WEBHOOKS_EXCHANGE)?;
     let options = BasicPublishOptions::default();
     let confirm = channel.basic_publish(exchange, key, options, &event.body, properties).await?;
