@@ -93,7 +93,9 @@ impl Durable {
                 },
             };
         }
-        let Err(broker) = self.publish(webhook, queue, self.publish_timeout).await else { return Ok(Via::Broker) };
+        let Err(broker) = self.publish(webhook, queue, self.publish_timeout).await else {
+            return Ok(Via::Broker);
+        };
         match self.spool.append(webhook).await {
             Ok(()) => Ok(Via::Spool),
             Err(spool) => Err(nowhere(&broker, &spool)),

@@ -221,7 +221,8 @@ impl Ingest {
         let durable = &gateway.durable;
         // A replica that is gone for good takes its spool along.
         let grace = DRAINING.saturating_add(gateway.settings.spare_grace);
-        let drained = tokio::time::timeout(grace, drain::to_the_end(durable, gateway.settings.partitions, DRAIN_PATIENCE)).await;
+        let draining = drain::to_the_end(durable, gateway.settings.partitions, DRAIN_PATIENCE);
+        let drained = tokio::time::timeout(grace, draining).await;
         if drained != Ok(true) {
             let records = durable.spool().size().records;
             warn!(records, "webhooks stay in the spool: start ingest again, or run `ingest spool drain`");

@@ -17,7 +17,7 @@ use crate::env::{self, Env};
 use crate::server_version::{self, Unsupported};
 use crate::topology::{self, DeclareError};
 
-/// Longest time for a connection to be opened, logged in and set up.
+/// Longest time for a connection to be opened and logged in, and for its channels.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest time to say goodbye.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -211,15 +211,20 @@ struct Opener {
 
 impl Opener {
     async fn open(&self) -> Result<Session, OpenError> {
-        timeout(CONNECT_TIMEOUT, self.connect()).await.unwrap_or(Err(OpenError::TimedOut))
+        let (connection, setup) = in_time(self.connect()).await?;
+        topology::declare(&setup, &self.tenants, self.partitions).await?;
+        in_time(self.session(connection, setup)).await
     }
 
-    async fn connect(&self) -> Result<Session, OpenError> {
+    async fn connect(&self) -> Result<(Connection, Channel), OpenError> {
         server_version::check(&self.url).await?;
         let properties = ConnectionProperties::default().with_connection_name(self.name.as_str().into());
         let connection = Connection::connect_uri(self.url.clone(), properties).await?;
         let setup = connection.create_channel().await?;
-        topology::declare(&setup, &self.tenants, self.partitions).await?;
+        Ok((connection, setup))
+    }
+
+    async fn session(&self, connection: Connection, setup: Channel) -> Result<Session, OpenError> {
         setup.close(200, topology::short("done").map_err(DeclareError::Name)?).await?;
         let mut channels = Vec::new();
         if let Purpose::Publish { channels: wanted } = self.purpose {
@@ -232,6 +237,10 @@ impl Opener {
         let (lost, broken) = (CancellationToken::new(), watch::Sender::new(None));
         Ok(Session { connection, channels, opened: Instant::now(), lost, broken })
     }
+}
+
+async fn in_time<T>(opening: impl Future<Output = Result<T, OpenError>>) -> Result<T, OpenError> {
+    timeout(CONNECT_TIMEOUT, opening).await.unwrap_or(Err(OpenError::TimedOut))
 }
 
 async fn supervise(opener: Opener, sender: watch::Sender<Option<Arc<Session>>>, stop: CancellationToken) {

@@ -1,8 +1,11 @@
 //! Exchanges and queues. Both binaries declare them with the same arguments, each flag with its reason.
 
+use std::time::Duration;
+
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable, ShortString, ShortStringError};
 use lapin::{Channel, ExchangeKind};
+use tokio::time::timeout;
 
 use crate::partition::WorkQueue;
 
@@ -39,6 +42,8 @@ const CONSUMER_TIMEOUT_MS: i64 = 7 * 24 * 60 * 60 * 1000;
 /// Operators look at set-aside messages by taking and returning them, which RabbitMQ counts as well; its
 /// own limit (20 from 4.0 on) would throw evidence away.
 const UNLIMITED_DELIVERIES: i64 = 1_000_000_000;
+/// Longest wait for each answer. All of them together have no limit: many tenants with many partitions take minutes, once.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bounds of a quarantine queue: the oldest evidence goes first. An operator's policy can be smaller.
 const QUARANTINE_MAX_LENGTH: i64 = 100_000;
 const QUARANTINE_MAX_BYTES: i64 = 1 << 30;
@@ -77,6 +82,9 @@ pub enum DeclareError {
         /// What the broker said.
         source: lapin::Error,
     },
+    /// The broker didn't answer, as while a queue's leader is being elected.
+    #[error("can't declare {0} within {ANSWER_TIMEOUT:?}")]
+    Silent(String),
 }
 
 /// Declares everything that these tenants need, with so many partitions each. Does nothing where it exists already.
@@ -157,7 +165,7 @@ async fn exchange(
 ) -> Result<(), DeclareError> {
     let options = ExchangeDeclareOptions { durable: true, ..Default::default() };
     let arguments = table(arguments)?;
-    channel.exchange_declare(short(name)?, kind, options, arguments).await.map_err(refused(name))
+    answered(name, channel.exchange_declare(short(name)?, kind, options, arguments)).await
 }
 
 async fn queue(channel: &Channel, name: &str, arguments: &[(&str, AMQPValue)]) -> Result<(), DeclareError> {
@@ -165,19 +173,19 @@ async fn queue(channel: &Channel, name: &str, arguments: &[(&str, AMQPValue)]) -
     let mut all = vec![("x-queue-type", text("quorum"))];
     all.extend_from_slice(arguments);
     let (options, arguments) = (QueueDeclareOptions::durable(), table(&all)?);
-    channel.queue_declare(short(name)?, options, arguments).await.map_err(refused(name))?;
+    answered(name, channel.queue_declare(short(name)?, options, arguments)).await?;
     Ok(())
 }
 
 async fn bind(channel: &Channel, queue: &str, exchange: &str, key: &str) -> Result<(), DeclareError> {
     let (name, exchange, key) = (short(queue)?, short(exchange)?, short(key)?);
     let options = QueueBindOptions::default();
-    channel.queue_bind(name, exchange, key, options, FieldTable::default()).await.map_err(refused(queue))
+    answered(queue, channel.queue_bind(name, exchange, key, options, FieldTable::default())).await
 }
 
-fn refused(name: &str) -> impl FnOnce(lapin::Error) -> DeclareError {
-    let name = name.to_owned();
-    |source| DeclareError::Refused { name, source }
+async fn answered<T>(name: &str, asked: impl Future<Output = lapin::Result<T>>) -> Result<T, DeclareError> {
+    let answer = timeout(ANSWER_TIMEOUT, asked).await.map_err(|_| DeclareError::Silent(name.to_owned()))?;
+    answer.map_err(|source| DeclareError::Refused { name: name.to_owned(), source })
 }
 
 fn text(value: &str) -> AMQPValue {

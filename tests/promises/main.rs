@@ -15,6 +15,7 @@ mod mongodb;
 mod order;
 mod outages;
 mod pressure;
+mod queues;
 mod settings;
 mod shutdown;
 mod spool;
