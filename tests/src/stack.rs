@@ -221,21 +221,8 @@ impl OwnRabbit {
 
     /// Raises or lifts the memory alarm.
     pub fn alarm(&self, raised: bool) {
-        let ports = std::fs::read_to_string(self.server.folder.join("ports")).expect("its ports");
-        let port =
-            |name: &str| ports.lines().find_map(|line| line.strip_prefix(name)).expect("a port").to_owned();
         let watermark = if raised { "0.000001" } else { "0.7" };
-        let done = Command::new("/usr/lib/rabbitmq/bin/rabbitmqctl")
-            .args([
-                "-n",
-                &format!("penstock-{}@localhost", port("AMQP=")),
-                "set_vm_memory_high_watermark",
-                watermark,
-            ])
-            .env("HOME", &self.server.folder)
-            .env("ERL_EPMD_PORT", port("EPMD="))
-            .output()
-            .expect("rabbitmqctl runs");
-        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        let folder = self.server.folder.to_str().expect("a name");
+        run_servers(&["rabbitmqctl", folder, "set_vm_memory_high_watermark", watermark]);
     }
 }
