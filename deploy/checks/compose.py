@@ -5,7 +5,7 @@ import re
 
 import yaml
 
-from files import DEPLOY, admin_port, binaries, dockerfile, settings
+from files import DEPLOY, admin_port, binaries, dockerfile, is_old_rabbitmq, settings
 
 
 def load():
@@ -31,6 +31,8 @@ def services(files):
                 yield f"{name}: the Dockerfile has no target {service['build']['target']}"
         elif not re.search(r":(?!latest$)v?\d+\.\d+\.\d+[\w.-]*$", service["image"]):
             yield f"{name}: {service['image']} is not pinned"
+        elif is_old_rabbitmq(service["image"]):
+            yield f"{name}: {service['image']} is too old for Penstock"
         if service.get("restart") != "unless-stopped":
             yield f"{name}: nobody starts it again"
         for port in service.get("ports", []):

@@ -63,6 +63,12 @@ def amount(text):
     return int(number) << {None: 0, "Ki": 10, "Mi": 20, "Gi": 30, "Ti": 40}[unit]
 
 
+def is_old_rabbitmq(image):
+    """Before 4.0, a quorum queue ignores the priorities by which workers share queues."""
+    version = re.match(r"(?:[\w./-]+/)?rabbitmq:(\d+)\.", image)
+    return bool(version) and int(version[1]) < 4
+
+
 @functools.cache
 def dockerfile():
     """Target → (its environment, its exposed ports)."""

@@ -120,11 +120,17 @@ RESOURCES = [
     ("a KEDA that sees nothing", "User", "keda", put("spec/tags", ["management"])),
     ("a KEDA that may read nothing", "Permission", "keda", None),
     ("a Secret that README.md doesn't tell of", "Ingress", "ingest", put("spec/tls/0/secretName", "certificate")),
-    ("a HOLD_TIMEOUT beyond RabbitMQ's patience", "ConfigMap", "worker", put("data/HOLD_TIMEOUT", "30m")),
+    ("more workers than queues", "ScaledObject", "worker", put("spec/maxReplicaCount", 9)),
+    ("another number of queues", "ConfigMap", "worker", put("data/WEBHOOK_WORKERS", "9")),
+    ("one queue of several", "ScaledObject", "worker", put("spec/triggers/0/metadata/queueName", "webhooks.faster.0")),
+    ("a pattern that is none", "ScaledObject", "worker", put("spec/triggers/0/metadata/useRegex", None)),
+    ("the longest queue alone", "ScaledObject", "worker", put("spec/triggers/0/metadata/operation", "max")),
+    ("an old RabbitMQ", "RabbitmqCluster", "rabbitmq", put("spec/image", "rabbitmq:3.13.7-management")),
 ]
 SERVICE = "compose/services"
 FILES = [
     ("an image that isn't pinned", put(f"{SERVICE}/mongodb/image", "mongo")),
+    ("an old RabbitMQ", put(f"{SERVICE}/rabbitmq/image", "rabbitmq:3.13.7-management")),
     ("a target that isn't built", put(f"{SERVICE}/ingest/build/target", "gateway")),
     ("a port that is open to everybody", put(f"{SERVICE}/grafana/ports/0", "3000:3000")),
     ("a port that nobody listens on", put(f"{SERVICE}/ingest/ports/0", "127.0.0.1:8000:8080")),

@@ -7,7 +7,7 @@ import urllib.parse
 
 import yaml
 
-from files import DEPLOY, admin_port, amount, binaries, dockerfile, seconds, settings
+from files import DEPLOY, admin_port, amount, binaries, dockerfile, is_old_rabbitmq, seconds, settings
 
 # Brought by whoever deploys; deploy/kubernetes/README.md says what is in them.
 BROUGHT_SECRETS = {
@@ -62,7 +62,7 @@ class Build:
 
 
 def problems(build):
-    for rule in (names, grace, budget, spool, references, secrets, probes, runbook, selectors, network, ports, locked, images, scaling, rabbitmq, users):
+    for rule in (names, grace, budget, spool, references, secrets, probes, runbook, selectors, network, ports, locked, images, work_queues, scaling, rabbitmq, users):
         for problem in rule(build):
             yield f"{rule.__name__}: {problem}"
 
@@ -309,10 +309,26 @@ def locked(build):
 
 
 def images(build):
-    for workload in build.of(*WORKLOADS):
-        for container in workload["spec"]["template"]["spec"]["containers"]:
-            if not re.search(r"(@sha256:|:(?!latest$)[\w.-]+$)", container["image"]):
-                yield f"{container['image']} is not pinned"
+    every = [container["image"] for w in build.of(*WORKLOADS) for container in w["spec"]["template"]["spec"]["containers"]]
+    for image in every + [cluster["spec"]["image"] for cluster in build.of("RabbitmqCluster")]:
+        if not re.search(r"(@sha256:|:(?!latest$)[\w.-]+$)", image):
+            yield f"{image} is not pinned"
+        if is_old_rabbitmq(image):
+            yield f"{image} is too old for Penstock"
+
+
+def work_queues(build):
+    """How many a tenant has: both binaries agree, and no autoscaler makes more workers than that."""
+    numbers = {
+        int(build.environment(container).get("WEBHOOK_WORKERS") or settings()["WEBHOOK_WORKERS"][0])
+        for workload, _, container in build.ours() if workload["kind"] != "Job"
+    }
+    if len(numbers) > 1:
+        yield f"WEBHOOK_WORKERS is {sorted(numbers)}, and should be one number"
+    for scaler in build.of("ScaledObject", "HorizontalPodAutoscaler"):
+        most = scaler["spec"].get("maxReplicaCount", scaler["spec"].get("maxReplicas"))
+        if most > min(numbers):
+            yield f"{scaler['kind']}: of {most} workers, those beyond WEBHOOK_WORKERS ({min(numbers)}) have no queue"
 
 
 def scaling(build):
@@ -326,8 +342,13 @@ def scaling(build):
         triggers = scaler["spec"]["triggers"]
         queues = {trigger["metadata"]["queueName"] for trigger in triggers}
         _, _, worker = next(ours for ours in build.ours() if ours[2]["name"] == "worker")
-        if queues != {f"webhooks.{tenant}" for tenant in (build.environment(worker).get("TENANTS") or "").split(",")}:
+        tenants = (build.environment(worker).get("TENANTS") or "").split(",")
+        if queues != {rf"^webhooks\.{re.escape(tenant)}\." for tenant in tenants}:
             yield f"not one trigger for each tenant: {sorted(queues)}"
+        if any(trigger["metadata"].get("useRegex") != "true" for trigger in triggers):
+            yield "a tenant has several queues, and KEDA needs useRegex to see them"
+        if any(trigger["metadata"].get("operation", "sum") != "sum" for trigger in triggers):
+            yield "KEDA doesn't sum up the queues of a tenant"
         if any(trigger["metadata"].get("protocol") != "http" for trigger in triggers):
             yield "over AMQP, KEDA doesn't see what workers hold"
         namespace = scaler["metadata"].get("namespace")
@@ -356,12 +377,6 @@ def rabbitmq(build):
         if monitor["metadata"]["name"] == "rabbitmq":
             if [end["params"] for end in monitor["spec"]["endpoints"] if "params" in end] != asked:
                 yield "deploy/prometheus/prometheus.yml asks for other families of metrics"
-    for cluster in build.of("RabbitmqCluster"):
-        text = cluster["spec"]["rabbitmq"]["additionalConfig"]
-        patience = int(re.search(r"^consumer_timeout = (\d+)$", text, re.MULTILINE)[1]) / 1000
-        _, _, worker = next(ours for ours in build.ours() if ours[2]["name"] == "worker")
-        if seconds(build.environment(worker).get("HOLD_TIMEOUT") or settings()["HOLD_TIMEOUT"][0]) >= patience:
-            yield "consumer_timeout has to be longer than HOLD_TIMEOUT"
 
 
 def users(build):
