@@ -62,6 +62,8 @@ pub enum Phase {
     Paced,
     /// Few contacts, and many
     Shapes,
+    /// Several workers, each held to a share of a processor, and far from MongoDB
+    Scale,
     /// A million events
     Million,
     /// RabbitMQ is away

@@ -14,6 +14,7 @@ mod body;
 mod ceilings;
 mod check;
 mod client;
+mod control_group;
 mod event;
 mod generate;
 mod mix;

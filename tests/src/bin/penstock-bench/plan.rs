@@ -25,6 +25,10 @@ pub struct Plan {
     pub paced: (Duration, Duration),
     /// Backlog of each shape.
     pub shape: u64,
+    /// Backlog that several workers share.
+    pub scale: u64,
+    /// Time for these workers to divide the queues among them, before there is a backlog.
+    pub division: Duration,
     /// The million.
     pub million: u64,
     /// Longest time to publish it through ingest; the rest goes to RabbitMQ directly.
@@ -38,7 +42,7 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The whole benchmark, in seven minutes on two cores.
+    /// The whole benchmark, in ten minutes on two cores.
     pub fn full() -> Self {
         Self {
             bare: Duration::from_secs(4),
@@ -51,6 +55,8 @@ impl Plan {
             rate: 1000,
             paced: (Duration::from_secs(4), Duration::from_secs(20)),
             shape: 30_000,
+            scale: 40_000,
+            division: Duration::from_secs(12),
             million: 1_000_000,
             million_publish: Duration::from_secs(100),
             slices: (10_000, 210_000, 200_000),
@@ -73,6 +79,8 @@ impl Plan {
             rate: 1000,
             paced: (Duration::from_secs(2), Duration::from_secs(4)),
             shape: 3_000,
+            scale: 1_000,
+            division: Duration::from_secs(1),
             million: 20_000,
             million_publish: Duration::from_secs(4),
             slices: (2_000, 8_000, 6_000),

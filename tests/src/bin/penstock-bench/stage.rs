@@ -34,6 +34,7 @@ pub struct Stage {
     pub ingest: Ingest,
     /// The workers so far.
     pub workers: Vec<Worker>,
+    settings: &'static [(&'static str, &'static str)],
 }
 
 /// How much was stored at a time.
@@ -48,19 +49,26 @@ pub struct Sample {
 impl Stage {
     /// With an ingest alone.
     pub async fn start(bench: &Bench) -> Self {
+        Self::start_with(bench, &[]).await
+    }
+
+    /// With an ingest alone, and settings for it and for the workers.
+    pub async fn start_with(bench: &Bench, own: &'static [(&'static str, &'static str)]) -> Self {
         let place = Place::new().await;
         let mut settings = vec![("RUST_LOG", "warn,ingest=info"), ("SIGNING_KEYS", KEY)];
+        settings.extend(own);
         settings.extend(bench.settings());
         let ingest = Ingest::start(&place, &settings).await;
         let database = Database::of(&place, TENANT).await;
         // Or this phase would bear the writing of what the one before has stored.
         checkpoint(&database).await.expect("MongoDB makes a checkpoint");
-        Self { place, database, ingest, workers: Vec::new() }
+        Self { place, database, ingest, workers: Vec::new(), settings: own }
     }
 
     /// Adds a worker.
     pub async fn start_worker(&mut self, bench: &Bench) {
         let mut settings = vec![("RUST_LOG", "warn,worker=info")];
+        settings.extend(self.settings);
         settings.extend(bench.settings());
         self.workers.push(Worker::start(&self.place, &settings).await);
     }
@@ -95,7 +103,7 @@ impl Stage {
 
     /// Gives everything back.
     pub async fn remove(self) -> anyhow::Result<()> {
-        let Self { place, database, ingest, workers } = self;
+        let Self { place, database, ingest, workers, .. } = self;
         drop((ingest, workers));
         place.remove().await;
         database.0.drop().await?;

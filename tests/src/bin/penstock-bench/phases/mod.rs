@@ -9,12 +9,21 @@ pub mod million;
 pub mod paced;
 pub mod ramp;
 pub mod remote;
+pub mod scale;
 pub mod shapes;
 pub mod spool;
 
 /// All of them, in their order. Those that leave much behind come last.
-const ALL: [Phase; 7] =
-    [Phase::Accept, Phase::Drain, Phase::Ramp, Phase::Paced, Phase::Shapes, Phase::Spool, Phase::Million];
+const ALL: [Phase; 8] = [
+    Phase::Accept,
+    Phase::Drain,
+    Phase::Ramp,
+    Phase::Paced,
+    Phase::Shapes,
+    Phase::Scale,
+    Phase::Spool,
+    Phase::Million,
+];
 
 /// Runs these phases; all if none is named. One that fails doesn't keep the others from running.
 pub async fn run(bench: &mut Bench, only: &[Phase]) {
@@ -27,6 +36,7 @@ pub async fn run(bench: &mut Bench, only: &[Phase]) {
             Phase::Ramp => ramp::run(bench).await,
             Phase::Paced => paced::run(bench).await,
             Phase::Shapes => shapes::run(bench).await,
+            Phase::Scale => scale::run(bench).await,
             Phase::Spool => spool::run(bench).await,
             Phase::Million => million::run(bench).await,
         };
