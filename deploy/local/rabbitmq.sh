@@ -5,7 +5,7 @@
 
 case ${PENSTOCK_RABBITMQ:=stable} in
   stable) readonly RABBITMQ_SUITE=trixie ;;
-  next) readonly RABBITMQ_SUITE=forky ;; # moves: remove the folder to fetch a newer one
+  next) readonly RABBITMQ_SUITE=forky ;; # gets newer: remove the folder to fetch it again
   *) fail "PENSTOCK_RABBITMQ is either next or not set" ;;
 esac
 readonly CACHED_RABBITMQ=$CACHE/rabbitmq-$RABBITMQ_SUITE
@@ -35,6 +35,7 @@ rabbitmq_is_packaged() {
 
 # Sets $rabbitmq to the command that runs one of RabbitMQ's programs. It becomes that program: same pid and environment,
 # and the mount is gone when the last process that sees it has ended.
+# shellcheck disable=SC2034
 find_rabbitmq() { # PROGRAM
   local usr
   usr=$(rabbitmq_usr) || fail "no RabbitMQ 4; run: $LOCAL/servers install"
@@ -65,7 +66,7 @@ find_unshare() {
 fetch_rabbitmq() {
   local apt=$CACHE/apt new=$CACHED_RABBITMQ.new package
   find_unshare
-  [[ -e $KEYRING ]] && command -v apt-get >/dev/null || fail "please install RabbitMQ 4 or newer"
+  if [[ ! -e $KEYRING ]] || ! command -v apt-get >/dev/null; then fail "please install RabbitMQ 4 or newer"; fi
   step "fetching RabbitMQ of Debian $RABBITMQ_SUITE (80 MB) into $CACHED_RABBITMQ"
   rm -rf "$apt" "$new"
   mkdir -p "$apt"/{lists,archives}/partial "$new"
@@ -76,7 +77,7 @@ fetch_rabbitmq() {
   for package in "$apt"/archives/*.deb; do
     dpkg-deb --fsys-tarfile "$package" | tar -x --no-same-owner --no-same-permissions -C "$new"
   done
-  ln -s mawk "$new/usr/bin/awk"
+  ln -sf mawk "$new/usr/bin/awk" # which the package would have update-alternatives do
   rm -rf "$apt"
   mv "$new" "$CACHED_RABBITMQ"
 }
