@@ -121,6 +121,8 @@ fn worst(tenant: &str, peers: &[Announcement]) -> Option<TenantStatus> {
         // It is the tenant's MongoDB that succeeded, whoever asked it.
         success_age_ms: [a.success_age_ms, b.success_age_ms].into_iter().flatten().min(),
         in_flight: a.in_flight + b.in_flight,
+        half_open_successes: a.half_open_successes.min(b.half_open_successes),
+        seconds_since_failure: a.seconds_since_failure.into_iter().chain(b.seconds_since_failure).min(),
     })
 }
 
@@ -181,6 +183,8 @@ mod tests {
             mongodb_connected,
             success_age_ms: None,
             in_flight: 3,
+            half_open_successes: 0,
+            seconds_since_failure: None,
         }
     }
 

@@ -31,6 +31,10 @@ pub struct Seen {
     pub failures: u32,
     /// Since when it is in this state.
     pub since: Instant,
+    /// Successes while half-open.
+    pub successes: u32,
+    /// When MongoDB failed last.
+    pub failed_at: Option<Instant>,
 }
 
 /// The breaker of one tenant.
@@ -45,7 +49,13 @@ impl Breaker {
     /// A closed breaker.
     #[must_use]
     pub fn new(tenant: &str, limits: Limits) -> Self {
-        let seen = Seen { state: BreakerState::Closed, failures: 0, since: Instant::now() };
+        let seen = Seen {
+            state: BreakerState::Closed,
+            failures: 0,
+            since: Instant::now(),
+            successes: 0,
+            failed_at: None,
+        };
         Self { tenant: tenant.to_owned(), limits, seen: watch::Sender::new(seen) }
     }
 
@@ -96,6 +106,7 @@ impl Breaker {
                 return false;
             }
             seen.failures += 1;
+            seen.failed_at = Some(Instant::now());
             opens = seen.failures >= self.limits.failures;
             true
         });
@@ -108,9 +119,12 @@ impl Breaker {
         let mut before = self.seen();
         self.seen.send_modify(|seen| {
             before = *seen;
-            *seen = Seen { state, failures: seen.failures, since: Instant::now() };
-            if state == BreakerState::Closed {
-                seen.failures = 0;
+            *seen = Seen { state, since: Instant::now(), successes: 0, ..before };
+            match state {
+                BreakerState::Closed => seen.failures = 0,
+                BreakerState::HalfOpen => {}
+                // A probe may have failed.
+                BreakerState::Open => seen.failed_at = Some(seen.since),
             }
         });
         let (tenant, failures, after) = (&self.tenant, before.failures, before.since.elapsed());
@@ -144,6 +158,7 @@ impl Breaker {
             if !probe().await {
                 return false;
             }
+            self.seen.send_modify(|seen| seen.successes += 1);
         }
         true
     }
@@ -191,9 +206,10 @@ mod tests {
     async fn it_closes_after_so_many_probes_one_at_a_time() {
         let (breaker, states) = (breaker(), RefCell::new(Vec::new()));
         fail(&breaker, 3);
+        assert_eq!(breaker.seen().failed_at, Some(Instant::now()));
         let (started, breaker, states) = (Instant::now(), &breaker, &states);
         let probe = || async move {
-            states.borrow_mut().push(breaker.seen().state);
+            states.borrow_mut().push((breaker.seen().state, breaker.seen().successes));
             sleep(Duration::from_secs(1)).await;
             // A result of an earlier call comes in meanwhile.
             breaker.failed();
@@ -203,8 +219,8 @@ mod tests {
             () = breaker.tend(probe) => {}
             () = breaker.closed() => {}
         }
-        assert_eq!(*states.borrow(), [BreakerState::HalfOpen; 2]);
-        assert_eq!(breaker.seen().failures, 0);
+        assert_eq!(*states.borrow(), [(BreakerState::HalfOpen, 0), (BreakerState::HalfOpen, 1)]);
+        assert_eq!((breaker.seen().failures, breaker.seen().successes), (0, 0));
         let waited = started.elapsed().saturating_sub(Duration::from_secs(2));
         assert!(waited >= OPEN.mul_f64(0.9) && waited <= OPEN.mul_f64(1.1), "{waited:?}");
     }

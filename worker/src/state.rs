@@ -156,6 +156,8 @@ impl TenantState {
             mongodb_connected: self.connected.load(Ordering::Relaxed),
             success_age_ms: None,
             in_flight: self.in_flight(),
+            half_open_successes: seen.successes,
+            seconds_since_failure: seen.failed_at.map(|at| at.elapsed().as_secs()),
         }
     }
 }
