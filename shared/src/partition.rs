@@ -93,8 +93,10 @@ pub fn queue_of_body(tenant: &str, body: &[u8], partitions: u16) -> WorkQueue {
     }
 }
 
-/// Written out, since every ingest of every release has to agree on it; the standard library's hashes promise nothing.
-fn fnv_1a(bytes: &[u8]) -> u64 {
+/// Written out, since every ingest and worker of every release has to agree on it; the standard library's hashes promise
+/// nothing.
+#[must_use]
+pub fn fnv_1a(bytes: &[u8]) -> u64 {
     bytes.iter().fold(FNV.0, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(FNV.1))
 }
 

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
 use lapin::types::{AMQPValue, FieldTable, ShortString, ShortStringError};
-use lapin::{Channel, ExchangeKind};
+use lapin::{Channel, ErrorKind, ExchangeKind};
 use tokio::time::timeout;
 
 use crate::partition::WorkQueue;
@@ -155,6 +156,22 @@ pub async fn declare_work_queue(
     queue(channel, &name, &arguments).await?;
     // Event types have dots in them.
     bind(channel, &name, WEBHOOKS_EXCHANGE, &work.routing_key(tenant, "#")).await
+}
+
+/// Whether there is a queue of this name, which is of no more use for the channel if there is none; none if RabbitMQ
+/// doesn't say.
+pub async fn exists(channel: &Channel, name: &str) -> Option<bool> {
+    let options = QueueDeclareOptions { passive: true, ..Default::default() };
+    let declared = channel.queue_declare(short(name).ok()?, options, FieldTable::default());
+    match timeout(ANSWER_TIMEOUT, declared).await.ok()? {
+        Ok(_) => Some(true),
+        Err(error) => is_not_found(&error).then_some(false),
+    }
+}
+
+fn is_not_found(error: &lapin::Error) -> bool {
+    let ErrorKind::ProtocolError(error) = error.kind() else { return false };
+    matches!(error.kind(), AMQPErrorKind::Soft(AMQPSoftError::NOTFOUND))
 }
 
 async fn exchange(

@@ -1,8 +1,11 @@
-//! The circuit breaker between a tenant's lanes and its MongoDB.
+//! The circuit breaker in front of a tenant's MongoDB, and the only outage state that a tenant has.
 //!
-//! CLOSED: batches are written; so many consecutive failures open it. OPEN: MongoDB is left alone for a while.
-//! `HALF_OPEN`: it is tried, one small write of our own after the other; so many successes close it, one failure opens it
-//! again. Batches wait while it isn't closed, so no delivery is spent on trying.
+//! CLOSED: batches are written. So many consecutive failures of infrastructure open it.
+//! OPEN: MongoDB is left alone, for a second at first, and twice as long after each failed try, up to a limit.
+//! `HALF_OPEN`: MongoDB is tried, one small write of our own after the other. So many successes close the breaker, one
+//! failure opens it again.
+//!
+//! Nothing is dropped while it isn't closed, and no delivery is spent: the queues' tasks hold what they have.
 
 use std::time::Duration;
 
@@ -11,13 +14,16 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
+/// How long it stays open the first time: an election of MongoDB's takes no longer than some seconds.
+const FIRST_OPEN: Duration = Duration::from_secs(1);
+
 /// When the breaker changes its state.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// So many consecutive failures open it.
     pub failures: u32,
-    /// How long it stays open, give or take a tenth.
-    pub open: Duration,
+    /// Longest time that it stays open, give or take a tenth.
+    pub longest_open: Duration,
     /// So many successes in a row close it again.
     pub successes: u32,
 }
@@ -27,14 +33,36 @@ pub struct Limits {
 pub struct Seen {
     /// The state.
     pub state: BreakerState,
-    /// Consecutive failures.
-    pub failures: u32,
     /// Since when it is in this state.
     pub since: Instant,
+    /// Consecutive failures.
+    pub failures: u32,
     /// Successes while half-open.
     pub successes: u32,
+    /// When MongoDB last answered a batch or a probe.
+    pub succeeded_at: Option<Instant>,
     /// When MongoDB failed last.
     pub failed_at: Option<Instant>,
+    /// The first failure since MongoDB last answered.
+    pub failing_since: Option<Instant>,
+    /// How long it stays open the next time.
+    next_open: Duration,
+}
+
+impl Seen {
+    fn succeed(&mut self) {
+        (self.failures, self.failing_since, self.succeeded_at) = (0, None, Some(Instant::now()));
+    }
+
+    fn fail(&mut self) {
+        let now = Instant::now();
+        self.failed_at = Some(now);
+        self.failing_since.get_or_insert(now);
+    }
+
+    fn enter(&mut self, state: BreakerState) {
+        (self.state, self.since, self.successes) = (state, Instant::now(), 0);
+    }
 }
 
 /// The breaker of one tenant.
@@ -51,10 +79,13 @@ impl Breaker {
     pub fn new(tenant: &str, limits: Limits) -> Self {
         let seen = Seen {
             state: BreakerState::Closed,
-            failures: 0,
             since: Instant::now(),
+            failures: 0,
             successes: 0,
+            succeeded_at: None,
             failed_at: None,
+            failing_since: None,
+            next_open: FIRST_OPEN.min(limits.longest_open),
         };
         Self { tenant: tenant.to_owned(), limits, seen: watch::Sender::new(seen) }
     }
@@ -71,62 +102,59 @@ impl Breaker {
         *self.seen.borrow()
     }
 
+    /// Whether it is closed now.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.seen().state == BreakerState::Closed
+    }
+
     /// Waits until it is closed.
     pub async fn closed(&self) {
-        self.until(BreakerState::Closed).await;
+        self.until(|state| state == BreakerState::Closed).await;
     }
 
     /// Waits until it isn't closed.
     pub async fn not_closed(&self) {
-        // As below.
-        let _ = self.seen.subscribe().wait_for(|seen| seen.state != BreakerState::Closed).await;
+        self.until(|state| state != BreakerState::Closed).await;
     }
 
-    async fn until(&self, state: BreakerState) {
+    async fn until(&self, wanted: impl Fn(BreakerState) -> bool) {
         // The sender lives as long as `self`.
-        let _ = self.seen.subscribe().wait_for(|seen| seen.state == state).await;
+        let _ = self.seen.subscribe().wait_for(|seen| wanted(seen.state)).await;
     }
 
-    /// MongoDB has answered. Says nothing while the breaker isn't closed: it may be late news.
-    pub fn worked(&self) {
+    /// MongoDB has answered a batch. Ignored unless the breaker is closed: the operation may have begun before it
+    /// opened.
+    pub fn record_success(&self) {
         self.seen.send_if_modified(|seen| {
-            let news = seen.state == BreakerState::Closed && seen.failures > 0;
-            if news {
-                seen.failures = 0;
+            if seen.state == BreakerState::Closed {
+                seen.succeed();
+                seen.next_open = FIRST_OPEN.min(self.limits.longest_open);
             }
-            news
+            // Nobody waits for this.
+            false
         });
     }
 
-    /// MongoDB has failed. Says nothing while the breaker isn't closed: it may be late news.
-    pub fn failed(&self) {
+    /// MongoDB has failed. Ignored unless the breaker is closed: the operation may have begun before it opened.
+    pub fn record_failure(&self) {
         let mut opens = false;
         self.seen.send_if_modified(|seen| {
-            if seen.state != BreakerState::Closed {
-                return false;
+            if seen.state == BreakerState::Closed {
+                seen.fail();
+                seen.failures += 1;
+                opens = seen.failures >= self.limits.failures;
             }
-            seen.failures += 1;
-            seen.failed_at = Some(Instant::now());
-            opens = seen.failures >= self.limits.failures;
-            true
+            false
         });
         if opens {
-            self.change(BreakerState::Open);
+            self.enter(BreakerState::Open);
         }
     }
 
-    fn change(&self, state: BreakerState) {
-        let mut before = self.seen();
-        self.seen.send_modify(|seen| {
-            before = *seen;
-            *seen = Seen { state, since: Instant::now(), successes: 0, ..before };
-            match state {
-                BreakerState::Closed => seen.failures = 0,
-                BreakerState::HalfOpen => {}
-                // A probe may have failed.
-                BreakerState::Open => seen.failed_at = Some(seen.since),
-            }
-        });
+    fn enter(&self, state: BreakerState) {
+        let before = self.seen();
+        self.seen.send_modify(|seen| seen.enter(state));
         let (tenant, failures, after) = (&self.tenant, before.failures, before.since.elapsed());
         match state {
             BreakerState::Open => warn!(tenant, failures, ?after, "circuit breaker OPEN, holding events"),
@@ -135,27 +163,27 @@ impl Breaker {
         }
     }
 
-    /// MongoDB has been found working by more than a probe, so there is nothing to wait for.
-    pub fn close(&self) {
-        if self.seen().state != BreakerState::Closed {
-            self.change(BreakerState::Closed);
-        }
-    }
-
     /// Leads the breaker from OPEN back to CLOSED, whenever it has opened. `probe` tries MongoDB once.
     pub async fn tend<F: Future<Output = bool>>(&self, probe: impl Fn() -> F) {
         loop {
-            self.until(BreakerState::Open).await;
+            self.until(|state| state == BreakerState::Open).await;
+            let open = self.seen().next_open;
             // Many workers should not come back at the same moment.
-            sleep(self.limits.open.mul_f64(0.9 + fastrand::f64() / 5.0)).await;
-            self.change(BreakerState::HalfOpen);
-            self.change(if self.probe(&probe).await { BreakerState::Closed } else { BreakerState::Open });
+            sleep(open.mul_f64(0.9 + fastrand::f64() / 5.0)).await;
+            self.enter(BreakerState::HalfOpen);
+            // A batch decides when the doubling begins anew: a probe may pass where batches still fail.
+            let longest = self.limits.longest_open;
+            self.seen.send_modify(|seen| seen.next_open = (open * 2).min(longest));
+            let state = if self.passes(&probe).await { BreakerState::Closed } else { BreakerState::Open };
+            self.enter(state);
         }
     }
 
-    async fn probe<F: Future<Output = bool>>(&self, probe: &impl Fn() -> F) -> bool {
+    async fn passes<F: Future<Output = bool>>(&self, probe: &impl Fn() -> F) -> bool {
         for _ in 0..self.limits.successes {
-            if !probe().await {
+            let passed = probe().await;
+            self.seen.send_modify(|seen| if passed { seen.succeed() } else { seen.fail() });
+            if !passed {
                 return false;
             }
             self.seen.send_modify(|seen| seen.successes += 1);
@@ -170,15 +198,22 @@ mod tests {
 
     use super::*;
 
-    const OPEN: Duration = Duration::from_mins(1);
+    const LONGEST: Duration = Duration::from_mins(1);
 
     fn breaker() -> Breaker {
-        Breaker::new("faster", Limits { failures: 3, open: OPEN, successes: 2 })
+        Breaker::new("faster", Limits { failures: 3, longest_open: LONGEST, successes: 2 })
     }
 
     fn fail(breaker: &Breaker, times: u32) {
         for _ in 0..times {
-            breaker.failed();
+            breaker.record_failure();
+        }
+    }
+
+    async fn tended_until_closed(breaker: &Breaker, probe: impl AsyncFn() -> bool) {
+        tokio::select! {
+            () = breaker.tend(|| probe()) => {}
+            () = breaker.closed() => {}
         }
     }
 
@@ -186,19 +221,19 @@ mod tests {
     async fn only_consecutive_failures_open_it() {
         let breaker = breaker();
         fail(&breaker, 2);
-        breaker.worked();
+        breaker.record_success();
         fail(&breaker, 2);
         assert_eq!((breaker.seen().state, breaker.seen().failures), (BreakerState::Closed, 2));
-        breaker.failed();
+        breaker.record_failure();
         assert_eq!(breaker.seen().state, BreakerState::Open);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn late_news_decide_nothing() {
+    async fn late_results_decide_nothing() {
         let breaker = breaker();
         fail(&breaker, 3);
-        breaker.worked();
-        breaker.failed();
+        breaker.record_success();
+        breaker.record_failure();
         assert_eq!((breaker.seen().state, breaker.seen().failures), (BreakerState::Open, 3));
     }
 
@@ -206,40 +241,61 @@ mod tests {
     async fn it_closes_after_so_many_probes_one_at_a_time() {
         let (breaker, states) = (breaker(), RefCell::new(Vec::new()));
         fail(&breaker, 3);
-        assert_eq!(breaker.seen().failed_at, Some(Instant::now()));
-        let (started, breaker, states) = (Instant::now(), &breaker, &states);
-        let probe = || async move {
+        let started = Instant::now();
+        tended_until_closed(&breaker, async || {
             states.borrow_mut().push((breaker.seen().state, breaker.seen().successes));
             sleep(Duration::from_secs(1)).await;
             // A result of an earlier call comes in meanwhile.
-            breaker.failed();
+            breaker.record_failure();
             true
-        };
-        tokio::select! {
-            () = breaker.tend(probe) => {}
-            () = breaker.closed() => {}
-        }
+        })
+        .await;
         assert_eq!(*states.borrow(), [(BreakerState::HalfOpen, 0), (BreakerState::HalfOpen, 1)]);
-        assert_eq!((breaker.seen().failures, breaker.seen().successes), (0, 0));
+        assert_eq!((breaker.seen().failures, breaker.seen().failing_since), (0, None));
         let waited = started.elapsed().saturating_sub(Duration::from_secs(2));
-        assert!(waited >= OPEN.mul_f64(0.9) && waited <= OPEN.mul_f64(1.1), "{waited:?}");
+        assert!(waited >= FIRST_OPEN.mul_f64(0.9) && waited <= FIRST_OPEN.mul_f64(1.1), "{waited:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_stays_open_twice_as_long_each_time_up_to_a_limit() {
+        let (breaker, probed) = (breaker(), RefCell::new(vec![Instant::now()]));
+        fail(&breaker, 3);
+        tended_until_closed(&breaker, async || {
+            probed.borrow_mut().push(Instant::now());
+            probed.borrow().len() > 9
+        })
+        .await;
+        let gaps: Vec<f64> =
+            probed.borrow().windows(2).map(|pair| (pair[1] - pair[0]).as_secs_f64()).collect();
+        for (gap, expected) in gaps.iter().zip([1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0]) {
+            assert!((gap / expected - 1.0).abs() <= 0.11, "{gaps:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_a_batch_ends_the_doubling() {
+        let breaker = breaker();
+        let opened_for = async || {
+            fail(&breaker, 3);
+            let started = Instant::now();
+            tended_until_closed(&breaker, async || true).await;
+            started.elapsed().as_secs_f64().round()
+        };
+        assert_eq!([opened_for().await, opened_for().await, opened_for().await], [1.0, 2.0, 4.0]);
+        breaker.record_success();
+        assert!(opened_for().await < 1.5);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_probe_that_fails_opens_it_again() {
         let (breaker, probes) = (breaker(), Cell::new(0));
         fail(&breaker, 3);
-        let (started, probes) = (Instant::now(), &probes);
         // The second probe of the first attempt fails, all others succeed.
-        let probe = || async move {
+        tended_until_closed(&breaker, async || {
             probes.set(probes.get() + 1);
             probes.get() != 2
-        };
-        tokio::select! {
-            () = breaker.tend(probe) => {}
-            () = breaker.closed() => {}
-        }
+        })
+        .await;
         assert_eq!(probes.get(), 4);
-        assert!(started.elapsed() >= OPEN.mul_f64(1.8), "it was open twice");
     }
 }

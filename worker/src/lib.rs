@@ -1,6 +1,7 @@
 //! worker: writes events into MongoDB, each event's effects exactly once.
 //!
-//! The way of a delivery: [`consume`] → [`decode`] → [`lane`] → [`store`] → [`transaction`] → [`project`] (pure) → [`acknowledge`].
+//! The way of a delivery: [`consume`] → [`decode`] → [`project`] (pure) → [`store`], and back to [`consume`], which
+//! settles it.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -8,44 +9,40 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actix_web::dev::Server;
-use serde_json::json;
-use shared::admin::{self, Admin};
 use shared::amqp::{Link, Purpose};
 use shared::publisher::Publisher;
 use shared::telemetry::chain;
 use shared::traces::{self, Traces};
+use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
-pub mod acknowledge;
 pub mod announce;
-pub mod attempts;
 pub mod breaker;
 pub mod commands;
 pub mod consume;
 pub mod convert;
 pub mod dead;
 pub mod decode;
-pub mod failure;
-pub mod intake;
-pub mod lane;
+pub mod health;
 pub mod metrics;
 pub mod moment;
 pub mod project;
 pub mod settings;
 pub mod state;
 pub mod store;
-pub mod transaction;
 
 use announce::Announcer;
-use failure::{Class, Failure};
-use lane::Context;
+use consume::TenantContext;
+use consume::roster::{Roster, View};
+use health::Health;
 use metrics::Metrics;
 use settings::{Settings, Tenant};
 use state::TenantState;
 use store::Store;
+use store::failure::{Class, Failure};
 
 /// Dead letters and announcements under way at the same time.
 const MAX_PUBLISHES_IN_FLIGHT: u32 = 64;
@@ -88,6 +85,7 @@ pub struct Worker {
     publisher: Arc<Publisher>,
     links: BTreeMap<String, Arc<Link>>,
     announcer: Arc<Announcer>,
+    roster: Roster,
     traces: Arc<Traces>,
     admin: Server,
     stop: CancellationToken,
@@ -112,11 +110,17 @@ pub async fn build(
     let metrics = Arc::new(Metrics::new(names.iter().map(String::as_str))?);
     let traces = Arc::new(Traces::start(&settings.traces, metrics.registry())?);
     let state = |name: &String| Arc::new(TenantState::new(name, settings.breaker));
-    let tenants = names.iter().map(|name| (name.clone(), state(name))).collect();
+    let tenants: BTreeMap<_, _> = names.iter().map(|name| (name.clone(), state(name))).collect();
+    let roster = Roster::new(&worker, tenants.clone(), settings.partitions);
     let announcer = Arc::new(Announcer { worker, partitions: settings.partitions, tenants });
     let health = Health { publisher: publisher.clone(), links: links.clone(), announcer: announcer.clone() };
-    let admin = bind_admin(&settings, Arc::new(health), metrics.clone(), stop.clone())?;
-    Ok(Worker { settings, metrics, publisher, links, announcer, traces, admin, stop })
+    let (host, port) = &settings.admin;
+    let (addresses, admin) = health::bind((host, *port), Arc::new(health), metrics.clone(), stop.clone())
+        .map_err(|source| StartError::Bind { address: format!("{host}:{port}"), source })?;
+    for address in addresses {
+        info!(port = "admin", %address, "listening");
+    }
+    Ok(Worker { settings, metrics, publisher, links, announcer, roster, traces, admin, stop })
 }
 
 async fn refuse_standalone(settings: &Settings) -> Result<(), StartError> {
@@ -139,91 +143,20 @@ async fn refuse_standalone(settings: &Settings) -> Result<(), StartError> {
     Ok(())
 }
 
-/// What `/health`, `/readyz` and `/metrics` tell.
-struct Health {
-    publisher: Arc<Publisher>,
-    links: BTreeMap<String, Arc<Link>>,
-    announcer: Arc<Announcer>,
-}
-
-impl Health {
-    fn all_links(&self) -> impl Iterator<Item = &Link> {
-        self.links.values().map(Arc::as_ref).chain([self.publisher.link()])
-    }
-
-    fn is_up(&self) -> bool {
-        self.all_links().all(Link::is_up)
-    }
-
-    fn is_blocked(&self) -> bool {
-        self.all_links().any(Link::is_blocked)
-    }
-
-    fn report(&self) -> serde_json::Value {
-        let tenants = self.announcer.statuses();
-        let well = self.is_up() && tenants.values().all(|tenant| tenant.mongodb_connected);
-        json!({
-            "status": if well { "healthy" } else { "degraded" },
-            "broker": {"connected": self.is_up(), "blocked": self.is_blocked()},
-            "worker": self.announcer.worker,
-            "partitions": self.announcer.partitions,
-            "tenants": tenants,
-        })
-    }
-}
-
-fn bind_admin(
-    settings: &Settings,
-    health: Arc<Health>,
-    metrics: Arc<Metrics>,
-    stop: CancellationToken,
-) -> Result<Server, StartError> {
-    let (measured, asked) = (health.clone(), health.clone());
-    let admin = Admin {
-        registry: metrics.registry().clone(),
-        before_scrape: Arc::new(move || {
-            let sum = |of: fn(&TenantState) -> usize| {
-                let sum: usize = measured.announcer.tenants.values().map(|state| of(state)).sum();
-                i64::try_from(sum).unwrap_or(i64::MAX)
-            };
-            metrics.in_flight.set(sum(TenantState::in_flight));
-            metrics.bytes_in_flight.set(sum(TenantState::bytes_in_flight));
-            metrics.amqp_up.set(i64::from(measured.is_up()));
-            metrics.amqp_blocked.set(i64::from(measured.is_blocked()));
-            for (tenant, state) in &measured.announcer.tenants {
-                metrics.breaker(tenant, state.breaker().seen().state);
-            }
-        }),
-        unready: Arc::new(move || {
-            let reason = if stop.is_cancelled() {
-                "stopping"
-            } else if !asked.is_up() {
-                "not connected to RabbitMQ"
-            } else {
-                return None;
-            };
-            Some(reason.to_owned())
-        }),
-        health: Some(Arc::new(move || health.report())),
-    };
-    let (host, port) = &settings.admin;
-    let (addresses, server) = admin::bind((host, *port), admin)
-        .map_err(|source| StartError::Bind { address: format!("{host}:{port}"), source })?;
-    for address in addresses {
-        info!(port = "admin", %address, "listening");
-    }
-    Ok(server)
-}
-
 impl Worker {
     /// Works until told to stop, then finishes what is in hand.
     pub async fn run(self) -> io::Result<()> {
-        let Self { settings, metrics, publisher, links, announcer, traces, admin, stop } = self;
+        let Self { settings, metrics, publisher, links, announcer, roster, traces, admin, stop } = self;
         let admin_handle = admin.handle();
         let admin = tokio::spawn(admin);
         let announcing = {
             let (announcer, publisher, stop) = (announcer.clone(), publisher.clone(), stop.clone());
             tokio::spawn(async move { announcer.run(&publisher, &stop).await })
+        };
+        let views = roster.views();
+        let following = {
+            let publisher = publisher.clone();
+            tokio::spawn(async move { roster.run(publisher.link()).await })
         };
         let mut tenants = JoinSet::new();
         for tenant in &settings.tenants {
@@ -235,11 +168,14 @@ impl Worker {
                 traces: traces.clone(),
                 state: announcer.tenants[&tenant.name].clone(),
                 link: links[&tenant.name].clone(),
+                worker: announcer.worker.clone(),
+                views: views.clone(),
             };
             let (name, serving) = (tenant.name.clone(), tokio::spawn(serving.run(stop.clone())));
             tenants.spawn(async move { (name, serving.await) });
         }
         let served = until_all_end(tenants, &stop).await;
+        following.abort();
         let _ = announcing.await;
         for link in links.values() {
             link.close().await;
@@ -280,13 +216,16 @@ struct Serving {
     traces: Arc<Traces>,
     state: Arc<TenantState>,
     link: Arc<Link>,
+    worker: String,
+    views: watch::Receiver<View>,
 }
 
 impl Serving {
     async fn run(self, stop: CancellationToken) {
         let Some(store) = self.prepared(&stop).await else { return };
-        let context = Context {
-            tenant: self.tenant.name,
+        let context = TenantContext {
+            name: self.tenant.name,
+            worker: self.worker,
             settings: self.settings,
             store,
             publisher: self.publisher,
@@ -297,7 +236,7 @@ impl Serving {
         let context = Arc::new(context);
         let tending = context.state.breaker().tend(|| probe(context.clone()));
         tokio::select! {
-            () = consume::serve(context.clone(), self.link, stop) => {}
+            () = consume::serve(context.clone(), self.link, self.views, stop) => {}
             () = tending => {}
         }
     }
@@ -307,18 +246,10 @@ impl Serving {
         loop {
             match self.prepare().await {
                 Ok(store) => {
-                    self.state.breaker().close();
-                    self.state.mongodb_works(&self.tenant.name);
+                    self.state.record_success();
                     return Some(store);
                 }
-                Err(failure) => {
-                    let class = match failure.class(0) {
-                        Class::Infrastructure => Class::Infrastructure,
-                        // Neither documents nor other writers are concerned yet.
-                        _ => Class::Configuration,
-                    };
-                    self.state.mongodb_fails(&self.tenant.name, class, &failure);
-                }
+                Err(failure) => self.state.record_failure(not_of_documents(&failure), &failure),
             }
             tokio::select! {
                 () = sleep(PREPARE_PAUSE) => {}
@@ -334,10 +265,18 @@ impl Serving {
     }
 }
 
-async fn probe(context: Arc<Context>) -> bool {
+/// The class of a failure before the first event: neither documents nor other writers are concerned yet.
+fn not_of_documents(failure: &Failure) -> Class {
+    match failure.class(0) {
+        Class::Infrastructure => Class::Infrastructure,
+        _ => Class::Configuration,
+    }
+}
+
+async fn probe(context: Arc<TenantContext>) -> bool {
     let probed = context.store.probe().await;
     if let Err(failure) = &probed {
-        info!(tenant = context.tenant, error = chain(failure), "MongoDB doesn't work yet");
+        info!(tenant = context.name, error = chain(failure), "MongoDB doesn't work yet");
     }
     probed.is_ok()
 }

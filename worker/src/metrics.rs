@@ -1,15 +1,19 @@
 //! Every series of the worker. All label sets exist from the start: zero, not absent.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus::process_collector::ProcessCollector;
 use prometheus::{
-    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry,
 };
 use shared::event::{KNOWN_TYPES, UNKNOWN};
 use shared::status::BreakerState;
 
-use crate::dead::Dead;
+use crate::dead::Reason;
+use crate::state::TenantState;
 
 /// Seconds, for a transaction.
 const COMMIT_BUCKETS: [f64; 14] =
@@ -42,10 +46,11 @@ pub struct Metrics {
     redelivered: IntCounterVec,
     /// Attempts after the first.
     pub retries: IntCounter,
-    /// Events received and not settled yet.
-    pub in_flight: IntGauge,
-    /// Bytes of their bodies.
-    pub bytes_in_flight: IntGauge,
+    conflicts: IntGaugeVec,
+    oldest_in_hand: GaugeVec,
+    refusing_queues: IntGaugeVec,
+    in_flight: IntGauge,
+    bytes_in_flight: IntGauge,
     /// 1 while RabbitMQ can be reached.
     pub amqp_up: IntGauge,
     /// 1 while RabbitMQ blocks publishing.
@@ -88,6 +93,18 @@ impl Metrics {
                 &["tenant"],
             )?,
             retries: IntCounter::new("worker_retries_total", "Attempts to write a batch after the first")?,
+            conflicts: gauges(
+                "worker_conflicts_total",
+                "Conflicts with other writers of the same documents",
+            )?,
+            oldest_in_hand: GaugeVec::new(
+                Opts::new("worker_oldest_in_hand_seconds", "How long the oldest event has been in hand"),
+                &["tenant"],
+            )?,
+            refusing_queues: gauges(
+                "worker_refusing_queues",
+                "Queues that hold, since MongoDB refuses one event after the other",
+            )?,
             in_flight: IntGauge::new("worker_in_flight", "Events received and not settled yet")?,
             bytes_in_flight: IntGauge::new("worker_in_flight_bytes", "Bytes of the bodies in flight")?,
             amqp_up: IntGauge::new("amqp_connection_up", "1 while RabbitMQ can be reached")?,
@@ -111,6 +128,9 @@ impl Metrics {
         register(Box::new(self.dead_lettered.clone()))?;
         register(Box::new(self.redelivered.clone()))?;
         register(Box::new(self.retries.clone()))?;
+        register(Box::new(self.conflicts.clone()))?;
+        register(Box::new(self.oldest_in_hand.clone()))?;
+        register(Box::new(self.refusing_queues.clone()))?;
         register(Box::new(self.in_flight.clone()))?;
         register(Box::new(self.bytes_in_flight.clone()))?;
         register(Box::new(self.amqp_up.clone()))?;
@@ -124,11 +144,14 @@ impl Metrics {
                 self.events.with_label_values(&[tenant, event_type, outcome]);
             }
         }
-        for reason in Dead::ALL {
+        for reason in Reason::ALL {
             self.dead_lettered.with_label_values(&[tenant, reason.name()]);
         }
         self.event_age.with_label_values(&[tenant]);
         self.redelivered.with_label_values(&[tenant]);
+        self.conflicts.with_label_values(&[tenant]);
+        self.oldest_in_hand.with_label_values(&[tenant]);
+        self.refusing_queues.with_label_values(&[tenant]);
         self.breaker(tenant, BreakerState::Closed);
     }
 
@@ -156,7 +179,7 @@ impl Metrics {
     }
 
     /// An event went to the dead letters.
-    pub fn dead_lettered(&self, tenant: &str, event_type: &str, reason: Dead) {
+    pub fn dead_lettered(&self, tenant: &str, event_type: &str, reason: Reason) {
         self.dead_lettered.with_label_values(&[tenant, reason.name()]).inc();
         self.settled(tenant, event_type, DEAD);
     }
@@ -166,8 +189,21 @@ impl Metrics {
         self.redelivered.with_label_values(&[tenant]).inc();
     }
 
-    /// A circuit breaker is in this state.
-    pub fn breaker(&self, tenant: &str, state: BreakerState) {
+    /// Sets what is measured when somebody asks.
+    pub fn update(&self, tenants: &BTreeMap<String, Arc<TenantState>>) {
+        let whole = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
+        self.in_flight.set(tenants.values().map(|state| whole(state.in_flight())).sum());
+        self.bytes_in_flight.set(tenants.values().map(|state| whole(state.bytes_in_flight())).sum());
+        for (tenant, state) in tenants {
+            let of_tenant = &[tenant.as_str()];
+            self.breaker(tenant, state.breaker().seen().state);
+            self.conflicts.with_label_values(of_tenant).set(state.conflicts().try_into().unwrap_or(i64::MAX));
+            self.oldest_in_hand.with_label_values(of_tenant).set(state.oldest_in_hand().as_secs_f64());
+            self.refusing_queues.with_label_values(of_tenant).set(whole(state.refusing_queues()));
+        }
+    }
+
+    fn breaker(&self, tenant: &str, state: BreakerState) {
         for each in BreakerState::ALL {
             self.breaker.with_label_values(&[tenant, each.label()]).set(i64::from(each == state));
         }
@@ -180,4 +216,8 @@ fn histogram(name: &str, help: &str, buckets: &[f64]) -> prometheus::Result<Hist
 
 fn counters(name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntCounterVec> {
     IntCounterVec::new(Opts::new(name, help), labels)
+}
+
+fn gauges(name: &str, help: &str) -> prometheus::Result<IntGaugeVec> {
+    IntGaugeVec::new(Opts::new(name, help), &["tenant"])
 }

@@ -35,8 +35,6 @@ pub struct Settings {
     pub event_retention: Duration,
     /// When the circuit breaker in front of MongoDB opens and closes.
     pub breaker: Limits,
-    /// What is held for so long, because MongoDB fails, is given back to RabbitMQ.
-    pub hold_timeout: Duration,
     /// How long a stopping worker may take to finish what it has in hand.
     pub shutdown_grace: Duration,
     /// Where traces go.
@@ -68,7 +66,6 @@ const CLOSING: Duration = Duration::from_secs(15 + traces::FLUSH_TIMEOUT.as_secs
 
 const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
-const MINUTE: Duration = Duration::from_mins(1);
 const DAY: Duration = Duration::from_hours(24);
 
 impl Settings {
@@ -92,11 +89,9 @@ impl Settings {
             event_retention: env.duration("EVENT_RETENTION", 30 * DAY, 60 * SECOND..=3650 * DAY),
             breaker: Limits {
                 failures: env.number("CIRCUIT_BREAKER_THRESHOLD", 10, 1..=1_000_000),
-                open: env.seconds("CIRCUIT_BREAKER_TIMEOUT", 60 * SECOND, 100 * MS..=DAY),
+                longest_open: env.seconds("CIRCUIT_BREAKER_TIMEOUT", 60 * SECOND, 100 * MS..=DAY),
                 successes: env.number("CIRCUIT_BREAKER_HALF_OPEN_THRESHOLD", 3, 1..=1000),
             },
-            // RabbitMQ takes back by itself what a consumer holds for 30 minutes (its consumer_timeout), and closes the channel.
-            hold_timeout: env.duration("HOLD_TIMEOUT", 15 * MINUTE, SECOND..=25 * MINUTE),
             shutdown_grace: env.duration("SHUTDOWN_GRACE", 20 * SECOND, SECOND..=600 * SECOND),
             traces: Export::read(&mut env, "penstock-worker"),
         };

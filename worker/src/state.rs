@@ -1,18 +1,18 @@
-//! What others see of a tenant's worker: its MongoDB, its breaker, what it has in hand.
+//! What a tenant's tasks share, and what others see of them: MongoDB's state, and what is in hand.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use shared::partition::WorkQueue;
 use shared::status::TenantStatus;
 use shared::telemetry::chain;
-use tokio::sync::watch;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use crate::breaker::{Breaker, Limits};
-use crate::failure::{Class, Failure};
+use crate::store::failure::{Class, Failure};
 
 /// A failure that lasts is logged again after this time.
 const REMINDER: Duration = Duration::from_mins(1);
@@ -20,13 +20,21 @@ const REMINDER: Duration = Duration::from_mins(1);
 /// The state of one tenant.
 #[derive(Debug)]
 pub struct TenantState {
+    tenant: String,
     breaker: Breaker,
-    successes: watch::Sender<u64>,
     connected: AtomicBool,
-    in_flight: AtomicUsize,
-    bytes_in_flight: AtomicUsize,
-    failing_since: Mutex<Option<Instant>>,
+    conflicts: AtomicU64,
     logged: Mutex<BTreeMap<Class, Instant>>,
+    queues: Mutex<BTreeMap<WorkQueue, Arc<QueueState>>>,
+}
+
+/// The state of one queue's task.
+#[derive(Debug, Default)]
+pub struct QueueState {
+    in_hand: AtomicUsize,
+    bytes_in_hand: AtomicUsize,
+    oldest: Mutex<Option<Instant>>,
+    refusing: AtomicBool,
 }
 
 impl TenantState {
@@ -34,13 +42,12 @@ impl TenantState {
     #[must_use]
     pub fn new(tenant: &str, limits: Limits) -> Self {
         Self {
+            tenant: tenant.to_owned(),
             breaker: Breaker::new(tenant, limits),
-            successes: watch::Sender::new(0),
             connected: AtomicBool::new(false),
-            in_flight: AtomicUsize::new(0),
-            bytes_in_flight: AtomicUsize::new(0),
-            failing_since: Mutex::new(None),
+            conflicts: AtomicU64::new(0),
             logged: Mutex::default(),
+            queues: Mutex::default(),
         }
     }
 
@@ -50,32 +57,39 @@ impl TenantState {
         &self.breaker
     }
 
-    /// An operation on MongoDB reached it.
-    pub fn mongodb_works(&self, tenant: &str) {
-        self.successes.send_modify(|successes| *successes += 1);
+    /// The state of a queue's task.
+    #[must_use]
+    pub fn queue(&self, queue: WorkQueue) -> Arc<QueueState> {
+        lock(&self.queues).entry(queue).or_default().clone()
+    }
+
+    /// MongoDB has answered.
+    pub fn record_success(&self) {
         let failures = self.breaker.seen().failures;
-        self.breaker.worked();
-        *lock(&self.failing_since) = None;
+        self.breaker.record_success();
         if !self.connected.swap(true, Ordering::Relaxed) {
-            info!(tenant, failures, "MongoDB works");
+            info!(tenant = self.tenant, failures, "MongoDB works");
             lock(&self.logged).clear();
         }
     }
 
-    /// An operation on MongoDB failed. Logged when that is news, and now and then while it lasts.
-    pub fn mongodb_fails(&self, tenant: &str, class: Class, failure: &Failure) {
+    /// An operation on MongoDB failed. Logged the first time, and now and then while that lasts.
+    pub fn record_failure(&self, class: Class, failure: &Failure) {
         match class {
-            Class::Infrastructure => self.breaker.failed(),
-            // It has answered.
-            _ => self.breaker.worked(),
+            Class::Conflict => {
+                self.conflicts.fetch_add(1, Ordering::Relaxed);
+                return;
+            }
+            // MongoDB has answered.
+            Class::Data => return self.record_success(),
+            Class::Infrastructure => self.breaker.record_failure(),
+            Class::Configuration => self.breaker.record_success(),
         }
-        let failures = self.breaker.seen().failures;
-        lock(&self.failing_since).get_or_insert_with(Instant::now);
         self.connected.store(false, Ordering::Relaxed);
-        if !self.is_news(class, Instant::now()) {
+        if !self.deserves_log(class, Instant::now()) {
             return;
         }
-        let error = chain(failure);
+        let (tenant, error, failures) = (&self.tenant, chain(failure), self.breaker.seen().failures);
         if class == Class::Configuration {
             error!(tenant, error, failures, "MongoDB refuses us, holding events until that is mended");
         } else {
@@ -83,20 +97,8 @@ impl TenantState {
         }
     }
 
-    /// How often MongoDB was reached, for telling whether it works for others meanwhile.
-    #[must_use]
-    pub fn successes(&self) -> u64 {
-        *self.successes.borrow()
-    }
-
-    /// Done when MongoDB is reached the next time.
-    pub async fn next_success(&self) {
-        // It can't be closed as long as this exists.
-        let _ = self.successes.subscribe().changed().await;
-    }
-
     /// Whether a failure deserves a line in the log; then it counts as logged.
-    fn is_news(&self, class: Class, now: Instant) -> bool {
+    fn deserves_log(&self, class: Class, now: Instant) -> bool {
         let mut logged = lock(&self.logged);
         let known = logged.get(&class).is_some_and(|at| now.duration_since(*at) < REMINDER);
         if !known {
@@ -105,60 +107,102 @@ impl TenantState {
         !known
     }
 
-    /// Whether MongoDB has failed for so long without a success.
+    /// Whether MongoDB works, as far as is known.
     #[must_use]
-    pub fn has_failed_for(&self, limit: Duration) -> bool {
-        lock(&self.failing_since).is_some_and(|since| since.elapsed() >= limit)
+    pub fn works(&self) -> bool {
+        self.breaker.is_closed() && self.connected.load(Ordering::Relaxed)
     }
 
-    /// Done when MongoDB has failed for so long without a success.
-    pub async fn failing_for(&self, limit: Duration) {
-        loop {
-            let since = *lock(&self.failing_since);
-            let until = since.unwrap_or_else(Instant::now) + limit;
-            if until <= Instant::now() {
-                return;
-            }
-            sleep_until(until).await;
-        }
-    }
-
-    /// Counts an event, and the bytes of its body, as received until what is returned is dropped: settled, or given up because its channel is
-    /// gone.
+    /// Conflicts with other writers so far.
     #[must_use]
-    pub fn in_hand(self: &Arc<Self>, bytes: usize) -> InHand {
-        self.in_flight.fetch_add(1, Ordering::Relaxed);
-        self.bytes_in_flight.fetch_add(bytes, Ordering::Relaxed);
-        InHand { state: self.clone(), bytes }
+    pub fn conflicts(&self) -> u64 {
+        self.conflicts.load(Ordering::Relaxed)
     }
 
     /// Events received and not settled yet.
     #[must_use]
     pub fn in_flight(&self) -> usize {
-        self.in_flight.load(Ordering::Relaxed)
+        self.sum(|queue| queue.in_hand.load(Ordering::Relaxed))
     }
 
     /// Bytes of the bodies of these.
     #[must_use]
     pub fn bytes_in_flight(&self) -> usize {
-        self.bytes_in_flight.load(Ordering::Relaxed)
+        self.sum(|queue| queue.bytes_in_hand.load(Ordering::Relaxed))
     }
 
-    /// What ingest is told.
+    /// Queues that hold, since MongoDB refuses one event after the other.
+    #[must_use]
+    pub fn refusing_queues(&self) -> usize {
+        self.sum(|queue| usize::from(queue.is_refusing()))
+    }
+
+    fn sum(&self, of: impl Fn(&QueueState) -> usize) -> usize {
+        lock(&self.queues).values().map(|queue| of(queue)).sum()
+    }
+
+    /// How long the oldest event has been in hand.
+    #[must_use]
+    pub fn oldest_in_hand(&self) -> Duration {
+        let oldest = lock(&self.queues).values().filter_map(|queue| queue.oldest()).min();
+        oldest.map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
+    /// What is announced.
     #[must_use]
     pub fn status(&self) -> TenantStatus {
         let seen = self.breaker.seen();
+        let millis = |at: Instant| u64::try_from(at.elapsed().as_millis()).unwrap_or(u64::MAX);
         TenantStatus {
             breaker: seen.state,
             failures: seen.failures,
             threshold: self.breaker.limits().failures,
             seconds_in_state: seen.since.elapsed().as_secs(),
             mongodb_connected: self.connected.load(Ordering::Relaxed),
-            success_age_ms: None,
+            success_age_ms: seen.succeeded_at.map(millis),
             in_flight: self.in_flight(),
             half_open_successes: seen.successes,
             seconds_since_failure: seen.failed_at.map(|at| at.elapsed().as_secs()),
         }
+    }
+}
+
+impl QueueState {
+    /// Counts an event, and the bytes of its body, as received until what is returned is dropped: it is settled, or its
+    /// channel is gone.
+    #[must_use]
+    pub fn hold(self: &Arc<Self>, bytes: usize) -> InHand {
+        self.in_hand.fetch_add(1, Ordering::Relaxed);
+        self.bytes_in_hand.fetch_add(bytes, Ordering::Relaxed);
+        InHand { queue: self.clone(), bytes, since: Instant::now() }
+    }
+
+    /// Events received and not settled yet.
+    #[must_use]
+    pub fn in_hand(&self) -> usize {
+        self.in_hand.load(Ordering::Relaxed)
+    }
+
+    /// Since when the oldest event is in hand.
+    #[must_use]
+    pub fn oldest(&self) -> Option<Instant> {
+        *lock(&self.oldest)
+    }
+
+    /// Says since when the oldest event is in hand, if there is one.
+    pub fn set_oldest(&self, since: Option<Instant>) {
+        *lock(&self.oldest) = since;
+    }
+
+    /// Whether the queue holds, since MongoDB refuses one event after the other.
+    #[must_use]
+    pub fn is_refusing(&self) -> bool {
+        self.refusing.load(Ordering::Relaxed)
+    }
+
+    /// Says whether the queue holds for that reason.
+    pub fn set_refusing(&self, refusing: bool) {
+        self.refusing.store(refusing, Ordering::Relaxed);
     }
 }
 
@@ -169,14 +213,16 @@ fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
 /// An event in hand.
 #[derive(Debug)]
 pub struct InHand {
-    state: Arc<TenantState>,
+    queue: Arc<QueueState>,
     bytes: usize,
+    /// When it was received.
+    pub since: Instant,
 }
 
 impl Drop for InHand {
     fn drop(&mut self) {
-        self.state.in_flight.fetch_sub(1, Ordering::Relaxed);
-        self.state.bytes_in_flight.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.queue.in_hand.fetch_sub(1, Ordering::Relaxed);
+        self.queue.bytes_in_hand.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
@@ -184,50 +230,57 @@ impl Drop for InHand {
 mod tests {
     use super::*;
 
-    const LIMITS: Limits = Limits { failures: 10, open: Duration::from_mins(1), successes: 3 };
+    const LIMITS: Limits = Limits { failures: 10, longest_open: Duration::from_mins(1), successes: 3 };
 
     #[test]
     fn a_failure_is_logged_once_a_minute_for_each_class() {
         let (state, start) = (TenantState::new("faster", LIMITS), Instant::now());
-        let is_news = |class, seconds| state.is_news(class, start + Duration::from_secs(seconds));
-        assert!(is_news(Class::Infrastructure, 0));
-        assert!(!is_news(Class::Infrastructure, 59));
-        assert!(is_news(Class::Configuration, 59));
-        assert!(!is_news(Class::Infrastructure, 59), "which of the two it is may change every moment");
-        assert!(!is_news(Class::Configuration, 118));
-        assert!(is_news(Class::Configuration, 119));
-        state.mongodb_fails("t", Class::Configuration, &Failure::NoReplicaSet);
-        state.mongodb_works("t");
-        assert!(is_news(Class::Configuration, 120), "after it has worked");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn an_outage_lasts_from_the_first_failure_to_the_next_success() {
-        let (state, limit) = (TenantState::new("faster", LIMITS), Duration::from_mins(15));
-        let fails = || state.mongodb_fails("faster", Class::Configuration, &Failure::NoReplicaSet);
-        let (start, minutes) = (Instant::now(), |n| Duration::from_mins(n));
-        let news = async {
-            tokio::time::sleep(minutes(10)).await;
-            fails();
-            tokio::time::sleep(minutes(10)).await;
-            state.mongodb_works("faster");
-            tokio::time::sleep(minutes(10)).await;
-            fails();
-            tokio::time::sleep(minutes(1)).await;
-            fails();
-        };
-        tokio::join!(news, state.failing_for(limit));
-        assert_eq!(start.elapsed(), minutes(45));
+        let logs = |class, seconds| state.deserves_log(class, start + Duration::from_secs(seconds));
+        assert!(logs(Class::Infrastructure, 0));
+        assert!(!logs(Class::Infrastructure, 59));
+        assert!(logs(Class::Configuration, 59));
+        assert!(!logs(Class::Infrastructure, 59), "which of the two it is may change every moment");
+        assert!(!logs(Class::Configuration, 118));
+        assert!(logs(Class::Configuration, 119));
+        state.record_failure(Class::Configuration, &Failure::NoReplicaSet);
+        state.record_success();
+        assert!(logs(Class::Configuration, 120), "after it has worked");
     }
 
     #[test]
-    fn what_is_in_hand_is_counted_until_it_is_dropped() {
-        let state = Arc::new(TenantState::new("faster", LIMITS));
-        let (first, second) = (state.in_hand(5), state.in_hand(7));
+    fn only_failures_of_infrastructure_count() {
+        let state = TenantState::new("faster", LIMITS);
+        let failures = |class| {
+            state.record_failure(class, &Failure::TimedOut(Duration::ZERO));
+            state.breaker().seen().failures
+        };
+        assert_eq!(failures(Class::Infrastructure), 1);
+        assert_eq!((failures(Class::Conflict), state.conflicts()), (1, 1));
+        assert_eq!(failures(Class::Infrastructure), 2);
+        assert_eq!(failures(Class::Data), 0, "MongoDB has answered");
+    }
+
+    #[test]
+    fn what_is_in_hand_is_counted_over_all_queues_until_it_is_dropped() {
+        let state = TenantState::new("faster", LIMITS);
+        let (one, large) = (state.queue(WorkQueue::Partition(1)), state.queue(WorkQueue::Large));
+        let (first, second) = (one.hold(5), large.hold(7));
         assert_eq!((state.in_flight(), state.bytes_in_flight()), (2, 12));
         drop(first);
         assert_eq!((state.status().in_flight, state.bytes_in_flight()), (1, 7));
         drop(second);
         assert_eq!((state.in_flight(), state.bytes_in_flight()), (0, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_oldest_of_all_queues_counts() {
+        let state = TenantState::new("faster", LIMITS);
+        assert_eq!(state.oldest_in_hand(), Duration::ZERO);
+        state.queue(WorkQueue::Partition(0)).set_oldest(Some(Instant::now()));
+        tokio::time::advance(Duration::from_secs(2)).await;
+        state.queue(WorkQueue::Large).set_oldest(Some(Instant::now()));
+        assert_eq!(state.oldest_in_hand(), Duration::from_secs(2));
+        state.queue(WorkQueue::Partition(0)).set_oldest(None);
+        assert_eq!(state.oldest_in_hand(), Duration::ZERO);
     }
 }

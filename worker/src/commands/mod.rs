@@ -8,7 +8,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use shared::env::{Env, Problems};
 use shared::publisher::PublishError;
 
-use crate::failure::Failure;
+use crate::store::failure::Failure;
 
 pub mod aside;
 pub mod groups;

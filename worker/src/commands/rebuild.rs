@@ -21,13 +21,13 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::groups::Groups;
 use super::{CommandError, printable, progress, say};
-use crate::attempts::{Attempts, Next};
 use crate::decode::Event;
-use crate::failure::{Class, Failure};
 use crate::project::{Wanted, ledger};
 use crate::settings::Settings;
 use crate::store::Store;
-use crate::transaction::{Work, Written};
+use crate::store::failure::{Class, Failure};
+use crate::store::retries::{Attempts, Next};
+use crate::store::transaction::{self, Work, Written};
 
 /// Longest time for one transaction, and for a part of the ledger to be read.
 const DEADLINE: Duration = Duration::from_mins(1);
@@ -271,15 +271,15 @@ impl Rebuild {
         let mut failed = 0;
         loop {
             let written = match self.events(ids).await {
-                Ok(events) => self.store.write(events.into(), work, None, self.dry_run).await,
+                Ok(events) => transaction::attempt(&self.store, events.into(), work, self.dry_run).await,
                 Err(failure) => Err(failure),
             };
             let Err(failure) = written else { return written };
             failed += 1;
             let is_too_late =
                 failed >= failures || started.elapsed() > PATIENCE || self.started.elapsed() > LONGEST_RUN;
-            match attempts.failed(&failure, false).1 {
-                Next::Again(pause) if !is_too_late => sleep(pause).await,
+            match attempts.failed(&failure, Duration::ZERO).1 {
+                Next::Again(pause) | Next::HalveIfProbed(pause) if !is_too_late => sleep(pause).await,
                 _ => return Err(failure),
             }
         }

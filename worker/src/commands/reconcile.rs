@@ -19,9 +19,9 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::queue::{self, Queue, QueueError};
 use super::{CommandError, parse_duration, printable, progress, say};
-use crate::failure::Failure;
 use crate::settings::{Settings, Tenant};
 use crate::store::Store;
+use crate::store::failure::Failure;
 
 /// Longest wait for an answer of MongoDB.
 const DEADLINE: Duration = Duration::from_mins(1);

@@ -1,4 +1,10 @@
-//! A tenant's MongoDB: one transaction per batch, each attempt with a deadline that holds whatever the server does.
+//! A tenant's MongoDB.
+//!
+//! - `transaction`: one attempt to write a batch, with a deadline that holds whatever the server does. Either all of it
+//!   happens, or nothing.
+//! - `failure`: what kind of failure it was, and so who has to act.
+//! - `retries`: what follows from it. Pure.
+//! - here: the connection, what has to be there before the first event, and the probe.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,20 +16,19 @@ use mongodb::{Client, Collection, Database, IndexModel};
 use shared::telemetry::chain;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use crate::decode::Event;
-use crate::failure::Failure;
 use crate::settings::{Settings, Tenant};
-use crate::transaction::{Attempt, Work, Written};
 
-/// How long an attempt that missed its deadline may take to end. The next attempt would only wait for its
-/// locks; but one whose connection hangs may never end.
-const ABANDONED_PATIENCE: Duration = Duration::from_secs(30);
-/// Most bytes of large bodies that a tenant's lanes unfold at the same time: a body like `[0,0,0]` takes two hundred
+pub mod failure;
+pub mod retries;
+pub mod transaction;
+
+use failure::Failure;
+
+/// Most bytes of large bodies that a tenant's queues unfold at the same time: a body like `[0,0,0]` takes two hundred
 /// times its size when it is parsed and made into documents.
-const UNFOLDED_BYTES: usize = 1 << 20;
+pub(crate) const UNFOLDED_BYTES: usize = 1 << 20;
 /// A server under load may take so long to answer a heartbeat.
 const SHORTEST_CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// The shortest heartbeat that the driver allows, and its default.
@@ -55,7 +60,7 @@ pub struct Store {
     pub(crate) database: Database,
     pub(crate) names: Names,
     pub(crate) deadline: Duration,
-    memory: Arc<Semaphore>,
+    pub(crate) unfolding: Arc<Semaphore>,
 }
 
 impl Store {
@@ -85,8 +90,8 @@ impl Store {
             calls: prefixed("calls"),
             probe: prefixed("penstock_probe"),
         };
-        let memory = Arc::new(Semaphore::new(UNFOLDED_BYTES));
-        Ok(Self { database: client.database(&tenant.database), client, names, deadline, memory })
+        let unfolding = Arc::new(Semaphore::new(UNFOLDED_BYTES));
+        Ok(Self { database: client.database(&tenant.database), client, names, deadline, unfolding })
     }
 
     /// Checks that the server can do transactions, and makes the collections and indexes that are missing.
@@ -95,7 +100,6 @@ impl Store {
         for (collection, index) in [self.ledger_index(retention)].into_iter().chain(self.other_indexes()) {
             self.ensure_index(collection, index).await?;
         }
-        // Makes its collection: a transaction that spans shards can't.
         self.probe().await
     }
 
@@ -193,50 +197,14 @@ impl Store {
     pub fn ledger(&self) -> Collection<Document> {
         self.database.collection(&self.names.ledger)
     }
-
-    /// Does this work with these events in one transaction; or finds out what it would do.
-    ///
-    /// With a turn only one of all workers at a time writes events of that lane; the others get a conflict at once. Without, they get it
-    /// when they come to a document that they share, after most of the work.
-    pub async fn write(
-        &self,
-        events: Arc<[Event]>,
-        work: Work,
-        turn: Option<usize>,
-        dry_run: bool,
-    ) -> Result<Written, Failure> {
-        let large: usize = events.iter().filter(|event| event.is_large()).map(|event| event.body.len()).sum();
-        // Before the deadline begins, and for no longer than the attempt: an event that always misses the deadline
-        // must not keep the others out. What needs more than there is gets all of it.
-        let places = u32::try_from(large.min(UNFOLDED_BYTES)).unwrap_or(u32::MAX);
-        let _memory = self.memory.acquire_many(places).await;
-        let abandoned = CancellationToken::new();
-        let attempt =
-            Attempt { store: self.clone(), events, work, turn, dry_run, abandoned: abandoned.clone() };
-        // A task of its own, since dropping the driver's futures half way would leave the session and its
-        // locks behind, and since nothing in the driver has a deadline of its own.
-        let mut running = tokio::spawn(attempt.run());
-        match timeout(self.deadline, &mut running).await {
-            Ok(ended) => ended?,
-            Err(_) => {
-                abandoned.cancel();
-                match timeout(ABANDONED_PATIENCE, running).await {
-                    Ok(Ok(Ok(written))) => Ok(written),
-                    Ok(Err(ended)) => Err(ended.into()),
-                    _ => Err(Failure::TimedOut(self.deadline)),
-                }
-            }
-        }
-    }
 }
 
 /// The command `update` succeeds even where single updates don't.
 pub(crate) fn refused(reply: &Document) -> Result<(), Failure> {
     let refused = reply.get_array("writeErrors").ok().and_then(|errors| errors.first()?.as_document());
-    match refused.and_then(|error| error.get_i32("code").ok()) {
-        Some(code) => Err(Failure::Refused { code }),
-        None => Ok(()),
-    }
+    let Some(error) = refused else { return Ok(()) };
+    let words = error.get_str("errmsg").unwrap_or_default().to_owned();
+    Err(Failure::Refused { code: error.get_i32("code").unwrap_or_default(), words })
 }
 
 fn is_missing(error: &mongodb::error::Error) -> bool {

@@ -2,23 +2,23 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures_util::TryStreamExt;
 use mongodb::ClientSession;
 use mongodb::bson::{DateTime, Document, RawArrayBuf, RawDocumentBuf, doc, rawdoc};
 use mongodb::options::{ReadConcern, ReadPreference, SelectionCriteria, WriteConcern};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
+use super::failure::Failure;
+use super::{Store, UNFOLDED_BYTES, refused};
 use crate::decode::Event;
-use crate::failure::Failure;
 use crate::project::rebuild::{self, Neighbours};
 use crate::project::record::Record;
 use crate::project::table::{Table, Writes};
 use crate::project::{Documents, Outcome, Wanted, ledger};
-use crate::store::{Store, refused};
 
 /// Longest pause before a commit whose outcome is unknown is sent again.
 const COMMIT_PAUSE: Duration = Duration::from_millis(100);
@@ -26,12 +26,13 @@ const COMMIT_PAUSE: Duration = Duration::from_millis(100);
 /// Updates in one command, which must stay below 48 MB. A batch of a worker has hardly more.
 const MAX_UPDATES: usize = 1000;
 
+/// How long an attempt that missed its deadline may take to end: the next one would only wait for its locks. One
+/// whose connection hangs never ends.
+const ABANDONED_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// What to do with a batch of events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Work {
-    /// Apply them all and enter them into the ledger, without a look whether they are new: if one isn't, or if its message,
-    /// note or call is stored already, this fails with a duplicate key, and nothing has happened.
-    ApplyNew,
     /// Apply those that are new, and enter them into the ledger.
     Apply,
     /// Apply them all, though the ledger has them.
@@ -48,30 +49,80 @@ pub enum Work {
 pub struct Written {
     /// What became of each event, if they were applied as new ones.
     pub outcomes: Vec<Outcome>,
-    /// Whether something was looked up and found that only an event like one of these can have brought.
-    pub repeated: bool,
     /// New documents.
     pub inserted: usize,
     /// Documents that have changed.
     pub updated: usize,
 }
 
+/// Does this work with these events in one transaction; or finds out what it would do. Fails after the deadline of the
+/// store, whatever the server does.
+pub async fn attempt(
+    store: &Store,
+    events: Arc<[Event]>,
+    work: Work,
+    dry_run: bool,
+) -> Result<Written, Failure> {
+    let large: usize = events.iter().filter(|event| event.is_large()).map(|event| event.body.len()).sum();
+    // Before the deadline begins, and for no longer than the attempt: an event that always misses the deadline
+    // must not keep the others out. What needs more than there is gets all of it.
+    let places = u32::try_from(large.min(UNFOLDED_BYTES)).unwrap_or(u32::MAX);
+    let _unfolding = store.unfolding.acquire_many(places).await;
+    let (abandoned, session) = (CancellationToken::new(), Arc::new(OnceLock::new()));
+    // If nobody waits for it any more, it ends itself.
+    let _guard = abandoned.clone().drop_guard();
+    let running = Attempt {
+        store: store.clone(),
+        events,
+        work,
+        dry_run,
+        abandoned: abandoned.clone(),
+        session: session.clone(),
+    };
+    // A task of its own, since dropping the driver's futures half way would leave the session and its
+    // locks behind, and since nothing in the driver has a deadline of its own.
+    let mut running = tokio::spawn(running.run());
+    if let Ok(ended) = timeout(store.deadline, &mut running).await {
+        return ended?;
+    }
+    abandoned.cancel();
+    let ended = async {
+        end_session(store, &session).await;
+        running.await
+    };
+    match timeout(ABANDONED_TIMEOUT, ended).await {
+        Ok(Ok(Ok(written))) => Ok(written),
+        Ok(Err(ended)) => Err(ended.into()),
+        _ => Err(Failure::TimedOut(store.deadline)),
+    }
+}
+
+/// Has the server end the session of an attempt that was abandoned, and with it the transaction and its locks. They
+/// would stay for up to a minute, and hold up whoever writes the same documents.
+async fn end_session(store: &Store, session: &OnceLock<Document>) {
+    let Some(id) = session.get() else { return };
+    let kill = doc! {"killSessions": [{"id": id.get("id")}]};
+    // If it can't be ended, the server does so when the transaction's time is over.
+    let _ = store.client.database("admin").run_command(kill).await;
+}
+
 /// An attempt.
-pub(crate) struct Attempt {
-    pub store: Store,
-    pub events: Arc<[Event]>,
-    pub work: Work,
-    /// The lane that has to wait for its turn, see [`Store::write`].
-    pub turn: Option<usize>,
+struct Attempt {
+    store: Store,
+    events: Arc<[Event]>,
+    work: Work,
     /// Whether to leave everything as it is in the end.
-    pub dry_run: bool,
+    dry_run: bool,
     /// Cancelled when nobody waits for it any more.
-    pub abandoned: CancellationToken,
+    abandoned: CancellationToken,
+    /// The id of its session, once there is one.
+    session: Arc<OnceLock<Document>>,
 }
 
 impl Attempt {
-    pub async fn run(self) -> Result<Written, Failure> {
+    async fn run(self) -> Result<Written, Failure> {
         let mut session = self.store.client.start_session().await?;
+        let _ = self.session.set(session.id().clone());
         session
             .start_transaction()
             .read_concern(ReadConcern::snapshot())
@@ -92,30 +143,19 @@ impl Attempt {
     }
 
     async fn write(&self, session: &mut ClientSession) -> Result<Written, Failure> {
-        if let Some(lane) = self.turn {
-            self.take_turn(session, lane).await?;
-        }
         let events = self.unfolded();
         let (mut written, now) = (Written::default(), DateTime::now());
-        let documents = match self.work {
-            Work::ApplyNew | Work::Apply => {
-                let mut documents = self.load(session, &events).await?;
-                written.repeated = documents.have_own();
+        let mut documents = self.load(session, &events).await?;
+        match self.work {
+            Work::Apply => {
                 written.outcomes = events.iter().map(|event| documents.apply(event, now)).collect();
-                documents
             }
-            Work::Reapply => {
-                let mut documents = self.load(session, &events).await?;
-                events.iter().for_each(|event| documents.effects(event, now));
-                documents
-            }
+            Work::Reapply => events.iter().for_each(|event| documents.effects(event, now)),
             Work::Rebuild { horizon } => {
-                let mut documents = self.load(session, &events).await?;
                 let neighbours = self.neighbours(session, &documents, &events).await?;
                 documents.rebuild(&events, &neighbours, horizon, now);
-                documents
             }
-        };
+        }
         drop(events);
         let names = &self.store.names;
         for (name, table, updated_at) in [
@@ -136,16 +176,6 @@ impl Attempt {
         Ok(written)
     }
 
-    /// A write like any other to MongoDB: until this transaction ends, it refuses that to everybody else.
-    async fn take_turn(&self, session: &mut ClientSession, lane: usize) -> Result<(), Failure> {
-        let (id, now) = (format!("lane {lane}"), DateTime::now());
-        let update = doc! {
-            "update": &self.store.names.probe,
-            "updates": [{"q": {"_id": id}, "u": {"$set": {"at": now}}, "upsert": true}],
-        };
-        refused(&self.store.database.run_command(update).session(session).await?)
-    }
-
     /// The events with their bodies parsed. Those of large ones don't outlive this.
     fn unfolded(&self) -> Cow<'_, [Event]> {
         let mut events = Cow::Borrowed(&*self.events);
@@ -161,18 +191,12 @@ impl Attempt {
         if self.work == Work::Apply {
             let known_by = Some(fields(&ledger::KNOWN_BY));
             documents.ledger.load(self.find_ids(session, &names.ledger, &wanted.ledger, known_by).await?)?;
-        }
-        if let Work::Apply | Work::ApplyNew = self.work {
             let variants = ledger::variants(&documents.ledger, events);
             documents.ledger.load(self.find_ids(session, &names.ledger, &variants, None).await?)?;
         }
-        if self.work != Work::ApplyNew {
-            documents
-                .messages
-                .load(self.find_ids(session, &names.messages, &wanted.messages, None).await?)?;
-            documents.notes.load(self.find_ids(session, &names.notes, &wanted.notes, None).await?)?;
-            documents.calls.load(self.find_ids(session, &names.calls, &wanted.calls, None).await?)?;
-        }
+        documents.messages.load(self.find_ids(session, &names.messages, &wanted.messages, None).await?)?;
+        documents.notes.load(self.find_ids(session, &names.notes, &wanted.notes, None).await?)?;
+        documents.calls.load(self.find_ids(session, &names.calls, &wanted.calls, None).await?)?;
         documents.contacts.load(self.find_ids(session, &names.contacts, &wanted.contacts, None).await?)?;
         let mut conversations = wanted.conversations;
         conversations.extend(documents.conversations_left());

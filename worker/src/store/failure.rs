@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use mongodb::bson::error::Error as BsonError;
 use mongodb::error::{
-    Error, ErrorKind, TRANSIENT_TRANSACTION_ERROR, UNKNOWN_TRANSACTION_COMMIT_RESULT, WriteFailure,
+    Error, ErrorKind, RETRYABLE_WRITE_ERROR, TRANSIENT_TRANSACTION_ERROR, UNKNOWN_TRANSACTION_COMMIT_RESULT,
+    WriteFailure,
 };
 use tokio::task::JoinError;
 
@@ -28,9 +29,13 @@ pub enum Class {
 const CONFLICT: [i32; 5] = [112, 251, 24, 246, DUPLICATE_KEY];
 /// `UserNotFound`, `Unauthorized`, `AuthenticationFailed`, `IllegalOperation` (a standalone server), Atlas's `AtlasError`.
 const CONFIGURATION: [i32; 5] = [11, 13, 18, 20, 8000];
-/// `BadValue`, `FailedToParse`, `TypeMismatch`, `Overflow` (nesting), `InvalidIdField`, `EmptyFieldName`, `DollarPrefixedFieldName`,
-/// `NotSingleValueField`, `ImmutableField`, `DocumentValidationFailure`, and the codes for documents over 16 MiB.
-const DATA: [i32; 13] = [2, 9, 14, 15, 52, 53, 56, 57, 66, 121, 10334, 17280, 17419];
+/// `HostUnreachable`, `HostNotFound`, `MaxTimeMSExpired`, `WriteConcernFailed`, `NetworkTimeout`, `ShutdownInProgress`,
+/// `ReadConcernMajorityNotAvailableYet`, `FailedToSatisfyReadPreference`, `PrimarySteppedDown`, `ExceededTimeLimit`,
+/// `SocketException`, `NotYetInitialized`, `NotWritablePrimary`, `InterruptedAtShutdown`, `Interrupted`,
+/// `InterruptedDueToReplStateChange`, `NotPrimaryNoSecondaryOk`, `NotPrimaryOrSecondary`, and the codes of older servers.
+const INFRASTRUCTURE: [i32; 20] = [
+    6, 7, 50, 64, 89, 91, 134, 133, 189, 262, 9001, 94, 10058, 10107, 11600, 11601, 11602, 13435, 13436, 202,
+];
 /// The server's words for code 18, and rustls's for a certificate that isn't trusted.
 const CONFIGURATION_WORDS: [&str; 2] = ["Authentication failed", "invalid peer certificate"];
 /// `DuplicateKey`: a unique index that somebody has added makes it a matter of data, see [`Failure::class`].
@@ -52,6 +57,8 @@ pub enum Failure {
     Refused {
         /// The server's code.
         code: i32,
+        /// The server's words, which may quote documents: for a dead letter, never for a log.
+        words: String,
     },
     /// The server isn't fit.
     #[error(
@@ -94,7 +101,7 @@ impl Failure {
             // It would do so again: the event must be found and set aside, or it would hold up all others.
             Self::Panicked => Class::Data,
             Self::NoReplicaSet => Class::Configuration,
-            Self::Refused { code } => by_code(*code, duplicate_keys),
+            Self::Refused { code, .. } => by_code(*code, duplicate_keys),
             Self::Mongo(error) => match &*error.kind {
                 ErrorKind::Authentication { .. } | ErrorKind::InvalidTlsConfig { .. } => Class::Configuration,
                 // Once a connection was refused, those who wait for one only hear that there is none; the words tell why.
@@ -109,19 +116,40 @@ impl Failure {
                 | ErrorKind::BsonDeserialization(_)
                 | ErrorKind::Bson(_)
                 | ErrorKind::InvalidArgument { .. } => Class::Data,
+                ErrorKind::Io(_)
+                | ErrorKind::ServerSelection { .. }
+                | ErrorKind::ConnectionPoolCleared { .. } => Class::Infrastructure,
+                _ if is_transient(error) && code(error) != Some(DUPLICATE_KEY) => Class::Conflict,
                 _ => code(error).map_or(Class::Infrastructure, |code| by_code(code, duplicate_keys)),
             },
         }
     }
 
+    /// The server's code, if it has answered with one.
+    #[must_use]
+    pub fn code(&self) -> Option<i32> {
+        match self {
+            Self::Refused { code, .. } => Some(*code),
+            Self::Mongo(error) => code(error),
+            _ => None,
+        }
+    }
+
+    /// What went wrong, with the server's words, which may quote documents: for a dead letter, never for a log.
+    #[must_use]
+    pub fn in_full(&self) -> String {
+        let words = match self {
+            Self::Refused { words, .. } => Some(words.clone()),
+            Self::Mongo(error) => words(error),
+            _ => None,
+        };
+        words.map_or_else(|| self.to_string(), |words| format!("{self}: {words}"))
+    }
+
     /// Whether another document has the same value where a unique index allows but one.
     #[must_use]
     pub fn is_duplicate_key(&self) -> bool {
-        match self {
-            Self::Refused { code } => *code == DUPLICATE_KEY,
-            Self::Mongo(error) => code(error) == Some(DUPLICATE_KEY),
-            _ => false,
-        }
+        self.code() == Some(DUPLICATE_KEY)
     }
 
     /// Whether a commit's outcome is unknown, so that it should be committed again.
@@ -137,8 +165,26 @@ fn by_code(code: i32, duplicate_keys: u32) -> Class {
         DUPLICATE_KEY if duplicate_keys >= DUPLICATE_KEY_ATTEMPTS => Class::Data,
         code if CONFLICT.contains(&code) => Class::Conflict,
         code if CONFIGURATION.contains(&code) => Class::Configuration,
-        code if DATA.contains(&code) => Class::Data,
-        _ => Class::Infrastructure,
+        code if INFRASTRUCTURE.contains(&code) => Class::Infrastructure,
+        // Indexes and validators of our users refuse documents with codes of their own: nobody has a list of them.
+        _ => Class::Data,
+    }
+}
+
+/// The server or the driver says that the same will do if it is tried again.
+fn is_transient(error: &Error) -> bool {
+    error.contains_label(TRANSIENT_TRANSACTION_ERROR) || error.contains_label(RETRYABLE_WRITE_ERROR)
+}
+
+/// The server's words.
+fn words(error: &Error) -> Option<String> {
+    match &*error.kind {
+        ErrorKind::Command(command) => Some(command.message.clone()),
+        ErrorKind::Write(WriteFailure::WriteError(write)) => Some(write.message.clone()),
+        ErrorKind::InsertMany(insert) => {
+            insert.write_errors.iter().flatten().next().map(|write| write.message.clone())
+        }
+        _ => None,
     }
 }
 
@@ -180,24 +226,39 @@ impl fmt::Display for Redacted<'_> {
 mod tests {
     use super::*;
 
+    fn failure(code: i32) -> Failure {
+        Failure::Refused { code, words: "of the server's".into() }
+    }
+
     fn refused(code: i32) -> Class {
-        Failure::Refused { code }.class(0)
+        failure(code).class(0)
     }
 
     #[test]
     fn failures_are_told_apart_by_code() {
         assert_eq!(refused(112), Class::Conflict);
         assert_eq!(refused(13), Class::Configuration);
-        assert_eq!(refused(121), Class::Data);
-        assert_eq!(refused(10334), Class::Data);
-        for code in [6, 7, 64, 89, 91, 189, 10107, 11600, 13435, 50, 262, 4711] {
+        for code in INFRASTRUCTURE {
             assert_eq!(refused(code), Class::Infrastructure, "{code}");
+        }
+        // Seen of validators and indexes, and one that nobody has seen.
+        for code in
+            [2, 9, 14, 52, 55, 57, 121, 171, 10334, 11000 + 1, 16755, 16766, 17261, 17262, 17280, 4711]
+        {
+            assert_eq!(refused(code), Class::Data, "{code}");
         }
     }
 
     #[test]
+    fn the_words_of_the_server_are_for_dead_letters_alone() {
+        assert_eq!(failure(17262).to_string(), "MongoDB refused a write (17262)");
+        assert_eq!(failure(17262).in_full(), "MongoDB refused a write (17262): of the server's");
+        assert_eq!(Failure::NoReplicaSet.in_full(), Failure::NoReplicaSet.to_string());
+    }
+
+    #[test]
     fn a_duplicate_key_is_a_conflict_until_it_stays() {
-        let failure = Failure::Refused { code: DUPLICATE_KEY };
+        let failure = failure(DUPLICATE_KEY);
         assert!(failure.is_duplicate_key());
         assert_eq!(failure.class(1), Class::Conflict);
         assert_eq!(failure.class(DUPLICATE_KEY_ATTEMPTS), Class::Data);

@@ -1,0 +1,243 @@
+//! Takes a tenant's deliveries from RabbitMQ, and brings each to its end.
+//!
+//! Each work queue has a task of its own (`queue`), with a channel of its own (`intake`). It gathers a batch of
+//! deliveries (`delivery`), writes it in one transaction (`write`), and settles all of them (`settle`). RabbitMQ sends a
+//! queue's events to one worker at a time; which one that is to be, the workers agree on by the priorities of their
+//! consumers (`roster`, `preference`).
+//!
+//! What is guaranteed: a delivery is acknowledged after its effects are committed, or rejected or acknowledged after it
+//! is a dead letter. Until then it is in hand, and if the worker dies, RabbitMQ delivers it to another.
+
+use std::sync::Arc;
+
+use shared::amqp::{Link, Session, next_session};
+use shared::partition::{MAX_PARTITIONS, WorkQueue};
+use shared::publisher::Publisher;
+use shared::telemetry::chain;
+use shared::topology;
+use shared::traces::Traces;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info};
+
+use crate::metrics::Metrics;
+use crate::settings::Settings;
+use crate::state::{QueueState, TenantState};
+use crate::store::Store;
+use crate::store::failure::Class;
+
+pub mod delivery;
+pub mod intake;
+pub mod preference;
+pub mod queue;
+pub mod roster;
+pub mod settle;
+pub mod write;
+
+use queue::QueueTask;
+use roster::View;
+
+/// Most bytes of bodies that all queues of a worker may have in hand, if all are as large as those of partitions get.
+const MAX_BYTES_IN_HAND: usize = 256 << 20;
+/// Fewest deliveries in hand of a queue: enough to write while the next ones come.
+const MIN_PREFETCH: usize = 8;
+/// Deliveries in hand of the queue for large bodies.
+const LARGE_PREFETCH: u16 = 4;
+
+/// What the tasks of a tenant share.
+#[derive(Debug)]
+pub struct TenantContext {
+    /// The tenant's name.
+    pub name: String,
+    /// The name of this worker.
+    pub worker: String,
+    /// The settings.
+    pub settings: Settings,
+    /// The tenant's MongoDB.
+    pub store: Store,
+    /// For dead letters.
+    pub publisher: Arc<Publisher>,
+    /// The metrics.
+    pub metrics: Arc<Metrics>,
+    /// For spans of deliveries.
+    pub traces: Arc<Traces>,
+    /// What others see of the tenant.
+    pub state: Arc<TenantState>,
+}
+
+impl TenantContext {
+    /// Tries MongoDB with a small write of our own, and takes note of what comes of it.
+    pub async fn probe(&self) -> bool {
+        match self.store.probe().await {
+            Ok(()) => {
+                self.state.record_success();
+                true
+            }
+            Err(failure) => {
+                let class = match failure.class(0) {
+                    Class::Configuration => Class::Configuration,
+                    // No document of anybody's is concerned.
+                    _ => Class::Infrastructure,
+                };
+                self.state.record_failure(class, &failure);
+                false
+            }
+        }
+    }
+}
+
+/// A queue, and what it shares with the tenant's others.
+#[derive(Clone, Debug)]
+pub struct QueueContext {
+    /// The tenant.
+    pub tenant: Arc<TenantContext>,
+    /// The queue.
+    pub queue: WorkQueue,
+    /// Its name.
+    pub name: String,
+    /// What others see of it.
+    pub state: Arc<QueueState>,
+}
+
+/// Serves a tenant until told to stop, then finishes what is in hand.
+pub async fn serve(
+    context: Arc<TenantContext>,
+    link: Arc<Link>,
+    mut views: watch::Receiver<View>,
+    stop: CancellationToken,
+) {
+    let told = context.settings.partitions;
+    let finding = find_partitions(context.clone(), link.clone());
+    tokio::pin!(finding);
+    let mut tasks =
+        Tasks { context, link, views: views.clone(), stop: stop.clone(), running: JoinSet::new() };
+    tasks.start(WorkQueue::Large);
+    let (mut started, mut wanted, mut found) = (0, told, false);
+    while !stop.is_cancelled() {
+        for n in started..wanted {
+            tasks.start(WorkQueue::Partition(n));
+        }
+        started = started.max(wanted);
+        tokio::select! {
+            () = stop.cancelled() => {}
+            partitions = &mut finding, if !found => (wanted, found) = (wanted.max(partitions), true),
+            Ok(()) = views.changed() => {
+                wanted = wanted.max(views.borrow_and_update().partitions).min(MAX_PARTITIONS);
+            }
+            Some(ended) = tasks.running.join_next() => tasks.start_again(ended),
+        }
+    }
+    while tasks.running.join_next().await.is_some() {}
+}
+
+/// The tasks of a tenant's queues.
+struct Tasks {
+    context: Arc<TenantContext>,
+    link: Arc<Link>,
+    views: watch::Receiver<View>,
+    stop: CancellationToken,
+    running: JoinSet<WorkQueue>,
+}
+
+impl Tasks {
+    fn start(&mut self, queue: WorkQueue) {
+        let tenant = &self.context;
+        let context = QueueContext {
+            queue,
+            name: queue.name(&tenant.name),
+            state: tenant.state.queue(queue),
+            tenant: tenant.clone(),
+        };
+        let prefetch = prefetch(queue, &tenant.settings);
+        info!(tenant = tenant.name, queue = context.name, prefetch, "consuming");
+        let task = QueueTask { context, views: self.views.clone(), prefetch, stop: self.stop.clone() };
+        let sessions = self.link.sessions();
+        self.running.spawn(async move {
+            // A task of its own, so that a panic in it is seen here.
+            if let Err(ended) = tokio::spawn(task.run(sessions)).await {
+                error!(
+                    error = chain(&ended),
+                    "the task of a queue failed, its events will be delivered again"
+                );
+            }
+            queue
+        });
+    }
+
+    /// A task ends by a defect, or because the worker stops.
+    fn start_again(&mut self, ended: Result<WorkQueue, tokio::task::JoinError>) {
+        if let (Ok(queue), false) = (ended, self.stop.is_cancelled()) {
+            self.start(queue);
+        }
+    }
+}
+
+/// How many partitions there are: those that we were told of, or more that an earlier setting has left behind.
+async fn find_partitions(context: Arc<TenantContext>, link: Arc<Link>) -> u16 {
+    let told = context.settings.partitions;
+    let mut sessions = link.sessions();
+    while let Some(session) = next_session(&mut sessions).await {
+        let mut found = Some(told);
+        for n in told..MAX_PARTITIONS {
+            match exists(&session, &context.name, WorkQueue::Partition(n)).await {
+                Some(true) => found = found.map(|_| n + 1),
+                Some(false) => {}
+                None => found = None,
+            }
+        }
+        if let Some(found) = found {
+            return found;
+        }
+        // RabbitMQ doesn't say: once more with the next connection.
+        session.lost().cancelled().await;
+    }
+    told
+}
+
+/// Whether there is such a queue; none if that can't be told.
+async fn exists(session: &Session, tenant: &str, queue: WorkQueue) -> Option<bool> {
+    let channel = session.channel().await.ok()?;
+    let exists = topology::exists(&channel, &queue.name(tenant)).await;
+    if exists == Some(true) {
+        // A question about a queue that isn't there has closed it already.
+        channel.close(200, topology::short("done").ok()?).await.ok()?;
+    }
+    exists
+}
+
+/// Most deliveries in hand of a queue: bounded in bytes, since a body of a partition is bounded, whatever the number of
+/// tenants.
+fn prefetch(queue: WorkQueue, settings: &Settings) -> u16 {
+    if queue == WorkQueue::Large {
+        return LARGE_PREFETCH;
+    }
+    let queues = settings.tenants.len() * usize::from(settings.partitions);
+    let bounded = MAX_BYTES_IN_HAND / (queues.max(1) * shared::partition::LARGE_BODY);
+    let most = 2 * settings.batch_size;
+    u16::try_from(bounded.max(MIN_PREFETCH).min(most)).unwrap_or(u16::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use shared::env::Env;
+
+    use super::*;
+
+    fn settings(tenants: usize, partitions: &str) -> Settings {
+        let names: Vec<String> = (0..tenants).map(|n| format!("t{n}")).collect();
+        let uris: Vec<(String, String)> =
+            (0..tenants).map(|n| (format!("T{n}_MONGO_URI"), format!("mongodb://h/d{n}"))).collect();
+        let listed = names.join(",");
+        let mut env = vec![("TENANTS", listed.as_str()), ("WEBHOOK_WORKERS", partitions)];
+        env.extend(uris.iter().map(|(name, uri)| (name.as_str(), uri.as_str())));
+        Settings::read(Env::of(&env)).unwrap()
+    }
+
+    #[test]
+    fn what_is_in_hand_is_bounded_whatever_the_number_of_tenants() {
+        let of = |tenants, partitions| prefetch(WorkQueue::Partition(0), &settings(tenants, partitions));
+        assert_eq!([of(1, "4"), of(2, "4"), of(4, "4"), of(50, "8"), of(50, "64")], [400, 400, 256, 10, 8]);
+        assert_eq!(prefetch(WorkQueue::Large, &settings(1, "4")), 4);
+    }
+}

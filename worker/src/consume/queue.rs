@@ -1,0 +1,254 @@
+//! The task of one queue: takes deliveries, gathers a batch, writes it, settles it, and takes the next one.
+//!
+//! - One batch at a time, in the order of the queue. Meanwhile the next one is taken in hand.
+//! - A delivery stays in hand until its effects are committed, for as long as MongoDB fails.
+//! - If the task ends at any point, RabbitMQ delivers what wasn't settled to the next consumer of the queue.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use shared::amqp::{self, Session};
+use shared::telemetry::chain;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use super::QueueContext;
+use super::intake::{Intake, IntakeError};
+use super::roster::{Preference, View};
+use super::settle::Settle;
+use super::write::Write;
+use crate::store::retries::Refusals;
+
+/// First and longest pause before a queue is consumed again.
+const REOPEN_PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// A delivery that came back so often may be what kills workers: from then on one is taken at a time, so that it takes
+/// none of its neighbours to RabbitMQ's delivery limit.
+const SUSPECT_RETURNS: i64 = 3;
+/// A delivery in hand for so long while MongoDB works is a defect of ours.
+const STANDSTILL: Duration = Duration::from_mins(5);
+/// A batch waits for more events this many times as long as the last one took to be written: a transaction costs much,
+/// however few events share it, so the slower they get, the fewer there should be.
+const LINGER_FACTOR: u32 = 2;
+
+/// Why consuming ended in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ended {
+    /// The worker stops.
+    Stopped,
+    /// The connection is gone.
+    Disconnected,
+    /// Another way of taking deliveries is right from now on.
+    Changed,
+    /// What was in hand has been given back.
+    GivenBack,
+}
+
+/// The task of one queue.
+pub struct QueueTask {
+    /// The queue, and what it shares with the tenant's others.
+    pub context: QueueContext,
+    /// Who else is there, from which follows how much this worker is to have the queue.
+    pub views: watch::Receiver<View>,
+    /// Most deliveries in hand.
+    pub prefetch: u16,
+    /// Cancelled when the worker stops.
+    pub stop: CancellationToken,
+}
+
+/// What a task remembers from one channel to the next.
+struct Memory {
+    /// Whether one delivery is taken at a time.
+    careful: bool,
+    refusals: Refusals,
+    linger: Duration,
+}
+
+impl QueueTask {
+    /// Consumes the queue until told to stop.
+    pub async fn run(mut self, mut sessions: watch::Receiver<Option<Arc<Session>>>) {
+        let mut memory = Memory { careful: false, refusals: Refusals::default(), linger: Duration::ZERO };
+        let mut pause = REOPEN_PAUSE.0;
+        while !self.stop.is_cancelled() {
+            let session = tokio::select! {
+                session = amqp::next_session(&mut sessions) => session,
+                () = self.stop.cancelled() => return,
+            };
+            let Some(session) = session else { return };
+            let opened = Instant::now();
+            match self.consume(&session, &mut memory).await {
+                Ok(Ended::Stopped) => return,
+                Ok(Ended::Changed) => continue,
+                Ok(Ended::Disconnected | Ended::GivenBack) => {}
+                Err(error) => {
+                    let (tenant, queue) = (&self.context.tenant.name, &self.context.name);
+                    warn!(tenant, queue, error = chain(&error), "consuming ended, will start again");
+                    if matches!(error, IntakeError::NoAnswer(_)) {
+                        session.report_broken("RabbitMQ didn't answer in time");
+                    }
+                }
+            }
+            if opened.elapsed() > REOPEN_PAUSE.1 {
+                pause = REOPEN_PAUSE.0;
+            }
+            tokio::select! {
+                () = sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)) => {}
+                () = self.stop.cancelled() => return,
+            }
+            pause = (pause * 2).min(REOPEN_PAUSE.1);
+        }
+    }
+
+    /// Consumes over one connection.
+    async fn consume(&mut self, session: &Session, memory: &mut Memory) -> Result<Ended, IntakeError> {
+        self.views.mark_unchanged();
+        let preference = self.preference();
+        let prefetch = if memory.careful { 1 } else { self.prefetch };
+        let opened = Intake::open(&self.context, session, prefetch, preference.priority);
+        let mut intake = tokio::select! {
+            opened = opened => opened?,
+            () = self.stop.cancelled() => return Ok(Ended::Stopped),
+        };
+        let mut views = self.views.clone();
+        let (context, stop) = (self.context.clone(), self.stop.clone());
+        let ended = tokio::select! {
+            ended = self.work(session, &mut intake, preference, memory) => ended,
+            () = session.lost().cancelled() => Ok(Ended::Disconnected),
+            () = gives_up(&context, &stop) => Ok(Ended::Stopped),
+            () = stands_still(&context) => Ok(Ended::GivenBack),
+            () = steps_down(&context, &mut views, preference) => Ok(Ended::Changed),
+        };
+        context.state.set_oldest(None);
+        if !matches!(ended, Ok(Ended::Disconnected)) {
+            intake.close().await;
+        }
+        ended
+    }
+
+    /// One batch after the other. Dropped when there is nothing to wait for any more: what is being written then may
+    /// still be committed, and counts once.
+    async fn work(
+        &mut self,
+        session: &Session,
+        intake: &mut Intake,
+        mut preference: Preference,
+        memory: &mut Memory,
+    ) -> Result<Ended, IntakeError> {
+        loop {
+            tokio::select! {
+                biased;
+                () = self.stop.cancelled() => return self.finish(intake, memory).await,
+                Ok(()) = self.views.changed() => {
+                    let next = self.preference();
+                    if next.priority != preference.priority {
+                        preference = next;
+                        self.consume_as(session, intake, preference, memory).await?;
+                    }
+                    continue;
+                }
+                waiting = intake.until_waiting(&self.context) => waiting?,
+            }
+            if !memory.careful && intake.has_returns(SUSPECT_RETURNS) {
+                let (tenant, queue) = (&self.context.tenant.name, &self.context.name);
+                warn!(tenant, queue, "an event came back {SUSPECT_RETURNS} times, taking one at a time");
+                memory.careful = true;
+                return Ok(Ended::Changed);
+            }
+            let returns = self.write_batch(intake, memory).await?;
+            if memory.careful && returns < SUSPECT_RETURNS {
+                memory.careful = false;
+                return Ok(Ended::Changed);
+            }
+        }
+    }
+
+    /// Gathers a batch and writes it. Says how often one of its deliveries has come back, at most.
+    async fn write_batch(&self, intake: &mut Intake, memory: &mut Memory) -> Result<i64, IntakeError> {
+        let (context, settings) = (&self.context, &self.context.tenant.settings);
+        let batch = intake.gather(context, memory.linger.min(settings.batch_linger)).await;
+        let receipts = batch.receipts.iter().chain(batch.undecodable.iter().map(|(_, receipt)| receipt));
+        let oldest = receipts.clone().map(|receipt| receipt.in_hand.since).min();
+        let returns = receipts.map(super::delivery::Receipt::returns).max().unwrap_or_default();
+        context.state.set_oldest(oldest);
+        let (started, channel) = (Instant::now(), intake.channel.clone());
+        let settle = Settle { context, channel: &channel };
+        let mut write = Write { context, settle, refusals: &mut memory.refusals };
+        intake.while_receiving(context, write.batch(batch)).await?;
+        memory.linger = LINGER_FACTOR * started.elapsed();
+        context.state.set_oldest(intake.oldest());
+        Ok(returns)
+    }
+
+    /// Takes no more, and writes what is in hand.
+    async fn finish(&self, intake: &mut Intake, memory: &mut Memory) -> Result<Ended, IntakeError> {
+        intake.cancel(&self.context).await?;
+        memory.linger = Duration::ZERO;
+        while !intake.is_empty() {
+            self.write_batch(intake, memory).await?;
+        }
+        Ok(Ended::Stopped)
+    }
+
+    /// Goes on with another priority: a consumer of that priority comes first, on a channel of its own, and is sent
+    /// nothing before the one until now is done. A cancel alone would let the next worker go on while deliveries of ours
+    /// are not settled.
+    async fn consume_as(
+        &self,
+        session: &Session,
+        intake: &mut Intake,
+        preference: Preference,
+        memory: &mut Memory,
+    ) -> Result<(), IntakeError> {
+        let next = Intake::open(&self.context, session, intake.prefetch, preference.priority).await?;
+        self.finish(intake, memory).await?;
+        std::mem::replace(intake, next).close().await;
+        let (tenant, queue, priority) = (&self.context.tenant.name, &self.context.name, preference.priority);
+        info!(tenant, queue, priority, "consuming with another priority");
+        Ok(())
+    }
+
+    fn preference(&self) -> Preference {
+        let QueueContext { tenant, queue, .. } = &self.context;
+        self.views.borrow().preference(&tenant.worker, &tenant.name, *queue)
+    }
+}
+
+/// Done when the worker stops and what is in hand can't be written soon: others wait for this process to end.
+async fn gives_up(context: &QueueContext, stop: &CancellationToken) {
+    stop.cancelled().await;
+    tokio::select! {
+        () = sleep(context.tenant.settings.shutdown_grace) => {}
+        () = context.tenant.state.breaker().not_closed() => {}
+    }
+    let (tenant, queue, in_hand) = (&context.tenant.name, &context.name, context.state.in_hand());
+    if in_hand > 0 {
+        warn!(tenant, queue, in_hand, "gave events back that could not be stored in time");
+    }
+}
+
+/// Done when a delivery was in hand for too long although MongoDB works.
+async fn stands_still(context: &QueueContext) {
+    let mut works_since = Instant::now();
+    loop {
+        sleep(Duration::from_secs(1)).await;
+        if !context.tenant.state.works() || context.state.is_refusing() {
+            works_since = Instant::now();
+        }
+        let oldest = context.state.oldest();
+        if oldest.is_some_and(|since| since.max(works_since).elapsed() >= STANDSTILL) {
+            let (tenant, queue) = (&context.tenant.name, &context.name);
+            return error!(tenant, queue, "an event was in hand for {STANDSTILL:?}, gave it back: a defect");
+        }
+    }
+}
+
+/// Done when this worker steps down: what it holds goes to another one, whose MongoDB works.
+async fn steps_down(context: &QueueContext, views: &mut watch::Receiver<View>, now: Preference) {
+    let QueueContext { tenant, queue, .. } = context;
+    let changed =
+        |view: &View| view.preference(&tenant.worker, &tenant.name, *queue).step_downs != now.step_downs;
+    if views.wait_for(changed).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}

@@ -1,0 +1,237 @@
+//! Writes a batch, for as long as it takes, until each of its deliveries is settled.
+//!
+//! While MongoDB fails, the batch is held. If MongoDB works and the batch can't be written all the same, it is halved
+//! again and again: what can be written is written first, and what is left alone is dead-lettered. So no event holds up
+//! the others of its queue for longer than [`STUCK_TIMEOUT`].
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use shared::telemetry::chain;
+use tokio::time::{Instant, sleep};
+use tracing::{debug, error, info};
+
+use super::QueueContext;
+use super::delivery::Receipt;
+use super::intake::{Batch, IntakeError};
+use super::settle::{Settle, Unstorable};
+use crate::dead::Reason;
+use crate::decode::Event;
+use crate::store::failure::{Class, Failure};
+use crate::store::retries::{Attempts, Next, Refusals};
+use crate::store::transaction::{self, Work, Written};
+
+/// An event that stands alone and can't be written for so long, while MongoDB passes probes, is dead-lettered.
+const STUCK_TIMEOUT: Duration = Duration::from_mins(2);
+/// First and longest pause between rounds of attempts to write what is stuck.
+const ROUND_PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
+/// Pause between tries of the event at which a queue holds, since MongoDB refuses one after the other.
+const REFUSED_PAUSE: Duration = Duration::from_secs(10);
+
+/// A part of a batch.
+struct Part {
+    events: Arc<[Event]>,
+    receipts: Vec<Receipt>,
+    attempts: Attempts,
+}
+
+impl Part {
+    fn new(events: Vec<Event>, receipts: Vec<Receipt>) -> Self {
+        Self { events: events.into(), receipts, attempts: Attempts::default() }
+    }
+
+    fn halves(self) -> [Self; 2] {
+        let (middle, mut first) = (self.events.len() / 2, self.receipts);
+        let second = first.split_off(middle);
+        [Self::new(self.events[..middle].to_vec(), first), Self::new(self.events[middle..].to_vec(), second)]
+    }
+}
+
+/// What became of an attempt.
+enum Attempted {
+    /// All of it is stored.
+    Stored(Written),
+    /// MongoDB doesn't work, or somebody was faster.
+    Again(Duration),
+    /// MongoDB works, so it is the events.
+    Suspect(Class, Failure),
+}
+
+/// Writes batches of one queue, over one channel.
+pub struct Write<'a> {
+    /// The queue.
+    pub context: &'a QueueContext,
+    /// Settles the deliveries.
+    pub settle: Settle<'a>,
+    /// What MongoDB has refused since it last stored something of this queue.
+    pub refusals: &'a mut Refusals,
+}
+
+impl Write<'_> {
+    /// Writes a batch and settles its deliveries. Fails only if nothing can be settled any more.
+    pub async fn batch(&mut self, batch: Batch) -> Result<(), IntakeError> {
+        let Batch { events, receipts, undecodable } = batch;
+        self.settle.undecodable(undecodable).await?;
+        if events.is_empty() {
+            return Ok(());
+        }
+        let mut whole = Part::new(events, receipts);
+        let started = Instant::now();
+        loop {
+            match self.attempt(&mut whole, started.elapsed()).await {
+                Attempted::Stored(written) => {
+                    self.refusals.record_success();
+                    return self.settle.stored_all(&whole.events, whole.receipts, &written.outcomes).await;
+                }
+                Attempted::Again(pause) => sleep(pause).await,
+                Attempted::Suspect(class, failure) => return self.part_by_part(whole, class, failure).await,
+            }
+        }
+    }
+
+    /// One attempt, as soon as the breaker is closed.
+    async fn attempt(&self, part: &mut Part, elapsed: Duration) -> Attempted {
+        let tenant = &self.context.tenant;
+        tenant.state.breaker().closed().await;
+        let started = Instant::now();
+        let failure = match transaction::attempt(&tenant.store, part.events.clone(), Work::Apply, false).await
+        {
+            Ok(written) => {
+                tenant.metrics.committed(part.events.len(), started.elapsed());
+                tenant.state.record_success();
+                return Attempted::Stored(written);
+            }
+            Err(failure) => failure,
+        };
+        let (class, next) = part.attempts.failed(&failure, elapsed + started.elapsed());
+        debug!(
+            tenant = tenant.name,
+            queue = self.context.name,
+            ?class,
+            error = chain(&failure),
+            "not written"
+        );
+        tenant.state.record_failure(class, &failure);
+        tenant.metrics.retries.inc();
+        match next {
+            Next::Again(pause) => Attempted::Again(pause),
+            Next::HalveIfProbed(_) if tenant.probe().await => Attempted::Suspect(class, failure),
+            Next::HalveIfProbed(pause) => Attempted::Again(pause),
+            Next::Halve => Attempted::Suspect(class, failure),
+        }
+    }
+
+    /// Writes what can be written of a batch that can't be written as a whole. Each part gets one attempt a round, so
+    /// that none waits for one that is stuck; and what MongoDB refuses is dead-lettered when all else is done.
+    async fn part_by_part(&mut self, whole: Part, class: Class, failure: Failure) -> Result<(), IntakeError> {
+        let (mut parts, mut refused, mut any_stored) = (VecDeque::new(), Vec::new(), false);
+        let mut stuck_since = Instant::now();
+        let sort =
+            |part: Part, class, failure, since: Instant, parts: &mut VecDeque<Part>, refused: &mut Vec<_>| {
+                if part.events.len() > 1 {
+                    parts.extend(part.halves());
+                } else if let Some(reason) = reason(class, &failure, since.elapsed()) {
+                    refused.push((part, reason, failure));
+                } else {
+                    parts.push_back(part);
+                }
+            };
+        sort(whole, class, failure, stuck_since, &mut parts, &mut refused);
+        let mut pause = ROUND_PAUSE.0;
+        while !parts.is_empty() {
+            let before = (parts.len(), refused.len());
+            for mut part in std::mem::take(&mut parts) {
+                match self.attempt(&mut part, STUCK_TIMEOUT).await {
+                    Attempted::Stored(written) => {
+                        any_stored = true;
+                        self.settle.stored_each(&part.events, part.receipts, &written.outcomes).await?;
+                    }
+                    Attempted::Suspect(class, failure) => {
+                        sort(part, class, failure, stuck_since, &mut parts, &mut refused);
+                    }
+                    Attempted::Again(_) => {
+                        // An outage is no fault of what is stuck.
+                        stuck_since = Instant::now();
+                        parts.push_back(part);
+                    }
+                }
+            }
+            if (parts.len(), refused.len()) == before {
+                sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
+                pause = (pause * 2).min(ROUND_PAUSE.1);
+            }
+        }
+        for (part, reason, failure) in refused {
+            // If ten in a row are refused alike, with nothing stored between, it isn't the events.
+            if !any_stored && self.refusals.record_refusal(failure.code()) {
+                self.hold(part, &failure).await?;
+            } else {
+                self.dead_letter(part, reason, &failure).await?;
+            }
+        }
+        if any_stored {
+            self.refusals.record_success();
+        }
+        Ok(())
+    }
+
+    async fn dead_letter(&self, part: Part, reason: Reason, failure: &Failure) -> Result<(), IntakeError> {
+        for (event, receipt) in part.events.iter().zip(part.receipts) {
+            let (error, in_full) = (failure.to_string(), failure.in_full());
+            let unstorable = Unstorable { reason, error, in_full, body: event.body.as_bytes() };
+            self.settle.dead_letter(unstorable, receipt).await?;
+        }
+        Ok(())
+    }
+
+    /// Tries the refused event now and then, until it is stored or refused with another code.
+    async fn hold(&mut self, mut part: Part, failure: &Failure) -> Result<(), IntakeError> {
+        let context = self.context;
+        let (tenant, queue, error) = (&context.tenant.name, &context.name, failure.to_string());
+        error!(tenant, queue, error, "MongoDB refuses one event after the other, this queue holds");
+        let refusing = Refusing::start(context);
+        loop {
+            sleep(REFUSED_PAUSE).await;
+            match self.attempt(&mut part, STUCK_TIMEOUT).await {
+                Attempted::Stored(written) => {
+                    info!(tenant, queue, "MongoDB stores events of this queue again");
+                    self.refusals.record_success();
+                    drop(refusing);
+                    return self.settle.stored_each(&part.events, part.receipts, &written.outcomes).await;
+                }
+                Attempted::Suspect(_, other) if other.code() != failure.code() => {
+                    self.refusals.record_success();
+                    drop(refusing);
+                    return self.dead_letter(part, Reason::RefusedByMongodb, &other).await;
+                }
+                Attempted::Suspect(..) | Attempted::Again(_) => {}
+            }
+        }
+    }
+}
+
+/// Why an event that stands alone is a dead letter after such a failure, if it is.
+fn reason(class: Class, failure: &Failure, stuck_for: Duration) -> Option<Reason> {
+    match (class, failure) {
+        (_, Failure::Panicked) => Some(Reason::Defect),
+        (Class::Data, _) => Some(Reason::RefusedByMongodb),
+        _ => (stuck_for >= STUCK_TIMEOUT).then_some(Reason::Stuck),
+    }
+}
+
+/// Shows a queue as one that holds, for as long as it exists.
+struct Refusing<'a>(&'a QueueContext);
+
+impl<'a> Refusing<'a> {
+    fn start(context: &'a QueueContext) -> Self {
+        context.state.set_refusing(true);
+        Self(context)
+    }
+}
+
+impl Drop for Refusing<'_> {
+    fn drop(&mut self) {
+        self.0.state.set_refusing(false);
+    }
+}

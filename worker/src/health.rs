@@ -1,0 +1,86 @@
+//! What the admin port answers: `/health`, `/readyz` and `/metrics`.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use actix_web::dev::Server;
+use serde_json::json;
+use shared::admin::{self, Admin};
+use shared::amqp::Link;
+use shared::publisher::Publisher;
+use tokio_util::sync::CancellationToken;
+
+use crate::announce::Announcer;
+use crate::metrics::Metrics;
+
+/// What it is known from.
+pub struct Health {
+    /// The connection for publishing.
+    pub publisher: Arc<Publisher>,
+    /// The connection of each tenant for consuming.
+    pub links: BTreeMap<String, Arc<Link>>,
+    /// What this worker announces.
+    pub announcer: Arc<Announcer>,
+}
+
+impl Health {
+    fn all_links(&self) -> impl Iterator<Item = &Link> {
+        self.links.values().map(Arc::as_ref).chain([self.publisher.link()])
+    }
+
+    fn is_up(&self) -> bool {
+        self.all_links().all(Link::is_up)
+    }
+
+    fn is_blocked(&self) -> bool {
+        self.all_links().any(Link::is_blocked)
+    }
+
+    fn report(&self) -> serde_json::Value {
+        let tenants = self.announcer.statuses();
+        let well = self.is_up() && tenants.values().all(|tenant| tenant.mongodb_connected);
+        json!({
+            "status": if well { "healthy" } else { "degraded" },
+            "broker": {"connected": self.is_up(), "blocked": self.is_blocked()},
+            "worker": self.announcer.worker,
+            "partitions": self.announcer.partitions,
+            "tenants": tenants,
+        })
+    }
+
+    fn update(&self, metrics: &Metrics) {
+        metrics.amqp_up.set(i64::from(self.is_up()));
+        metrics.amqp_blocked.set(i64::from(self.is_blocked()));
+        metrics.update(&self.announcer.tenants);
+    }
+
+    fn unready(&self, stop: &CancellationToken) -> Option<String> {
+        let reason = if stop.is_cancelled() {
+            "stopping"
+        } else if !self.is_up() {
+            "not connected to RabbitMQ"
+        } else {
+            return None;
+        };
+        Some(reason.to_owned())
+    }
+}
+
+/// Binds the admin port. The server runs when it is awaited.
+pub fn bind(
+    address: (&str, u16),
+    health: Arc<Health>,
+    metrics: Arc<Metrics>,
+    stop: CancellationToken,
+) -> io::Result<(Vec<SocketAddr>, Server)> {
+    let (measured, asked) = (health.clone(), health.clone());
+    let admin = Admin {
+        registry: metrics.registry().clone(),
+        before_scrape: Arc::new(move || measured.update(&metrics)),
+        unready: Arc::new(move || asked.unready(&stop)),
+        health: Some(Arc::new(move || health.report())),
+    };
+    admin::bind(address, admin)
+}
