@@ -106,7 +106,7 @@ fn size(tenant: &str, seen: &Seen<'_>) -> u64 {
 }
 
 /// What each of its workers says of a tenant.
-fn statuses(tenant: &str, peers: &[Announcement]) -> impl Iterator<Item = &TenantStatus> {
+fn statuses<'a>(tenant: &str, peers: &'a [Announcement]) -> impl Iterator<Item = &'a TenantStatus> {
     peers.iter().filter_map(move |peer| peer.served()?.get(tenant))
 }
 
