@@ -136,6 +136,16 @@ impl Breaker {
         });
     }
 
+    /// MongoDB has answered, though not as it should: that is no failure of infrastructure, and no success.
+    pub fn record_answer(&self) {
+        self.seen.send_if_modified(|seen| {
+            if seen.state == BreakerState::Closed {
+                seen.failures = 0;
+            }
+            false
+        });
+    }
+
     /// MongoDB has failed. Ignored unless the breaker is closed: the operation may have begun before it opened.
     pub fn record_failure(&self) {
         let mut opens = false;

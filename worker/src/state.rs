@@ -83,7 +83,7 @@ impl TenantState {
             // MongoDB has answered.
             Class::Data => return self.record_success(),
             Class::Infrastructure => self.breaker.record_failure(),
-            Class::Configuration => self.breaker.record_success(),
+            Class::Configuration => self.breaker.record_answer(),
         }
         self.connected.store(false, Ordering::Relaxed);
         if !self.deserves_log(class, Instant::now()) {

@@ -29,6 +29,7 @@ use crate::store::failure::Class;
 
 pub mod delivery;
 pub mod intake;
+pub mod parts;
 pub mod preference;
 pub mod queue;
 pub mod roster;

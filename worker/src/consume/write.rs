@@ -4,8 +4,6 @@
 //! again and again: what can be written is written first, and what is left alone is dead-lettered. So no event holds up
 //! the others of its queue for longer than [`STUCK_TIMEOUT`].
 
-use std::collections::VecDeque;
-use std::sync::Arc;
 use std::time::Duration;
 
 use shared::telemetry::chain;
@@ -13,40 +11,18 @@ use tokio::time::{Instant, sleep};
 use tracing::{debug, error, info};
 
 use super::QueueContext;
-use super::delivery::Receipt;
 use super::intake::{Batch, IntakeError};
+use super::parts::{Left, Part, STUCK_TIMEOUT};
 use super::settle::{Settle, Unstorable};
 use crate::dead::Reason;
-use crate::decode::Event;
 use crate::store::failure::{Class, Failure};
-use crate::store::retries::{Attempts, Next, Refusals};
+use crate::store::retries::{Next, Refusals};
 use crate::store::transaction::{self, Work, Written};
 
-/// An event that stands alone and can't be written for so long, while MongoDB passes probes, is dead-lettered.
-const STUCK_TIMEOUT: Duration = Duration::from_mins(2);
 /// First and longest pause between rounds of attempts to write what is stuck.
 const ROUND_PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
 /// Pause between tries of the event at which a queue holds, since MongoDB refuses one after the other.
 const REFUSED_PAUSE: Duration = Duration::from_secs(10);
-
-/// A part of a batch.
-struct Part {
-    events: Arc<[Event]>,
-    receipts: Vec<Receipt>,
-    attempts: Attempts,
-}
-
-impl Part {
-    fn new(events: Vec<Event>, receipts: Vec<Receipt>) -> Self {
-        Self { events: events.into(), receipts, attempts: Attempts::default() }
-    }
-
-    fn halves(self) -> [Self; 2] {
-        let (middle, mut first) = (self.events.len() / 2, self.receipts);
-        let second = first.split_off(middle);
-        [Self::new(self.events[..middle].to_vec(), first), Self::new(self.events[middle..].to_vec(), second)]
-    }
-}
 
 /// What became of an attempt.
 enum Attempted {
@@ -122,56 +98,50 @@ impl Write<'_> {
         }
     }
 
-    /// Writes what can be written of a batch that can't be written as a whole. Each part gets one attempt a round, so
-    /// that none waits for one that is stuck; and what MongoDB refuses is dead-lettered when all else is done.
+    /// Writes what can be written of a batch that can't be written as a whole, and dead-letters the rest.
     async fn part_by_part(&mut self, whole: Part, class: Class, failure: Failure) -> Result<(), IntakeError> {
-        let (mut parts, mut refused, mut any_stored) = (VecDeque::new(), Vec::new(), false);
-        let mut stuck_since = Instant::now();
-        let sort =
-            |part: Part, class, failure, since: Instant, parts: &mut VecDeque<Part>, refused: &mut Vec<_>| {
-                if part.events.len() > 1 {
-                    parts.extend(part.halves());
-                } else if let Some(reason) = reason(class, &failure, since.elapsed()) {
-                    refused.push((part, reason, failure));
-                } else {
-                    parts.push_back(part);
-                }
-            };
-        sort(whole, class, failure, stuck_since, &mut parts, &mut refused);
-        let mut pause = ROUND_PAUSE.0;
-        while !parts.is_empty() {
-            let before = (parts.len(), refused.len());
-            for mut part in std::mem::take(&mut parts) {
-                match self.attempt(&mut part, STUCK_TIMEOUT).await {
-                    Attempted::Stored(written) => {
-                        any_stored = true;
-                        self.settle.stored_each(&part.events, part.receipts, &written.outcomes).await?;
-                    }
-                    Attempted::Suspect(class, failure) => {
-                        sort(part, class, failure, stuck_since, &mut parts, &mut refused);
-                    }
-                    Attempted::Again(_) => {
-                        // An outage is no fault of what is stuck.
-                        stuck_since = Instant::now();
-                        parts.push_back(part);
-                    }
-                }
-            }
-            if (parts.len(), refused.len()) == before {
-                sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
-                pause = (pause * 2).min(ROUND_PAUSE.1);
-            }
-        }
-        for (part, reason, failure) in refused {
+        let mut left = Left::of(whole, class, failure);
+        loop {
+            self.rounds(&mut left).await?;
+            let Some((part, reason, failure)) = left.refused.pop_front() else { break };
             // If ten in a row are refused alike, with nothing stored between, it isn't the events.
-            if !any_stored && self.refusals.record_refusal(failure.code()) {
+            if !left.any_stored && self.refusals.record_refusal(failure.code()) {
                 self.hold(part, &failure).await?;
+                left.parts.extend(left.refused.drain(..).map(|(part, ..)| part));
             } else {
                 self.dead_letter(part, reason, &failure).await?;
             }
         }
-        if any_stored {
+        if left.any_stored {
             self.refusals.record_success();
+        }
+        Ok(())
+    }
+
+    /// One attempt for each part a round, until all are stored or refused: so none waits for one that is stuck, and what
+    /// can be stored is stored before anything is dead-lettered.
+    async fn rounds(&mut self, left: &mut Left) -> Result<(), IntakeError> {
+        let mut pause = ROUND_PAUSE.0;
+        while !left.parts.is_empty() {
+            let before = left.counts();
+            for mut part in std::mem::take(&mut left.parts) {
+                match self.attempt(&mut part, STUCK_TIMEOUT).await {
+                    Attempted::Stored(written) => {
+                        left.any_stored = true;
+                        self.settle.stored_each(&part.events, part.receipts, &written.outcomes).await?;
+                    }
+                    Attempted::Suspect(class, failure) => left.sort(part, class, failure),
+                    Attempted::Again(_) => {
+                        // An outage is no fault of what is stuck.
+                        left.stuck_since = Instant::now();
+                        left.parts.push_back(part);
+                    }
+                }
+            }
+            if left.counts() == before {
+                sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
+                pause = (pause * 2).min(ROUND_PAUSE.1);
+            }
         }
         Ok(())
     }
@@ -208,15 +178,6 @@ impl Write<'_> {
                 Attempted::Suspect(..) | Attempted::Again(_) => {}
             }
         }
-    }
-}
-
-/// Why an event that stands alone is a dead letter after such a failure, if it is.
-fn reason(class: Class, failure: &Failure, stuck_for: Duration) -> Option<Reason> {
-    match (class, failure) {
-        (_, Failure::Panicked) => Some(Reason::Defect),
-        (Class::Data, _) => Some(Reason::RefusedByMongodb),
-        _ => (stuck_for >= STUCK_TIMEOUT).then_some(Reason::Stuck),
     }
 }
 
