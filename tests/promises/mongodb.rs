@@ -5,10 +5,11 @@ use std::fmt;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
 use mongodb::bson::doc;
 use penstock_tests::broker::Broker;
 use penstock_tests::database::Database;
-use penstock_tests::feed::{Feed, burst};
+use penstock_tests::feed::Feed;
 use penstock_tests::http::{get, metric};
 use penstock_tests::poll;
 use penstock_tests::process::{Ingest, Worker, until_idle};
@@ -16,6 +17,7 @@ use penstock_tests::relay::{Fault, Relay};
 use penstock_tests::replica_set::{Member, ReplicaSet};
 use penstock_tests::stack::Place;
 use serde_json::{Value, json};
+use shared::partition::LARGE_BODY;
 
 /// Of the events of the tenant that is well, half have to be stored within this time, whatever the other's MongoDB
 /// does; or within three times as long as half of them took before, on a machine that has no time to spare.
@@ -327,9 +329,9 @@ async fn guarded() -> (ReplicaSet, mongodb::Client, Relay, Pipeline) {
     root.database("admin").run_command(create).await.expect("a user");
     let uri = format!("mongodb://worker:{}@{}/?directConnection=true", PASSWORDS[0], relay.address);
     let ill = Database(root.database(&place.database("faster")));
-    // Connections that break are a failure of infrastructure, for each lane once.
-    let settings =
-        [("MONGO_TIMEOUT", "1s"), ("CIRCUIT_BREAKER_THRESHOLD", "6"), ("CIRCUIT_BREAKER_TIMEOUT", "1")];
+    // Connections that break are failures of infrastructure, as many as the machine's pace makes them. They are not what
+    // is looked at here.
+    let settings = [("CIRCUIT_BREAKER_THRESHOLD", "10000")];
     let pipeline = Pipeline::with(place, &uri, ill, &settings).await;
     (set, root, relay, pipeline)
 }
@@ -337,19 +339,16 @@ async fn guarded() -> (ReplicaSet, mongodb::Client, Relay, Pipeline) {
 /// Waits until the worker holds the events of `faster`, and gives its log.
 async fn log_while_held(pipeline: &Pipeline) -> String {
     let log = || pipeline.workers[0].process.log_text();
-    let holds = async || log().contains("MongoDB refuses us") || log().contains("circuit breaker OPEN");
-    poll::until("the log says that events are held", true, holds).await;
+    let refused = async || log().contains("MongoDB refuses us");
+    poll::until("the log says that MongoDB refuses the worker", true, refused).await;
     pipeline.until_vip_stores(SOME).await;
     assert_eq!(pipeline.broker.depth("dead.faster").await, Some(0));
     log()
 }
 
-/// Who configured the worker has to act, and the log tells so: once, or again if what was under way still went through.
+/// Whoever configured the worker has to act, and every error in the log says so.
 fn assert_refused(log: &str) {
-    let (told, passed) = (log.matches("MongoDB refuses us").count(), log.matches("MongoDB works").count());
-    // Both tenants' MongoDB has worked once before.
-    assert!(told >= 1 && told < passed, "{log}");
-    assert_eq!(log.matches("ERROR").count(), told, "{log}");
+    assert_eq!(log.matches("ERROR").count(), log.matches("MongoDB refuses us").count(), "{log}");
     assert!(!log.contains("circuit breaker"), "{log}");
     assert!(!PASSWORDS.iter().any(|password| log.contains(password)), "{log}");
 }
@@ -384,91 +383,45 @@ async fn password_changed_while_connections_break() {
     assert_refused(&log);
 }
 
-/// Two workers of small batches, and what they are sent: bursts for two conversations, each as soon as the one before is stored. So
-/// there is always something to get into each other's way about, and never more than the machine can do.
-struct Rivals {
-    place: Place,
-    workers: [Worker; 2],
-    broker: Broker,
-    database: Database,
-}
-
-impl Rivals {
-    async fn start() -> Self {
-        let place = Place::new().await;
-        let settings = [("WEBHOOK_WORKERS", "2"), ("BATCH_SIZE", "5")];
-        let workers = [Worker::start(&place, &settings).await, Worker::start(&place, &settings).await];
-        let (broker, database) =
-            (Broker::connect(&place.amqp_url).await, Database::of(&place, "faster").await);
-        Self { place, workers, broker, database }
-    }
-
-    async fn conflicts(&self) -> u64 {
-        total(&self.workers, "worker_retries_total", &[]).await
-    }
-
-    /// Sends bursts of ten batches until the condition holds, then ends it all, with everything stored exactly once and nothing sent
-    /// twice. Gives the number of conflicts.
-    async fn compete_until(self, what: &str, mut condition: impl AsyncFnMut(&Self) -> bool) -> u64 {
-        const BURST: u64 = 50;
-        let (started, mut published) = (Instant::now(), 0);
-        while !condition(&self).await {
-            assert!(started.elapsed() < RECOVERY, "{what}: not after {published} events");
-            burst(&self.broker, "faster", published..published + BURST, 2).await;
-            published += BURST;
-            until_stored(&self.database, published).await;
-        }
-        until_idle(&self.broker, &self.workers.iter().collect::<Vec<_>>()).await;
-        let conflicts = self.conflicts().await;
-        println!("{what}: after {published} events and {conflicts} conflicts");
-        assert_eq!(counts(&self.database).await, (published, published, published));
-        assert_eq!(redelivered(&self.workers).await, 0);
-        assert_eq!(self.broker.depth("dead.faster").await, Some(0));
-        let closed = [("tenant", "faster"), ("state", "closed")];
-        assert_eq!(total(&self.workers, "worker_breaker_state", &closed).await, 2, "conflicts are no outage");
-        for worker in self.workers {
-            worker.process.stop().await;
-        }
-        self.place.remove().await;
-        conflicts
-    }
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_workers_on_the_same_two_conversations() {
-    Rivals::start()
-        .await
-        .compete_until("they take turns", async |rivals| {
-            rivals.conflicts().await >= 10 && rivals.database.count("penstock_probe").await > 1
+async fn conflicts_are_tried_again_and_are_no_outage() {
+    let place = Place::new().await;
+    let settings = [("WEBHOOK_WORKERS", "2"), ("BATCH_SIZE", "5")];
+    let workers = [Worker::start(&place, &settings).await, Worker::start(&place, &settings).await];
+    let (broker, database) = (Broker::connect(&place.amqp_url).await, Database::of(&place, "faster").await);
+    let conflicts = async || total(&workers, "worker_conflicts_total", &[("tenant", "faster")]).await;
+    let (started, mut published) = (Instant::now(), 0);
+    // Each burst as soon as the one before is stored: never more than the machine can do.
+    while conflicts().await < 10 {
+        assert!(started.elapsed() < RECOVERY, "too few conflicts after {published} events");
+        burst_into_two_queues(&broker, published..published + 50).await;
+        published += 50;
+        until_stored(&database, published).await;
+    }
+    until_idle(&broker, &workers.iter().collect::<Vec<_>>()).await;
+    println!("{} conflicts in {published} events", conflicts().await);
+    assert_eq!(counts(&database).await, (published, published, published));
+    assert_eq!(redelivered(&workers).await, 0);
+    assert_eq!(broker.depth("dead.faster").await, Some(0));
+    let closed = [("tenant", "faster"), ("state", "closed")];
+    assert_eq!(total(&workers, "worker_breaker_state", &closed).await, 2);
+    for worker in workers {
+        worker.process.stop().await;
+    }
+    place.remove().await;
+}
+
+/// Publishes message events of one conversation, each fifth of them with a body so large that it has another queue.
+async fn burst_into_two_queues(broker: &Broker, numbers: Range<u64>) {
+    let bodies: Vec<_> = numbers
+        .map(|n| {
+            let text = "x".repeat(if n % 5 == 0 { LARGE_BODY } else { 10 });
+            let message = json!({"messageId": n, "message": {"type": "text", "text": text}});
+            json!({"event_id": n.to_string(), "event_type": "message.received", "contact": {"id": 1}, "message": message})
+                .to_string()
         })
-        .await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_worker_that_was_killed_in_its_turn_holds_nobody_up_for_long() {
-    let rivals = Rivals::start().await;
-    let killed = tokio::spawn(hold_turns(rivals.database.clone()));
-    let waits =
-        rivals.compete_until("others wait for it", async |rivals| rivals.conflicts().await >= 80).await;
-    // Each of a burst's batches waits for 40 at most, and they wait side by side.
-    assert!(waits < 80 + 10 * 40, "{waits}");
-    killed.abort();
-}
-
-/// What a worker leaves behind that is killed in its turn: an open transaction. The server here ends each after 5 s, so it is one
-/// after the other.
-async fn hold_turns(database: Database) {
-    let lane = |n: u32| doc! {"q": {"_id": format!("lane {n}")}, "u": {"$set": {"at": 0}}, "upsert": true};
-    let update = doc! {"update": "penstock_probe", "updates": [lane(0), lane(1)]};
-    loop {
-        let mut session = database.0.client().start_session().await.expect("a session");
-        session.start_transaction().await.expect("a transaction");
-        // Refused while a worker is in its turn.
-        if database.0.run_command(update.clone()).session(&mut session).await.is_ok() {
-            tokio::time::sleep(Duration::from_secs(4)).await;
-        }
-        let _ = session.abort_transaction().await;
-    }
+        .collect();
+    join_all(bodies.iter().map(|body| broker.publish_event("faster", "any", 1, body.as_bytes()))).await;
 }
 
 /// `faster` on a MongoDB that doesn't answer from before the worker starts until it ends.

@@ -33,7 +33,7 @@ async fn the_flask_bridges_env_file_works_unchanged() {
     }
     assert_eq!(get(&ingest.path("/health")).await.body["test_mode"], true);
     let health = get(&format!("{admin}/health")).await.body;
-    assert_eq!((&health["lanes"], &health["tenants"]["vip"]["threshold"]), (&2.into(), &7.into()));
+    assert_eq!((&health["partitions"], &health["tenants"]["vip"]["threshold"]), (&2.into(), &7.into()));
     worker.stop().await;
     place.remove().await;
 }

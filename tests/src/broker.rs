@@ -128,6 +128,20 @@ impl Broker {
         self.publish_as(exchange, key, BasicProperties::default().with_headers(headers), body).await;
     }
 
+    /// Publishes a message, and tells whether RabbitMQ refuses it.
+    pub async fn is_refused(&self, exchange: &str, key: &str) -> bool {
+        let (options, properties) = (BasicPublishOptions::default(), BasicProperties::default());
+        let confirm = self.channel.basic_publish(exchange.into(), key.into(), options, b"{}", properties);
+        confirm.await.expect("RabbitMQ takes it").await.expect("RabbitMQ answers").is_nack()
+    }
+
+    /// Takes a binding away, as somebody else might.
+    pub async fn unbind(&self, queue: &str, exchange: &str, key: &str) {
+        let unbound =
+            self.channel.queue_unbind(queue.into(), exchange.into(), key.into(), FieldTable::default());
+        unbound.await.expect("there is such a binding");
+    }
+
     /// As [`Broker::publish`], with any properties.
     pub async fn publish_as(&self, exchange: &str, key: &str, properties: BasicProperties, body: &[u8]) {
         let properties = properties.with_delivery_mode(2);

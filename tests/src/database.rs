@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use futures_util::TryStreamExt;
-use mongodb::Client;
 use mongodb::bson::{Bson, Document, doc};
+use mongodb::{Client, ClientSession};
 pub use penstock_show::{COLLECTIONS, readable};
 
 use crate::poll;
@@ -65,6 +65,17 @@ impl Database {
         let found = collection.find(doc! {}).projection(doc! {"_id": 1}).await.expect("MongoDB answers");
         let documents: Vec<Document> = found.try_collect().await.expect("MongoDB answers");
         documents.into_iter().map(|document| document.get_str("_id").expect("a text").to_owned()).collect()
+    }
+
+    /// Changes a document in a transaction, which nobody else can change then until that ends.
+    pub async fn lock(&self, collection: &str, id: &str) -> ClientSession {
+        let mut session = self.0.client().start_session().await.expect("a session");
+        session.start_transaction().await.expect("a transaction");
+        let (it, change) = (doc! {"_id": id}, doc! {"$set": {"locked": true}});
+        let collection = self.0.collection::<Document>(collection);
+        let changed = collection.update_one(it, change).session(&mut session).await.expect("not locked yet");
+        assert_eq!(changed.matched_count, 1, "{id}");
+        session
     }
 
     /// Everything, without what differs from run to run.

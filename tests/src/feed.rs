@@ -25,7 +25,7 @@ pub struct Feed {
 /// An event is published so often, or as soon as RabbitMQ has confirmed the one before.
 const EVERY: Duration = Duration::from_millis(20);
 /// The chats of a feed.
-const CHATS: u64 = 20;
+pub const CHATS: u64 = 20;
 
 impl Feed {
     /// Starts publishing.

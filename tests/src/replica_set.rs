@@ -70,6 +70,14 @@ impl ReplicaSet {
         (set, Client::with_uri_str(uri).await.expect("a URI"))
     }
 
+    /// Starts a single member that lets transactions, and so their locks, stay for as long as a test wants.
+    pub async fn patient() -> Self {
+        let set = Self::start(1).await;
+        let limit = doc! {"setParameter": 1, "transactionLifetimeLimitSeconds": 600};
+        set.members[0].run(limit).await.expect("it is set");
+        set
+    }
+
     async fn initiate(&self) {
         let members: Vec<Document> = (0..)
             .zip(&self.members)

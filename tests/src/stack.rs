@@ -106,6 +106,21 @@ impl Place {
         queues.iter().filter(of_tenant).map(|queue| queue.get("messages_unacknowledged")?.as_u64()).sum()
     }
 
+    /// The connections that RabbitMQ sends the events of a tenant's partitions to, by queue. It looks every few seconds.
+    pub async fn active_consumers(&self, tenant: &str) -> BTreeMap<String, String> {
+        let url = format!("{}/api/consumers/{}", self.management_url, self.name);
+        let answer = reqwest::get(url).await.expect("the management API answers");
+        let consumers: Vec<serde_json::Value> = answer.json().await.expect("a list");
+        let of_partition = |consumer: &serde_json::Value| {
+            let queue = consumer["queue"]["name"].as_str()?;
+            let partition = queue.strip_prefix(&format!("webhooks.{tenant}."))?;
+            let connection = consumer["channel_details"]["connection_name"].as_str()?;
+            (partition != "large" && consumer["active"] == true)
+                .then(|| (queue.to_owned(), connection.to_owned()))
+        };
+        consumers.iter().filter_map(of_partition).collect()
+    }
+
     /// Calls RabbitMQ's management API and expects success.
     pub async fn manage(&self, method: Method, path: &str, body: Option<serde_json::Value>) {
         let mut request =

@@ -1,5 +1,6 @@
 //! `worker dead …` and `worker quarantine …`: looking at what was set aside, putting it back, throwing it away.
 
+use std::collections::HashSet;
 use std::io::{self, IsTerminal, Write};
 
 use base64::Engine;
@@ -233,7 +234,11 @@ impl Work<'_> {
         out: &mut impl Write,
     ) -> Result<(), CommandError> {
         let mut chosen = Chosen::new(self.tenant, &selection.filter, queue, !io::stdout().is_terminal());
+        let mut met = Met::default();
         while let Some((letter, message)) = chosen.next(queue).await? {
+            if self.aside == Aside::Dead && !met.is_first(&letter) {
+                continue;
+            }
             match (self.action == Action::Show, selection.json) {
                 (false, false) => say(out, letter.line())?,
                 (false, true) => say(out, json!(letter))?,
@@ -359,6 +364,17 @@ struct Chosen<'a> {
     bar: ProgressBar,
 }
 
+/// Event keys that were met. A letter that a worker has published without hearing the confirm has a twin, which RabbitMQ
+/// has made of the rejected delivery: for whoever looks at them they are one.
+#[derive(Debug, Default)]
+struct Met(HashSet<String>);
+
+impl Met {
+    fn is_first(&mut self, letter: &Letter) -> bool {
+        letter.key.as_ref().is_none_or(|key| self.0.insert(key.clone()))
+    }
+}
+
 impl<'a> Chosen<'a> {
     fn new(tenant: &'a str, filter: &'a Filter, queue: &Queue, with_bar: bool) -> Self {
         // Lines of the answer and a bar on the same terminal would get into each other's way.
@@ -398,4 +414,18 @@ fn shown_as_json(letter: &Letter, message: &BasicGetMessage) -> serde_json::Valu
         Err(_) => shown["body_base64"] = STANDARD.encode(&message.data).into(),
     }
     shown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_letters_of_one_event_are_one() {
+        let letter = |key: Option<&str>| Letter { key: key.map(str::to_owned), ..Letter::default() };
+        let mut met = Met::default();
+        let mut is_first = |key| met.is_first(&letter(key));
+        assert_eq!([is_first(Some("a")), is_first(Some("b")), is_first(Some("a"))], [true, true, false]);
+        assert_eq!([is_first(None), is_first(None)], [true, true], "who knows");
+    }
 }

@@ -18,6 +18,9 @@ use super::{parse_duration, printable, rfc3339};
 const ADDED: [&str; 6] =
     ["error", "failed_at_ms", "attempts", BODY_BYTES_HEADER, BODY_SHA256_HEADER, SENT_SIGNATURE_HEADER];
 
+/// RabbitMQ's word for why it has dead-lettered a message, such as `rejected`.
+const FIRST_DEATH_HEADER: &str = "x-first-death-reason";
+
 /// What is known of a message.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Letter {
@@ -60,6 +63,7 @@ impl Letter {
             number("failed_at_ms").or(death.as_ref().and_then(|death| death.at_ms)).or(received_at_ms);
         // RabbitMQ's word for it, where it has set the message aside itself.
         let told = text(REASON_HEADER).filter(|reason| reason != DELIVERY_LIMIT_REASON);
+        let told = told.or_else(|| text(FIRST_DEATH_HEADER));
         let reason = told.or_else(|| Some(death?.reason)).or_else(|| text(REASON_HEADER));
         Self {
             tenant: tenant.to_owned(),
@@ -289,6 +293,8 @@ mod tests {
         let deaths = AMQPValue::FieldArray(vec![AMQPValue::FieldTable(expired)].into());
         let both = [("x-death", deaths), (REASON_HEADER, long(DELIVERY_LIMIT_REASON))];
         assert_eq!(Letter::of("t", &properties(&both), b"{}").reason, "expired");
+        let rejected = [(FIRST_DEATH_HEADER, long("rejected")), (REASON_HEADER, long(DELIVERY_LIMIT_REASON))];
+        assert_eq!(Letter::of("t", &properties(&rejected), b"{}").reason, "rejected");
         let ours = [(REASON_HEADER, long("refused_by_mongodb")), ("failed_at_ms", 3000_i64.into())];
         let letter = Letter::of("t", &properties(&ours), b"{}");
         assert_eq!((letter.reason.as_str(), letter.set_aside_at_ms), ("refused_by_mongodb", Some(3000)));

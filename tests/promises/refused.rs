@@ -1,0 +1,173 @@
+//! Events that can't be stored hold up nobody else's, and what can't be stored for now is not given up.
+
+use mongodb::bson::doc;
+use penstock_tests::broker::{Broker, header};
+use penstock_tests::database::Database;
+use penstock_tests::feed::burst;
+use penstock_tests::http::{metric, post_received};
+use penstock_tests::poll;
+use penstock_tests::process::{Ingest, Worker, operate_well, until_idle};
+use penstock_tests::replica_set::ReplicaSet;
+use penstock_tests::stack::Place;
+use reqwest::Method;
+use serde_json::{Value, json};
+use shared::partition;
+
+fn case(name: &str) -> String {
+    let path = format!("{}/cases/{name}.json", env!("CARGO_MANIFEST_DIR"));
+    std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+async fn of_worker(worker: &Worker, name: &str) -> Option<f64> {
+    metric(&worker.admin, name, &[("tenant", "faster")]).await
+}
+
+/// A message event of the conversation `contact`, over a channel of this name.
+fn message(n: u64, contact: u64, channel: &str) -> String {
+    json!({"event_id": n.to_string(), "event_type": "message.received", "contact": {"id": contact},
+        "message": {"messageId": n}, "channel": {"name": channel}})
+    .to_string()
+}
+
+#[tokio::test]
+async fn what_an_index_of_the_customers_own_refuses_is_a_dead_letter_and_nothing_else_is() {
+    const CASES: [(&str, &str); 4] = [
+        ("language-ar", "17262"),
+        ("language-region", "17262"),
+        ("language-number", "17261"),
+        ("location-beyond", "16755"),
+    ];
+    let place = Place::new().await;
+    let database = Database::of(&place, "faster").await;
+    let text = doc! {"name": "words", "key": {"firstName": "text", "email": "text"}};
+    let places = doc! {"name": "places", "key": {"location": "2dsphere"}};
+    for (collection, index) in [("contacts", text), ("messages", places)] {
+        let create = doc! {"createIndexes": collection, "indexes": [index]};
+        database.0.run_command(create).await.unwrap();
+    }
+    let (ingest, worker) = (Ingest::start(&place, &[]).await, Worker::start(&place, &[]).await);
+    for (name, _) in CASES {
+        post_received(&ingest.path("/webhook/faster"), case(name)).await;
+    }
+    for n in 0..40 {
+        post_received(&ingest.path("/webhook/faster"), message(n, n, "c")).await;
+    }
+    database.until_stored(40).await;
+    let broker = Broker::connect(&place.amqp_url).await;
+    poll::until("dead letters", Some(4), async || broker.depth("dead.faster").await).await;
+    let log = worker.process.log_text();
+    while let Some(letter) = broker.take("dead.faster").await {
+        let body: Value = serde_json::from_slice(&letter.data).unwrap();
+        let is_it = |(name, _): &&(&str, &str)| serde_json::from_str::<Value>(&case(name)).unwrap() == body;
+        let (name, code) = CASES.iter().find(is_it).unwrap_or_else(|| panic!("{body}"));
+        assert_eq!(header(&letter.properties, "reason").as_deref(), Some("refused_by_mongodb"), "{name}");
+        let error = header(&letter.properties, "error").unwrap();
+        println!("{name}: {error}");
+        let (told, words) = error.split_once(": ").expect("the server's words");
+        assert!(told.contains(code) && log.contains(told), "{name}: {error}");
+        assert!(!log.contains(words), "{name}: {error}");
+    }
+    until_idle(&broker, &[&worker]).await;
+    assert_eq!(of_worker(&worker, "worker_oldest_in_hand_seconds").await, Some(0.0));
+    assert_eq!(of_worker(&worker, "worker_redelivered_total").await, Some(0.0));
+    worker.process.stop().await;
+    place.remove().await;
+}
+
+#[tokio::test]
+async fn a_queue_of_which_mongodb_refuses_one_event_after_the_other_holds_until_the_cause_is_gone() {
+    const REFUSED: u64 = 40;
+    let place = Place::new().await;
+    let database = Database::of(&place, "faster").await;
+    let rule = |rule| doc! {"collMod": "messages", "validator": rule};
+    database.0.create_collection("messages").await.unwrap();
+    database.0.run_command(rule(doc! {"channel_name": {"$ne": "forbidden"}})).await.unwrap();
+    let (ingest, broker) = (Ingest::start(&place, &[]).await, Broker::connect(&place.amqp_url).await);
+    let publish = async |body: String| post_received(&ingest.path("/webhook/faster"), body).await;
+    for n in 0..REFUSED {
+        publish(message(n, 1, "forbidden")).await;
+    }
+    let worker = Worker::start(&place, &[]).await;
+    let refusing = async || of_worker(&worker, "worker_refusing_queues").await;
+    poll::until("the queue holds", Some(1.0), refusing).await;
+    let dead = broker.depth("dead.faster").await.unwrap();
+    assert!(dead <= 9, "{dead}");
+
+    let queue_of = |contact: u64| partition::queue_of_body("faster", message(0, contact, "").as_bytes(), 4);
+    let others: Vec<_> = (2..).filter(|contact| queue_of(*contact) != queue_of(1)).take(20).collect();
+    for (n, contact) in (REFUSED..).zip(others) {
+        publish(message(n, contact, "allowed")).await;
+    }
+    database.until_stored(20).await;
+    assert_eq!(refusing().await, Some(1.0));
+    assert!(worker.process.log_text().contains("MongoDB refuses one event after the other"));
+
+    database.0.run_command(rule(doc! {})).await.unwrap();
+    database.until_stored(REFUSED - u64::from(dead) + 20).await;
+    until_idle(&broker, &[&worker]).await;
+    assert_eq!(refusing().await, Some(0.0));
+    assert_eq!(broker.depth("dead.faster").await, Some(dead), "none is given up while the queue holds");
+    worker.process.stop().await;
+    place.remove().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_event_whose_conversation_is_locked_waits_while_the_others_are_stored() {
+    let (place, mongo) = (Place::new().await, ReplicaSet::patient().await);
+    let uri = mongo.uri();
+    let settings = [("MONGO_URI", uri.as_str()), ("WEBHOOK_WORKERS", "2"), ("BATCH_LINGER", "1s")];
+    let (broker, database) =
+        (Broker::connect(&place.amqp_url).await, Database::on(&uri, &place, "faster").await);
+    let worker = Worker::start(&place, &settings).await;
+    burst(&broker, "faster", 0..1, 41).await;
+    database.until_stored(1).await;
+    worker.process.stop().await;
+    let mut locked = database.lock("conversations", "0").await;
+    // Of conversation 0, the next one; and some of all others, in both queues.
+    burst(&broker, "faster", 41..82, 41).await;
+    let worker = Worker::start(&place, &settings).await;
+    database.until_stored(41).await;
+    assert_eq!(database.find("webhook_events", "41").await, None);
+    assert_eq!(metric(&worker.admin, "worker_in_flight", &[]).await, Some(1.0));
+    let closed = [("tenant", "faster"), ("state", "closed")];
+    assert_eq!(metric(&worker.admin, "worker_breaker_state", &closed).await, Some(1.0));
+    assert!(of_worker(&worker, "worker_conflicts_total").await > Some(0.0));
+
+    locked.abort_transaction().await.unwrap();
+    database.until_stored(42).await;
+    until_idle(&broker, &[&worker]).await;
+    assert_eq!(broker.depth("dead.faster").await, Some(0));
+    assert_eq!(database.sum("conversations", "message_count").await, 42);
+    worker.process.stop().await;
+    place.remove().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dead_letter_that_is_not_confirmed_is_made_by_rabbitmq_itself() {
+    let place = Place::new().await;
+    let worker = Worker::start(&place, &[("BATCH_LINGER", "500ms")]).await;
+    let (broker, database) = (Broker::connect(&place.amqp_url).await, Database::of(&place, "faster").await);
+    // Neither the queue nor what catches messages without a queue takes a dead letter of a worker's.
+    broker.unbind("dead.faster", "webhooks.aside", "dead.faster").await;
+    let full = json!({"pattern": "^unroutable$", "definition": {"max-length": 1, "overflow": "reject-publish"},
+        "apply-to": "queues"});
+    place.manage(Method::PUT, &format!("policies/{}/full", place.name), Some(full)).await;
+    let refused = async || broker.is_refused("webhooks.aside", "dead.faster").await;
+    poll::until("dead letters are refused", true, refused).await;
+
+    burst(&broker, "faster", 0..20, 20).await;
+    broker.publish_event("faster", "any", 1, b"[not an event").await;
+    burst(&broker, "faster", 20..40, 20).await;
+    database.until_stored(40).await;
+    poll::until("RabbitMQ's own", Some(1), async || broker.depth("dead.faster").await).await;
+    until_idle(&broker, &[&worker]).await;
+    assert!(worker.process.log_text().contains("RabbitMQ dead-letters the event itself"));
+    let listed = operate_well(&place, &["dead", "list", "--tenant", "faster", "--json"]).json();
+    assert_eq!((listed.len(), &listed[0]["reason"]), (1, &json!("rejected")));
+    let letter = broker.take("dead.faster").await.unwrap();
+    assert_eq!(header(&letter.properties, "x-first-death-reason").as_deref(), Some("rejected"));
+    assert_eq!(letter.data, b"[not an event");
+    worker.process.stop().await;
+    assert_eq!(broker.waiting("faster").await, Some(0));
+    place.remove().await;
+}
