@@ -2,6 +2,7 @@
 #![expect(clippy::disallowed_methods, reason = "tests talk to the script that starts them by variables")]
 
 mod bench;
+mod bridge;
 mod clusters;
 mod commands;
 mod contract;
@@ -12,6 +13,7 @@ mod exactly_once;
 mod holding;
 mod hostile;
 mod mongodb;
+mod old_documents;
 mod order;
 mod outages;
 mod pressure;

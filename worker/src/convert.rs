@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use mongodb::bson::raw::CStr;
-use mongodb::bson::{DateTime, RawBson, RawDocumentBuf};
+use mongodb::bson::{DateTime, RawBson, RawDocumentBuf, cstr};
 use shared::json::{Json, Object};
 
 /// A value as BSON. Integers keep their type; a number beyond BSON's range becomes its text.
@@ -57,10 +57,35 @@ pub fn member(of: Option<&Json>, name: &str) -> RawBson {
     of.and_then(|json| json.get(name)).map_or(RawBson::Null, value)
 }
 
-/// A member that is an id, as text; null if it is missing or no id.
+/// A member that is an id, see [`id_value`]; null if it is missing or no id.
 #[must_use]
 pub fn id(of: Option<&Json>, name: &str) -> RawBson {
-    or_null(of.and_then(|json| json.get(name)?.id()))
+    or_null(of.and_then(|json| id_value(json.get(name)?)))
+}
+
+/// An id of the type it was sent with: text stays text, a whole number becomes an integer, or its digits if BSON has none
+/// that large.
+#[must_use]
+pub fn id_value(json: &Json) -> Option<RawBson> {
+    let id = json.id()?;
+    match json {
+        Json::Number(_) => Some(number(&id)),
+        _ => Some(id.into()),
+    }
+}
+
+/// An object as BSON, with its `id` as [`id_value`] has it; any other value as it is.
+#[must_use]
+pub fn with_id(json: &Json) -> RawBson {
+    let (Some(members), Some(id)) = (json.object(), json.get("id").and_then(id_value)) else {
+        return value(json);
+    };
+    let converted = object(members);
+    let fields = converted
+        .iter()
+        .flatten()
+        .map(|(name, field)| if name == cstr!("id") { (name, id.as_raw_bson_ref()) } else { (name, field) });
+    RawBson::Document(fields.collect())
 }
 
 /// A value, or null if there is none.
@@ -92,7 +117,7 @@ fn number(text: &str) -> RawBson {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use mongodb::bson::{Bson, Document, doc};
+    use mongodb::bson::{Bson, Document, bson, doc};
 
     fn document(body: &[u8]) -> Document {
         object(&shared::json::parse(body).unwrap()).try_into().unwrap()
@@ -107,6 +132,31 @@ mod tests {
             "f": [Bson::Null, true, "$x"], "$g.h": {"": 0_i32}, "i\u{fffd}j": "\0",
         };
         assert_eq!(document(body), expected);
+    }
+
+    #[test]
+    fn ids_keep_the_type_they_came_in() {
+        let sent = shared::json::parse(
+            br#"{"a":7,"b":"7","c":7.0,"d":3000000000,"e":7e9,"f":9223372036854775808,"g":1e19,"h":" ","i":null,"j":-2.50}"#,
+        );
+        let sent = Json::Object(Box::new(sent.unwrap()));
+        let ids: Vec<RawBson> = "abcdefghij".chars().map(|name| id(Some(&sent), &name.to_string())).collect();
+        let expected = bson!([
+            7_i32,
+            "7",
+            7_i32,
+            3_000_000_000_i64,
+            7_000_000_000_i64,
+            "9223372036854775808",
+            "10000000000000000000",
+            null,
+            null,
+            -2.5,
+        ]);
+        assert_eq!(Bson::try_from(RawBson::Array(ids.into_iter().collect())).unwrap(), expected);
+        let user = shared::json::parse(br#"{"name":"x","id":7.0,"n":7.0}"#).unwrap();
+        let expected = bson!({"name": "x", "id": 7_i32, "n": 7.0});
+        assert_eq!(Bson::try_from(with_id(&Json::Object(Box::new(user)))).unwrap(), expected);
     }
 
     #[test]

@@ -47,6 +47,8 @@ impl Direction {
 pub enum Kind {
     /// A message.
     Message(Direction),
+    /// Statuses of a message without its content. The direction, if the event's type or path implies one.
+    Status(Option<Direction>),
     /// An internal note.
     Note,
     /// A conversation was opened.
@@ -61,6 +63,20 @@ pub enum Kind {
     Call,
     /// For the ledger alone.
     Other,
+}
+
+impl Kind {
+    /// Whether an event of this kind has effects that one of the other kind lacks. The same body may be posted to two
+    /// paths, which make different kinds of it.
+    #[must_use]
+    pub fn has_more_effects_than(self, other: Self) -> bool {
+        let effects = |kind| match kind {
+            Self::Other => 0,
+            Self::Status(_) => 1,
+            _ => 2,
+        };
+        effects(self) > effects(other)
+    }
 }
 
 /// An event, understood.
@@ -148,6 +164,12 @@ impl Event {
         self.contact()?.get("id")?.id()
     }
 
+    /// The content of its message, if it has a message with content.
+    #[must_use]
+    pub fn content(&self) -> Option<&Json> {
+        content(self.members.get("message")?)
+    }
+
     /// What the event would be about, had it been posted to this stream.
     #[must_use]
     pub fn kind_on(&self, stream: Stream) -> Kind {
@@ -169,9 +191,41 @@ pub fn given(json: &Json) -> Option<&Json> {
     (!nobody).then_some(json)
 }
 
+/// What the type and the path make of an event, and what its message leaves of that.
+fn kind(event_type: Option<&str>, stream: Stream, members: &Object) -> Kind {
+    let message = members.get("message");
+    let has_status = message.and_then(|message| message.get("status")).is_some_and(is_status);
+    match kind_by_type(event_type, stream, members) {
+        Kind::Message(direction) if has_status && message.and_then(content).is_none() => {
+            Kind::Status(Some(direction))
+        }
+        Kind::Other if has_status && message.and_then(|message| message.get("messageId")?.id()).is_some() => {
+            Kind::Status(None)
+        }
+        kind => kind,
+    }
+}
+
+/// Anything but an empty list and the like.
+fn is_status(json: &Json) -> bool {
+    given(json).is_some() && json.list().is_none_or(|list| !list.is_empty()) && json.text() != Some("")
+}
+
+/// The content of a message: its inner `message`, or itself, if it is flat.
+fn content(message: &Json) -> Option<&Json> {
+    let inner = message.get("message").filter(|inner| inner.object().is_some()).and_then(given);
+    inner.or_else(|| is_flat(message).then_some(message))
+}
+
+/// Whether the outer object of a message is its content, as some senders write it.
+fn is_flat(message: &Json) -> bool {
+    let is_nested = message.get("message").and_then(given).is_some_and(|inner| inner.object().is_some());
+    !is_nested && message.get("type").is_some_and(|kind| kind.text().is_some())
+}
+
 /// A known event type decides, whatever path it came on; otherwise the stream does.
 #[expect(clippy::match_same_arms, reason = "the order of the arms is the rule")]
-fn kind(event_type: Option<&str>, stream: Stream, members: &Object) -> Kind {
+fn kind_by_type(event_type: Option<&str>, stream: Stream, members: &Object) -> Kind {
     let is_object = |name: &str| members.get(name).is_some_and(|json| json.object().is_some());
     let message = |direction| if is_object("message") { Kind::Message(direction) } else { Kind::Other };
     match (event_type, stream) {
@@ -199,7 +253,11 @@ fn kind(event_type: Option<&str>, stream: Stream, members: &Object) -> Kind {
 /// Where an event of this kind tells its time.
 fn told_time(kind: Kind, members: &Object) -> Option<&Json> {
     match kind {
-        Kind::Message(_) => members.get("message")?.get("timestamp"),
+        Kind::Message(_) | Kind::Status(_) => {
+            let message = members.get("message")?;
+            let beside = || members.get("timestamp").filter(|_| is_flat(message));
+            message.get("timestamp").and_then(given).or_else(beside)
+        }
         Kind::Opened => members.get("conversation")?.get("conversationOpenedAt"),
         Kind::Closed => members.get("conversation")?.get("closedTime"),
         Kind::Call => members.get("call")?.get("end_time"),

@@ -22,7 +22,8 @@ impl Groups {
         let Ok(event) = u32::try_from(self.events.len()) else { return };
         self.events.push((id, bytes));
         self.parents.push(event);
-        let Wanted { ledger: _, messages, conversations, contacts, notes, calls } = concerned;
+        let Wanted { ledger: _, messages, unnamed_messages: _, conversations, contacts, notes, calls } =
+            concerned;
         for (collection, ids) in [messages, conversations, contacts, notes, calls].into_iter().enumerate() {
             for id in ids {
                 let mut hasher = DefaultHasher::new();

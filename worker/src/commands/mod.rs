@@ -11,6 +11,7 @@ use shared::publisher::PublishError;
 use crate::store::failure::Failure;
 
 pub mod aside;
+pub mod changes;
 pub mod groups;
 pub mod letter;
 pub mod queue;

@@ -20,8 +20,9 @@ use shared::telemetry::chain;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::groups::Groups;
-use super::{CommandError, printable, progress, say};
+use super::{CommandError, changes, printable, progress, say};
 use crate::decode::Event;
+use crate::project::table::Change;
 use crate::project::{Wanted, ledger};
 use crate::settings::Settings;
 use crate::store::Store;
@@ -48,7 +49,7 @@ pub struct Arguments {
     /// The tenant
     #[arg(long, value_name = "TENANT")]
     tenant: String,
-    /// Only find out what would change
+    /// Only show what would change: each field, before and after
     #[arg(long)]
     dry_run: bool,
     /// Write JSON
@@ -97,15 +98,40 @@ pub async fn run(arguments: Arguments, env: Env, out: &mut impl Write) -> Result
     let mut rebuilt = Rebuilt { tenant: tenant.clone(), dry_run, ..Rebuilt::default() };
     let rebuild =
         Rebuild { tenant, settings, store, dry_run, started: Instant::now(), ended: AtomicBool::new(false) };
-    let ran = rebuild.run(&mut rebuilt).await;
-    let said = tell(&rebuilt, json, out);
+    let mut answer = Answer { out, json, said: Ok(()) };
+    let ran = rebuild.run(&mut rebuilt, &mut answer).await;
+    answer.said.and_then(|()| tell(&rebuilt, json, answer.out))?;
     if let Err(failure) = ran {
         return Err(CommandError::Unfinished(failure));
     }
-    said?;
     match rebuilt.failed.len() {
         0 => Ok(()),
         failed => Err(CommandError::Incomplete(format!("{failed} groups of documents could not be rebuilt"))),
+    }
+}
+
+/// Where changes are told, as they are found.
+struct Answer<'a, W> {
+    out: &'a mut W,
+    json: bool,
+    /// The first failure to write.
+    said: Result<(), CommandError>,
+}
+
+impl<W: Write> Answer<'_, W> {
+    fn tell(&mut self, changes: &[(String, Change)]) {
+        for (collection, change) in changes {
+            if self.said.is_ok() {
+                self.said = self.tell_one(collection, change);
+            }
+        }
+    }
+
+    fn tell_one(&mut self, collection: &str, change: &Change) -> Result<(), CommandError> {
+        if self.json {
+            return say(self.out, changes::as_json(collection, change));
+        }
+        changes::as_lines(collection, change).iter().try_for_each(|line| say(self.out, printable(line)))
     }
 }
 
@@ -139,12 +165,12 @@ struct Rebuild {
 }
 
 impl Rebuild {
-    async fn run(&self, rebuilt: &mut Rebuilt) -> Result<(), Failure> {
+    async fn run(&self, rebuilt: &mut Rebuilt, answer: &mut Answer<'_, impl Write>) -> Result<(), Failure> {
         let started = DateTime::now();
         let work = Work::Rebuild { horizon: self.horizon(started).await? };
         let groups = self.read(rebuilt).await?;
         rebuilt.events = groups.events();
-        let done = self.rebuild(groups, work, rebuilt).await;
+        let done = self.rebuild(groups, work, rebuilt, answer).await;
         if self.dry_run {
             return done;
         }
@@ -153,7 +179,13 @@ impl Rebuild {
         done.and(caught_up)
     }
 
-    async fn rebuild(&self, groups: Groups, work: Work, rebuilt: &mut Rebuilt) -> Result<(), Failure> {
+    async fn rebuild(
+        &self,
+        groups: Groups,
+        work: Work,
+        rebuilt: &mut Rebuilt,
+        answer: &mut Answer<'_, impl Write>,
+    ) -> Result<(), Failure> {
         let bar = progress("rebuilding", groups.events() as u64);
         let batches = groups.into_batches(self.settings.batch_size, BATCH_BYTES);
         let running = stream::iter(batches).map(|batch| self.batch(batch, work));
@@ -165,6 +197,10 @@ impl Rebuild {
             rebuilt.inserted += written.inserted;
             rebuilt.updated += written.updated;
             rebuilt.failed.extend(failed);
+            answer.tell(&written.changes);
+            if answer.said.is_err() {
+                self.ended.store(true, Ordering::Relaxed);
+            }
             if let Some(failure) = ended {
                 // The others under way are waited for, so that no transaction is left behind.
                 self.ended.store(true, Ordering::Relaxed);
@@ -222,9 +258,10 @@ impl Rebuild {
         }
         for group in &batch {
             match self.write(group, work, u32::MAX).await {
-                Ok(Written { inserted, updated, .. }) => {
+                Ok(Written { inserted, updated, changes, .. }) => {
                     done.written.inserted += inserted;
                     done.written.updated += updated;
+                    done.written.changes.extend(changes);
                 }
                 Err(failure) if matters_to_all(&failure) => {
                     done.ended = Some(failure);

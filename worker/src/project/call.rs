@@ -33,11 +33,11 @@ fn record(event: &Event) -> Record {
     Record::from([
         ("chat_id", or_null(event.chat_id.as_deref())),
         ("ts", convert::date(event.at_ms)),
-        ("contact_id", or_null(event.contact_id())),
+        ("contact_id", convert::id(event.contact(), "id")),
         ("channel_id", convert::id(channel, "id")),
         ("channel_name", convert::member(channel, "name")),
         ("channel_source", convert::member(channel, "source")),
-        ("user", or_null(event.member("user").map(convert::value))),
+        ("user", or_null(event.member("user").map(convert::with_id))),
         ("status", convert::member(call, "status")),
         ("direction", convert::member(call, "direction")),
         ("start_time", moment("start_time")),

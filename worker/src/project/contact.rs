@@ -5,11 +5,11 @@ use shared::json::{Json, Object};
 
 use super::record::Record;
 use super::table::Table;
-use super::{Stamp, rebuild};
+use super::{Stamp, bridge, rebuild, tags};
 use crate::convert::{self, or_null};
 use crate::decode::{self, Event, Kind};
 
-/// Fields of a contact that every snapshot has; `id` is text.
+/// Fields of a contact that every snapshot has.
 const NINE: [&str; 9] =
     ["id", "firstName", "lastName", "email", "phone", "language", "profilePic", "countryCode", "status"];
 /// Fields of a contact that have a place of their own. Everything else is a custom field.
@@ -18,14 +18,20 @@ const OWN_PLACE: [&str; 5] = ["assignee", "tags", "lifecycle", "custom_fields", 
 /// The nine fields of a contact, null where it has none.
 #[must_use]
 pub fn nine_fields(contact: Option<&Json>) -> Record {
+    fields(contact, &NINE)
+}
+
+/// These fields of a contact, null where it has none.
+#[must_use]
+pub fn fields(contact: Option<&Json>, names: &[&'static str]) -> Record {
     let field = |name| if name == "id" { convert::id(contact, name) } else { convert::member(contact, name) };
-    NINE.into_iter().map(|name| (name, field(name))).collect()
+    names.iter().map(|name| (*name, field(name))).collect()
 }
 
 /// The assignee, if the event speaks of one.
 #[must_use]
 pub fn assignee(contact: &Json) -> Option<RawBson> {
-    Some(or_null(decode::given(contact.get("assignee")?).map(convert::value)))
+    Some(or_null(decode::given(contact.get("assignee")?).map(convert::with_id)))
 }
 
 /// The lifecycle, if the event sets one: a lifecycle event also to null, others only to something.
@@ -53,13 +59,19 @@ pub fn forget(contact: &mut Record) {
             rebuild::reset(contact, fields, &new);
         }
     }
+    tags::reapply_changes(contact);
     rebuild::reset(contact, &["lifecycle_history"], &new);
 }
 
 /// Applies a contact event.
 pub fn apply(contacts: &mut Table, event: &Event, now: DateTime) {
     let (Some(sent), Some(id)) = (event.contact(), event.contact_id()) else { return };
+    let stored = contacts.get(&id);
+    let (is_new, is_the_bridges) = (stored.is_none(), stored.is_some_and(bridge::wrote));
     let contact = contacts.get_or_insert(&id, || empty(now));
+    if is_the_bridges {
+        bridge::remember(contact, &true.into());
+    }
     let stamp = Stamp::of(event);
     if stamp.claim_as_latest(contact, "contact") {
         contact.extend(nine_fields(Some(sent)));
@@ -74,11 +86,7 @@ pub fn apply(contacts: &mut Table, event: &Event, now: DateTime) {
     {
         contact.set("custom_fields", fields);
     }
-    if let Some(tags) = tags(sent)
-        && stamp.claim_as_latest(contact, "tags")
-    {
-        contact.set("tags", tags);
-    }
+    tags::apply(contact, event, &stamp);
     if let Some(assignee) = assignee(sent)
         && stamp.claim_as_latest(contact, "assignee")
     {
@@ -91,6 +99,9 @@ pub fn apply(contacts: &mut Table, event: &Event, now: DateTime) {
     }
     if event.kind == Kind::Lifecycle {
         add_to_history(contact, event);
+    }
+    if is_new {
+        contact.sort();
     }
 }
 
@@ -105,15 +116,6 @@ fn empty(now: DateTime) -> Record {
         ("created_at", now.into()),
         ("updated_at", now.into()),
     ])
-}
-
-/// The tags, if the event speaks of them; null is none at all.
-fn tags(contact: &Json) -> Option<RawBson> {
-    match contact.get("tags")? {
-        Json::Null => Some(RawArrayBuf::new().into()),
-        tags @ Json::List(_) => Some(convert::value(tags)),
-        _ => None,
-    }
 }
 
 /// The custom fields, flat or listed, if the event has any: an event without them leaves them as they are,

@@ -1,15 +1,17 @@
 //! `conversations`: one document per `chat_id`.
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 
-use mongodb::bson::{DateTime, RawArrayBuf, RawBson, RawBsonRef, RawDocumentBuf};
+use mongodb::bson::{DateTime, RawArrayBuf, RawBson, RawBsonRef, RawDocument, RawDocumentBuf};
 use shared::json::Json;
 
 use super::message::Counted;
-use super::rebuild::Neighbours;
+use super::rebuild::{Neighbours, Tally};
 use super::record::Record;
+use super::stamp::MERGE_FIELD;
 use super::table::Table;
-use super::{Documents, Stamp, contact, rebuild};
+use super::{Documents, Stamp, bridge, contact, note, rebuild};
 use crate::convert::{self, or_null};
 use crate::decode::{self, Event, Kind};
 use crate::moment;
@@ -22,7 +24,11 @@ pub fn is_concerned(kind: Kind) -> bool {
 
 /// Applies what any event says of its conversation, and creates that if it is missing.
 pub fn touch(conversations: &mut Table, chat_id: &str, event: &Event, now: DateTime) {
-    let conversation = conversations.get_or_insert(chat_id, || empty(now));
+    let assignee = event.contact().and_then(contact::assignee);
+    let conversation = conversations.get_or_insert(chat_id, || new(assignee.clone(), now));
+    if bridge::is_untouched(conversation) {
+        adopt(conversation);
+    }
     let stamp = Stamp::of(event);
     if conversation.document("contact").is_none() {
         conversation.set("contact", no_contact());
@@ -37,7 +43,7 @@ pub fn touch(conversations: &mut Table, chat_id: &str, event: &Event, now: DateT
     } else if let Some(lifecycle) = lifecycle {
         conversation.edit("contact", |contact| contact.set("lifecycle", lifecycle));
     }
-    if let Some(assignee) = sent.and_then(contact::assignee)
+    if let Some(assignee) = assignee
         && stamp.claim_as_latest(conversation, "assignee")
     {
         conversation.set("assignee", assignee);
@@ -49,20 +55,44 @@ pub fn touch(conversations: &mut Table, chat_id: &str, event: &Event, now: DateT
     }
 }
 
-fn empty(now: DateTime) -> Record {
-    Record::from([
+/// A conversation without messages, its fields in the bridge's order.
+fn new(assignee: Option<RawBson>, now: DateTime) -> Record {
+    let mut new = Record::from([
         ("created_at", now.into()),
-        ("updated_at", now.into()),
         ("first_message_ts", RawBson::Null),
         ("last_message_ts", RawBson::Null),
         ("message_count", 0.into()),
         ("media_counts", RawDocumentBuf::new().into()),
+        ("updated_at", now.into()),
         ("channel", RawArrayBuf::new().into()),
-        ("channel_info", RawDocumentBuf::new().into()),
         ("contact", no_contact().into()),
+        ("channel_info", RawDocumentBuf::new().into()),
+    ]);
+    if let Some(assignee) = assignee {
+        new.set("assignee", assignee);
+    }
+    new.extend(Record::from([
         ("internal_note_count", 0.into()),
         ("last_internal_note_at", RawBson::Null),
-    ])
+        // Even if nothing claims a part of it, nobody is to take it for the bridge's.
+        (MERGE_FIELD, RawDocumentBuf::new().into()),
+    ]));
+    new
+}
+
+/// Remembers what the bridge had counted. The `channel_info` that it wrote is of an earlier message than any event's.
+pub fn adopt(conversation: &mut Record) {
+    if conversation.document("media_counts").is_some() {
+        // As after every count.
+        conversation.edit("media_counts", Record::sort);
+    }
+    let counts = COUNTS.into_iter().filter_map(|name| Some((name, conversation.get(name)?.into())));
+    let share: Record = counts.collect();
+    let has_channel = conversation.document("channel_info").is_some_and(|info| !info.is_empty());
+    bridge::remember(conversation, &share.into());
+    if has_channel {
+        conversation.set_in(MERGE_FIELD, "channel_info", &Stamp::EARLIEST.text().into());
+    }
 }
 
 fn no_contact() -> Record {
@@ -98,10 +128,12 @@ const PARTS: [(&str, &[&str]); 5] = [
 /// Fields that events move or add to.
 const GROWING: [&str; 5] =
     ["first_message_ts", "last_message_ts", "channel", "last_internal_note_at", "opened_at"];
+/// Fields that count.
+const COUNTS: [&str; 3] = ["message_count", "media_counts", "internal_note_count"];
 
 /// Takes away what events have set and added, if all of them are at hand. Parts with a stamp stay.
 pub fn forget(conversation: &mut Record) {
-    let new = empty(DateTime::MIN);
+    let new = new(None, DateTime::MIN);
     for (part, fields) in PARTS {
         if !Stamp::is_on(conversation, part) {
             rebuild::reset(conversation, fields, &new);
@@ -117,52 +149,118 @@ pub fn forget(conversation: &mut Record) {
     rebuild::reset(conversation, &GROWING, &new);
 }
 
-/// Counts the messages and notes that are there: those of these documents, and their neighbours.
-pub fn recount(documents: &mut Documents, neighbours: &Neighbours) {
+/// Counts the messages and notes that are there: those of these documents, and their neighbours. What the bridge had counted
+/// is taken from its share, if that is remembered.
+pub fn recount(documents: &mut Documents, neighbours: &Neighbours, known_whole: &BTreeSet<String>) {
     let Documents { messages, notes, conversations, .. } = documents;
-    let new = empty(DateTime::MIN);
-    for conversation in conversations.iter_mut() {
-        rebuild::reset(conversation, &["message_count", "media_counts", "internal_note_count"], &new);
-    }
+    conversations.iter_mut().for_each(start_counting);
     for message in messages.iter() {
-        count_message(conversations, &Counted::of(message), 1);
+        let unremembered = || {
+            let counted = Counted::by_the_bridge(message)?;
+            (!is_the_bridges(conversations, counted.chat_id.as_deref())).then_some(counted)
+        };
+        if let Some(counted) = Counted::of(message).or_else(unremembered) {
+            count_message(conversations, &counted, 1);
+        }
     }
     for note in notes.iter() {
-        count_note(conversations, note.text("chat_id"), 1);
+        let unremembered =
+            bridge::counted_in(note).filter(|chat_id| !is_the_bridges(conversations, Some(chat_id)));
+        count_note(conversations, note::counted_in(note).as_deref().or(unremembered), 1);
     }
     for (chat_id, seen) in neighbours.iter() {
-        for (media, count) in &seen.messages {
-            let counted = Counted { chat_id: Some(chat_id.clone()), media: media.clone() };
-            count_message(conversations, &counted, *count);
+        add_seen(conversations, chat_id, &seen.ours);
+        if !is_the_bridges(conversations, Some(chat_id)) {
+            add_seen(conversations, chat_id, &seen.bridges);
         }
-        count_note(conversations, Some(chat_id), seen.notes);
-        let Some(conversation) = conversations.get_mut(chat_id) else { continue };
-        if let Some((first, last)) = seen.span {
-            move_date(conversation, "first_message_ts", first, i64::min);
-            move_date(conversation, "last_message_ts", last, i64::max);
+    }
+    for (id, stored, conversation) in conversations.iter_mut_with_stored() {
+        if !known_whole.contains(id) {
+            keep_highest(conversation, stored);
         }
-        if let Some(at) = seen.last_note {
-            move_date(conversation, "last_internal_note_at", at, i64::max);
+    }
+}
+
+/// Starts from what the bridge had counted, or from nothing.
+fn start_counting(conversation: &mut Record) {
+    if bridge::is_untouched(conversation) {
+        return;
+    }
+    let share = bridge::share(conversation).and_then(|share| Record::read(share).ok());
+    rebuild::reset(conversation, &COUNTS, &share.unwrap_or_else(|| new(None, DateTime::MIN)));
+}
+
+/// Whether the bridge wrote the conversation, so that what it stored is counted there.
+fn is_the_bridges(conversations: &Table, chat_id: Option<&str>) -> bool {
+    chat_id.and_then(|chat_id| conversations.get(chat_id)).is_some_and(bridge::wrote)
+}
+
+fn add_seen(conversations: &mut Table, chat_id: &str, seen: &Tally) {
+    for (media, count) in &seen.messages {
+        let counted = Counted { chat_id: Some(chat_id.to_owned()), media: media.clone() };
+        count_message(conversations, &counted, *count);
+    }
+    count_note(conversations, Some(chat_id), seen.notes);
+    let Some(conversation) = conversations.get_mut(chat_id) else { return };
+    if let Some((first, last)) = seen.span {
+        move_date(conversation, "first_message_ts", first, i64::min);
+        move_date(conversation, "last_message_ts", last, i64::max);
+    }
+    if let Some(at) = seen.last_note {
+        move_date(conversation, "last_internal_note_at", at, i64::max);
+    }
+    for name in &seen.channels {
+        conversation.add_sorted("channel", name);
+    }
+}
+
+/// What is missing may have been deleted by its owner after the ledger had forgotten it: it stays counted.
+fn keep_highest(conversation: &mut Record, stored: &RawDocument) {
+    for name in ["message_count", "internal_note_count"] {
+        let counted = stored.get(name).ok().flatten();
+        if let Some(counted) = counted.filter(|_| whole(counted) > whole(conversation.get(name))) {
+            conversation.set(name, counted);
         }
-        for name in &seen.channels {
-            add_sorted(conversation, "channel", name);
+    }
+    for (kind, counted) in stored.get_document("media_counts").into_iter().flatten().flatten() {
+        let kind = kind.as_str();
+        let now = conversation.document("media_counts").and_then(|counts| counts.get(kind).ok().flatten());
+        if whole(Some(counted)) > whole(now) {
+            conversation.edit("media_counts", |counts| {
+                counts.set(kind.to_owned(), counted);
+                counts.sort();
+            });
         }
     }
 }
 
 /// Applies what a delivery of a message says of its conversation, except the counts.
-pub fn note_message(conversations: &mut Table, chat_id: &str, event: &Event) {
+pub fn saw_message(conversations: &mut Table, chat_id: &str, event: &Event) {
     let Some(conversation) = conversations.get_mut(chat_id) else { return };
     move_date(conversation, "first_message_ts", event.at_ms, i64::min);
     move_date(conversation, "last_message_ts", event.at_ms, i64::max);
-    let Some(channel) = event.member("channel").filter(|channel| channel.object().is_some()) else { return };
+    let Some((channel, sent)) =
+        event.member("channel").and_then(|channel| Some((channel, channel.object()?)))
+    else {
+        return;
+    };
     if let Some(name) = channel_name(channel) {
-        add_sorted(conversation, "channel", &name);
+        conversation.add_sorted("channel", &name);
     }
     if Stamp::of(event).claim_as_earliest(conversation, "channel_info") {
-        conversation.set("channel_info", convert::value(channel));
-        conversation.edit("channel_info", |info| info.set("id", convert::id(Some(channel), "id")));
+        conversation.set("channel_info", channel_info(channel).with_others(sent));
     }
+}
+
+fn channel_info(channel: &Json) -> Record {
+    let member = |name: &str| convert::member(Some(channel), name);
+    Record::from([
+        ("id", convert::id(Some(channel), "id")),
+        ("name", member("name")),
+        ("source", member("source")),
+        ("lastMessageTime", member("lastMessageTime")),
+        ("lastIncomingMessageTime", member("lastIncomingMessageTime")),
+    ])
 }
 
 fn channel_name(channel: &Json) -> Option<String> {
@@ -194,8 +292,8 @@ pub fn count_note(conversations: &mut Table, chat_id: Option<&str>, by: i64) {
     }
 }
 
-/// Notes when the last internal note was written.
-pub fn note_internal_note(conversations: &mut Table, chat_id: &str, at_ms: i64) {
+/// Moves the time of the last internal note.
+pub fn saw_note(conversations: &mut Table, chat_id: &str, at_ms: i64) {
     if let Some(conversation) = conversations.get_mut(chat_id) {
         move_date(conversation, "last_internal_note_at", at_ms, i64::max);
     }
@@ -232,7 +330,7 @@ fn closed(conversation: &mut Record, event: &Event, stamp: &Stamp) {
             ("category", convert::member(said, "category")),
             ("summary", convert::member(said, "summary")),
             ("opened_by_source", convert::member(said, "openedBySource")),
-            ("closed_by", or_null(closed_by.map(convert::value))),
+            ("closed_by", or_null(closed_by.map(convert::with_id))),
             ("closed_by_source", convert::member(said, "closedBySource")),
             // Epochs or durations, nobody knows: as sent.
             ("first_response_time", convert::member(said, "firstResponseTime")),
@@ -248,17 +346,6 @@ fn closed(conversation: &mut Record, event: &Event, stamp: &Stamp) {
 fn move_date(record: &mut Record, name: &'static str, at_ms: i64, choose: impl Fn(i64, i64) -> i64) {
     let chosen = record.millis(name).map_or(at_ms, |stored| choose(stored, at_ms));
     record.set(name, convert::date(chosen));
-}
-
-fn add_sorted(record: &mut Record, name: &'static str, text: &str) {
-    let mut list = record.list(name).unwrap_or_default();
-    if list.iter().any(|known| known.as_str() == Some(text)) {
-        return;
-    }
-    list.push(text.into());
-    list.sort_by(|a, b| a.as_str().cmp(&b.as_str()));
-    let list: RawArrayBuf = list.into_iter().collect();
-    record.set(name, list);
 }
 
 fn add(record: &mut Record, name: impl Into<Cow<'static, str>>, by: i64) {

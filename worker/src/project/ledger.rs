@@ -9,7 +9,7 @@ use super::Outcome;
 use super::record::Record;
 use super::table::Table;
 use crate::convert::{self, or_null};
-use crate::decode::{Envelope, Event, Kind};
+use crate::decode::{Envelope, Event};
 
 /// Hexadecimal digits of a body's SHA-256 that name it beside others of the same key.
 pub const VARIANT_DIGITS: usize = 16;
@@ -106,7 +106,7 @@ fn again(entry: &mut Record, event: &Event, now: DateTime) -> Outcome {
         entry.set("received_at", convert::date(event.received_at_ms));
     }
     let stream = entry.text("stream").map_or(event.stream, Stream::from_name);
-    if event.kind == Kind::Other || event.kind_on(stream) != Kind::Other {
+    if !event.kind.has_more_effects_than(event.kind_on(stream)) {
         return Outcome::Duplicate;
     }
     entry.set("stream", event.stream.name());

@@ -10,6 +10,7 @@ use mongodb::bson::DateTime;
 
 use crate::decode::{Event, Kind};
 
+pub mod bridge;
 pub mod call;
 pub mod contact;
 pub mod conversation;
@@ -20,6 +21,7 @@ pub mod rebuild;
 pub mod record;
 pub mod stamp;
 pub mod table;
+pub mod tags;
 
 pub use stamp::Stamp;
 use table::Table;
@@ -57,6 +59,9 @@ pub struct Wanted {
     pub ledger: BTreeSet<String>,
     /// `messages`
     pub messages: BTreeSet<String>,
+    /// Those of `messages` without a messageId: MongoDB has given them an `_id` of its own if the bridge stored them, and
+    /// they are known by their `event_id`.
+    pub unnamed_messages: BTreeSet<String>,
     /// `conversations`
     pub conversations: BTreeSet<String>,
     /// `contacts`
@@ -75,7 +80,10 @@ impl Wanted {
         for event in events {
             wanted.ledger.insert(event.key.clone());
             match event.kind {
-                Kind::Message(_) => drop(wanted.messages.insert(message::id(event))),
+                Kind::Message(_) | Kind::Status(_) => {
+                    wanted.messages.insert(message::id(event));
+                    wanted.unnamed_messages.extend(message::event_id_of_unnamed(event));
+                }
                 Kind::Note => drop(wanted.notes.insert(event.key.clone())),
                 Kind::Call => drop(wanted.calls.insert(call::id(event))),
                 Kind::Contact | Kind::Lifecycle => wanted.contacts.extend(event.contact_id()),
@@ -93,7 +101,7 @@ impl Wanted {
     /// Whether documents other than the ledger are concerned.
     #[must_use]
     pub fn concerns_documents(&self) -> bool {
-        let Self { ledger: _, messages, conversations, contacts, notes, calls } = self;
+        let Self { ledger: _, messages, unnamed_messages: _, conversations, contacts, notes, calls } = self;
         [messages, conversations, contacts, notes, calls].into_iter().any(|ids| !ids.is_empty())
     }
 }
@@ -133,7 +141,7 @@ impl Documents {
             conversation::touch(&mut self.conversations, chat_id, event, now);
         }
         match event.kind {
-            Kind::Message(direction) => message::apply(self, event, direction, now),
+            Kind::Message(_) | Kind::Status(_) => message::apply(self, event, now),
             Kind::Note => note::apply(self, event),
             Kind::Contact | Kind::Lifecycle => contact::apply(&mut self.contacts, event, now),
             Kind::Call => call::apply(&mut self.calls, event, now),

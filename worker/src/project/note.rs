@@ -4,45 +4,77 @@ use mongodb::bson::RawBson;
 use shared::json::Json;
 
 use super::record::Record;
-use super::{Documents, Stamp, contact, conversation};
+use super::{Documents, Stamp, bridge, contact, conversation};
 use crate::convert::{self, or_null};
 use crate::decode::Event;
 
+/// Fields of the contact, in the bridge's order.
+const CONTACT: [&str; 9] =
+    ["id", "firstName", "lastName", "phone", "email", "language", "profilePic", "countryCode", "status"];
+
 /// Applies an internal note.
 pub fn apply(documents: &mut Documents, event: &Event) {
-    let chat_of = |note: &Record| note.text("chat_id").map(str::to_owned);
-    let before = documents.notes.get(&event.key).map(chat_of);
+    let stored = documents.notes.get(&event.key);
+    let (is_new, was_the_bridges) = (stored.is_none(), stored.is_some_and(bridge::wrote));
+    let before = stored.and_then(counted_in);
+    let chat_id = event.chat_id.as_deref();
+    let came_again =
+        is_new && bridge::has_come_again(&documents.conversations, chat_id, bridge::NOTES, &event.key);
+    let bridges_chat = stored.map_or(chat_id, bridge::counted_in).map(str::to_owned);
     let note = documents.notes.get_or_insert(&event.key, Record::default);
-    let is_latest = Stamp::of(event).claim_as_latest(note, "note");
-    if is_latest {
+    if Stamp::of(event).claim_as_latest(note, "note") {
+        if was_the_bridges || came_again {
+            let bridges_chat = bridges_chat.as_deref();
+            bridge::remember_chat(note, bridges_chat);
+            bridge::came_again(&mut documents.conversations, bridges_chat, bridge::NOTES, &event.key);
+        }
         note.extend(record(event));
     }
-    if let Some(chat_id) = &event.chat_id {
-        conversation::note_internal_note(&mut documents.conversations, chat_id, event.at_ms);
+    if is_new {
+        note.sort();
     }
-    if before.is_none() || is_latest && before.as_ref() != Some(&event.chat_id) {
-        if let Some(before) = before {
-            conversation::count_note(&mut documents.conversations, before.as_deref(), -1);
-        }
-        conversation::count_note(&mut documents.conversations, event.chat_id.as_deref(), 1);
+    let after = counted_in(note);
+    if let Some(chat_id) = chat_id {
+        conversation::saw_note(&mut documents.conversations, chat_id, event.at_ms);
     }
+    if before != after {
+        conversation::count_note(&mut documents.conversations, before.as_deref(), -1);
+        conversation::count_note(&mut documents.conversations, after.as_deref(), 1);
+    }
+}
+
+/// The conversation that counts a note: none, if it is among what the bridge had counted.
+#[must_use]
+pub fn counted_in(note: &Record) -> Option<String> {
+    note.text("chat_id").filter(|_| !bridge::wrote(note)).map(str::to_owned)
+}
+
+fn contact(event: &Event) -> Record {
+    let mut contact = contact::fields(event.contact(), &CONTACT);
+    if let Some(assignee) = event.contact().and_then(contact::assignee) {
+        contact.set("assignee", assignee);
+    }
+    contact
 }
 
 fn record(event: &Event) -> Record {
     Record::from([
         ("chat_id", or_null(event.chat_id.as_deref())),
         ("contact_id", or_null(event.contact_id())),
-        ("contact", contact::nine_fields(event.contact()).into()),
+        ("contact", contact(event).into()),
         ("text", or_null(event.member("text").map(convert::value))),
-        ("mentioned_user_ids", list(event, "mentionedUserIds", |id| id.id().map(RawBson::String))),
-        ("mentioned_user_emails", list(event, "mentionedUserEmails", |email| Some(convert::value(email)))),
-        ("attachments", list(event, "attachments", |attachment| Some(convert::value(attachment)))),
+        (
+            "mentioned_user_ids",
+            list(event, "mentionedUserIds", |id| convert::id_value(id).unwrap_or_else(|| convert::value(id))),
+        ),
+        ("mentioned_user_emails", list(event, "mentionedUserEmails", convert::value)),
+        ("attachments", list(event, "attachments", convert::value)),
         ("event_type", or_null(event.event_type.as_deref())),
         ("created_at", convert::date(event.at_ms)),
     ])
 }
 
-fn list(event: &Event, name: &str, element: impl Fn(&Json) -> Option<RawBson>) -> RawBson {
+fn list(event: &Event, name: &str, element: impl Fn(&Json) -> RawBson) -> RawBson {
     let sent = event.member(name).and_then(Json::list).unwrap_or_default();
-    RawBson::Array(sent.iter().filter_map(element).collect())
+    RawBson::Array(sent.iter().map(element).collect())
 }

@@ -4,7 +4,8 @@ use std::borrow::Cow;
 
 use mongodb::bson::error::Result;
 use mongodb::bson::raw::CStr;
-use mongodb::bson::{RawBson, RawBsonRef, RawDocument, RawDocumentBuf};
+use mongodb::bson::{RawArrayBuf, RawBson, RawBsonRef, RawDocument, RawDocumentBuf};
+use shared::json::Object;
 
 use crate::convert;
 
@@ -109,6 +110,33 @@ impl Record {
         fields.sort_by_key(|(name, _)| name.as_str());
         let fields: RawDocumentBuf = fields.into_iter().collect();
         self.set(name, fields);
+    }
+
+    /// Adds what else was sent, as sent, behind the fields that are there.
+    #[must_use]
+    pub fn with_others(mut self, sent: &Object) -> Self {
+        if sent.keys().any(|name| self.get(name).is_none()) {
+            for (name, value) in convert::object(sent).iter().flatten() {
+                if self.get(name.as_str()).is_none() {
+                    self.0.push((name.as_str().to_owned().into(), value.into()));
+                }
+            }
+        }
+        self
+    }
+
+    /// Adds a text to a field that is a sorted list of texts, once.
+    pub fn add_sorted(&mut self, name: &'static str, text: &str) {
+        // The bridge's oldest conversations may have one text instead of a list.
+        let mut list = self.list(name).or_else(|| Some(vec![self.get(name)?])).unwrap_or_default();
+        list.retain(|known| *known != RawBsonRef::Null);
+        if list.iter().any(|known| known.as_str() == Some(text)) {
+            return;
+        }
+        list.push(RawBsonRef::String(text));
+        list.sort_by(|a, b| a.as_str().cmp(&b.as_str()));
+        let list: RawArrayBuf = list.into_iter().collect();
+        self.set(name, list);
     }
 
     /// Takes a field away.

@@ -20,6 +20,9 @@ pub struct Stamp<'a> {
 }
 
 impl<'a> Stamp<'a> {
+    /// Before any event.
+    pub(super) const EARLIEST: Self = Self { at: i64::MIN, key: "", body: "" };
+
     /// The stamp of an event.
     #[must_use]
     pub fn of(event: &'a Event) -> Self {
@@ -34,11 +37,11 @@ impl<'a> Stamp<'a> {
     }
 
     /// As it is stored: one text, since every conversation has several of them.
-    fn text(&self) -> String {
+    pub(super) fn text(&self) -> String {
         format!("{} {} {}", self.at, self.body, self.key)
     }
 
-    fn read(stored: &'a str) -> Option<Self> {
+    pub(super) fn read(stored: &'a str) -> Option<Self> {
         let (at, rest) = stored.split_once(' ')?;
         let (body, key) = rest.split_once(' ')?;
         Some(Self { at: at.parse().ok()?, key, body })
@@ -48,6 +51,13 @@ impl<'a> Stamp<'a> {
     #[must_use]
     pub fn is_on(record: &Record, part: &str) -> bool {
         Stamp::on(record, part).is_some()
+    }
+
+    /// Takes the stamps off these parts of a record.
+    pub(super) fn remove(record: &mut Record, parts: &[&str]) {
+        if parts.iter().any(|part| Stamp::is_on(record, part)) {
+            record.edit(MERGE_FIELD, |merge| parts.iter().for_each(|part| merge.remove(part)));
+        }
     }
 
     /// Takes the stamps of these events off a record, so that they can be applied to it once more.
@@ -60,7 +70,8 @@ impl<'a> Stamp<'a> {
         }
     }
 
-    fn on(record: &'a Record, part: &str) -> Option<Self> {
+    /// The stamp on `part` of a record.
+    pub(super) fn on(record: &'a Record, part: &str) -> Option<Self> {
         Self::read(record.document(MERGE_FIELD)?.get_str(part).ok()?)
     }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use mongodb::bson::error::Result;
 use mongodb::bson::raw::CStr;
-use mongodb::bson::{DateTime, RawBsonRef, RawDocument, RawDocumentBuf, cstr, rawdoc};
+use mongodb::bson::{DateTime, RawBson, RawBsonRef, RawDocument, RawDocumentBuf, cstr, rawdoc};
 
 use super::record::Record;
 use crate::convert;
@@ -17,6 +17,35 @@ pub struct Table(BTreeMap<String, Row>);
 struct Row {
     stored: Option<RawDocumentBuf>,
     now: Record,
+}
+
+/// A document that is to change: the fields that do.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Change {
+    /// Its `_id`.
+    pub id: RawBson,
+    /// What they were; none if the document is new.
+    pub before: Option<RawDocumentBuf>,
+    /// What they become.
+    pub after: RawDocumentBuf,
+}
+
+impl Row {
+    fn change(&self) -> Result<Option<Change>> {
+        let id = self.now.get("_id").map_or(RawBson::Null, Into::into);
+        let Some(stored) = &self.stored else {
+            return Ok(Some(Change { id, before: None, after: self.now.write() }));
+        };
+        let before = Record::read(stored)?;
+        let changed = |from: &Record, to: &Record| -> RawDocumentBuf {
+            let fields = from.iter().filter(|(name, value)| to.get(name) != Some(*value));
+            let fields = fields.filter(|(name, _)| *name != "updated_at");
+            fields.filter_map(|(name, value)| Some((<&CStr>::try_from(name).ok()?, value))).collect()
+        };
+        let (was, becomes) = (changed(&before, &self.now), changed(&self.now, &before));
+        let is_changed = !(was.is_empty() && becomes.is_empty());
+        Ok(is_changed.then_some(Change { id, before: Some(was), after: becomes }))
+    }
 }
 
 /// What has to be written to make the stored documents what they are to be.
@@ -38,6 +67,27 @@ impl Table {
             }
         }
         Ok(())
+    }
+
+    /// Takes in messages that are known by their `event_id`, since MongoDB has given them their `_id`. Of several the first
+    /// counts. Fails if one of them is no BSON.
+    pub fn load_unnamed(&mut self, documents: impl IntoIterator<Item = RawDocumentBuf>) -> Result<()> {
+        for stored in documents {
+            let now = Record::read(&stored)?;
+            if let Some(id) = now.text("event_id").filter(|_| now.text("_id").is_none()) {
+                self.0.entry(id.to_owned()).or_insert(Row { stored: Some(stored), now });
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the document with this `_id` is here.
+    #[must_use]
+    pub fn has(&self, id: RawBsonRef<'_>) -> bool {
+        match id.as_str() {
+            Some(id) => self.0.contains_key(id),
+            None => self.iter().any(|known| known.get("_id") == Some(id)),
+        }
     }
 
     /// The document of this id, if there is one.
@@ -71,13 +121,23 @@ impl Table {
         self.0.values_mut().map(|row| &mut row.now)
     }
 
+    /// Those documents that are stored: their ids, as they are stored, and to be changed.
+    pub fn iter_mut_with_stored(&mut self) -> impl Iterator<Item = (&str, &RawDocument, &mut Record)> {
+        self.0.iter_mut().filter_map(|(id, row)| Some((id.as_str(), row.stored.as_deref()?, &mut row.now)))
+    }
+
+    /// Every change, with what the document was before. `updated_at` is left out.
+    pub fn changes(&self) -> Result<Vec<Change>> {
+        self.0.values().filter_map(|row| row.change().transpose()).collect()
+    }
+
     /// What has to be written. Changed documents get `updated_at`, if that is given. Fails if a document is no BSON.
     pub fn into_writes(self, updated_at: Option<DateTime>) -> Result<Writes> {
         let mut writes = Writes::default();
-        for (id, Row { stored, now }) in self.0 {
+        for Row { stored, now } in self.0.into_values() {
             match stored {
                 None => writes.inserts.push(now.write()),
-                Some(stored) => writes.updates.extend(update(&id, &stored, &now, updated_at)?),
+                Some(stored) => writes.updates.extend(update(&stored, &now, updated_at)?),
             }
         }
         Ok(writes)
@@ -86,7 +146,6 @@ impl Table {
 
 /// Fields that others have put into a document stay as they are.
 fn update(
-    id: &str,
     stored: &RawDocument,
     now: &Record,
     updated_at: Option<DateTime>,
@@ -121,7 +180,8 @@ fn update(
     if !unset.is_empty() {
         change.append(cstr!("$unset"), unset);
     }
-    Ok(Some(rawdoc! {"q": {"_id": id}, "u": change}))
+    let id = stored.get("_id")?.unwrap_or(RawBsonRef::Null);
+    Ok(Some(rawdoc! {"q": {"_id": RawBson::from(id)}, "u": change}))
 }
 
 #[cfg(test)]

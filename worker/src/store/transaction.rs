@@ -17,7 +17,7 @@ use super::{Store, UNFOLDED_BYTES, refused};
 use crate::decode::Event;
 use crate::project::rebuild::{self, Neighbours};
 use crate::project::record::Record;
-use crate::project::table::{Table, Writes};
+use crate::project::table::{Change, Table, Writes};
 use crate::project::{Documents, Outcome, Wanted, ledger};
 
 /// Longest pause before a commit whose outcome is unknown is sent again.
@@ -45,7 +45,7 @@ pub enum Work {
 }
 
 /// What came of an attempt.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Written {
     /// What became of each event, if they were applied as new ones.
     pub outcomes: Vec<Outcome>,
@@ -53,6 +53,8 @@ pub struct Written {
     pub inserted: usize,
     /// Documents that have changed.
     pub updated: usize,
+    /// What would change, by collection, if everything is left as it is.
+    pub changes: Vec<(String, Change)>,
 }
 
 /// Does this work with these events in one transaction; or finds out what it would do. Fails after the deadline of the
@@ -166,6 +168,10 @@ impl Attempt {
             (&names.notes, documents.notes, None),
             (&names.calls, documents.calls, None),
         ] {
+            if self.dry_run {
+                let changes = table.changes()?.into_iter().map(|change| (name.clone(), change));
+                written.changes.extend(changes);
+            }
             let writes = table.into_writes(updated_at)?;
             written.inserted += writes.inserts.len();
             written.updated += writes.updates.len();
@@ -197,6 +203,9 @@ impl Attempt {
         documents.messages.load(self.find_ids(session, &names.messages, &wanted.messages, None).await?)?;
         documents.notes.load(self.find_ids(session, &names.notes, &wanted.notes, None).await?)?;
         documents.calls.load(self.find_ids(session, &names.calls, &wanted.calls, None).await?)?;
+        if !wanted.unnamed_messages.is_empty() {
+            documents.messages.load_unnamed(self.find_unnamed(session, &wanted.unnamed_messages).await?)?;
+        }
         documents.contacts.load(self.find_ids(session, &names.contacts, &wanted.contacts, None).await?)?;
         let mut conversations = wanted.conversations;
         conversations.extend(documents.conversations_left());
@@ -216,8 +225,7 @@ impl Attempt {
         chats.extend(documents.conversations_left());
         let in_chats = doc! {"chat_id": {"$in": chats.into_iter().collect::<Vec<_>>()}};
         let (names, mut neighbours) = (&self.store.names, Neighbours::default());
-        let is_here =
-            |table: &Table, found: &Record| found.text("_id").is_some_and(|id| table.get(id).is_some());
+        let is_here = |table: &Table, found: &Record| found.get("_id").is_some_and(|id| table.has(id));
 
         self.check_deadline()?;
         let collection = self.store.database.collection::<RawDocumentBuf>(&names.messages);
@@ -240,6 +248,21 @@ impl Attempt {
             }
         }
         Ok(neighbours)
+    }
+
+    /// Messages without messageId that the bridge stored, by `event_id`. There are few with such an `_id`, and the index on `_id`
+    /// leads to them, so that no other index is needed.
+    async fn find_unnamed(
+        &self,
+        session: &mut ClientSession,
+        event_ids: &BTreeSet<String>,
+    ) -> Result<Vec<RawDocumentBuf>, Failure> {
+        self.check_deadline()?;
+        let collection = self.store.database.collection::<RawDocumentBuf>(&self.store.names.messages);
+        let event_ids: Vec<&String> = event_ids.iter().collect();
+        let filter = doc! {"_id": {"$type": "objectId"}, "event_id": {"$in": event_ids}};
+        let mut cursor = collection.find(filter).sort(doc! {"_id": 1}).session(&mut *session).await?;
+        Ok(cursor.stream(session).try_collect().await?)
     }
 
     async fn find_ids(

@@ -22,7 +22,7 @@ fn a_contact_has_every_field_of_its_shape() {
     for name in ["created_at", "updated_at", "_merge"] {
         assert!(document.remove(name).is_some(), "{name}");
     }
-    let mut expected = nine(doc! {"_id": "1", "id": "1"});
+    let mut expected = nine(doc! {"_id": "1", "id": 1});
     expected.extend(doc! {
         "tags": [], "lifecycle": null, "assignee": null, "custom_fields": [], "lifecycle_history": [],
     });
@@ -102,6 +102,58 @@ fn tags_are_those_of_the_latest_event_that_has_them() {
     assert_eq!(contacts.at("1", "tags"), bson!(["$b"]));
     let contacts = stored(&[updated(0, r#"{"id":1,"tags":["a"]}"#), updated(1, r#"{"id":1,"tags":[]}"#)]);
     assert_eq!(contacts.contacts.at("1", "tags"), bson!([]));
+}
+
+/// An event that adds or removes a tag, received this many milliseconds after the first.
+fn tag(after: i64, action: &str, tag: &str) -> Event {
+    let body = format!(
+        r#"{{"event_type":"contact.tag.updated","contact":{{"id":1}},"tag":"{tag}","action":"{action}"}}"#
+    );
+    sent_at(RECEIVED + after, &body)
+}
+
+#[test]
+fn a_tag_is_added_and_removed_without_the_others() {
+    let before = sent_at(RECEIVED, include_str!("../../../../tests/cases/tag-before.json"));
+    let without_tags = sent_at(RECEIVED + 1, include_str!("../../../../tests/cases/tag-without-tags.json"));
+    assert_eq!(stored(&[before, without_tags]).contacts.at("512009", "tags"), bson!(["vip", "x"]));
+    let events = [
+        updated(0, r#"{"id":1,"tags":["z","b"]}"#),
+        tag(1, "add", "y"),
+        tag(2, "remove", "b"),
+        tag(3, "add", "a"),
+        tag(4, "remove", "y"),
+        tag(5, "flip", "c"),
+        tag(6, "add", "z"),
+    ];
+    assert_eq!(stored(&events).contacts.at("1", "tags"), bson!(["a", "z"]));
+}
+
+#[test]
+fn a_snapshot_with_tags_replaces_all_that_is_older_and_nothing_that_is_later() {
+    let events = [
+        tag(0, "add", "old"),
+        tag(1, "remove", "b"),
+        updated(2, r#"{"id":1,"tags":["c","b"]}"#),
+        updated(3, r#"{"id":1}"#),
+        tag(4, "remove", "c"),
+        tag(5, "add", "new"),
+    ];
+    assert_eq!(stored(&events).contacts.at("1", "tags"), bson!(["b", "new"]));
+    let later = updated(6, r#"{"id":1,"tags":["z","a"]}"#);
+    let contacts = stored(&[&events[..], &[later]].concat()).contacts;
+    assert_eq!(contacts.at("1", "tags"), bson!(["z", "a"]), "as sent");
+    assert_eq!(contacts.at("1", "_merge.tag_changes"), Bson::Undefined);
+}
+
+#[test]
+fn tags_beside_a_single_tag_have_the_say() {
+    let body =
+        r#"{"event_type":"contact.tag.updated","contact":{"id":1,"tags":["a"]},"tag":"b","action":"add"}"#;
+    assert_eq!(stored(&[sent(body)]).contacts.at("1", "tags"), bson!(["a"]));
+    let without =
+        r#"{"event_type":"contact.tag.updated","contact":{"id":1,"tags":null},"tag":"b","action":"add"}"#;
+    assert_eq!(stored(&[sent(without)]).contacts.at("1", "tags"), bson!(["b"]));
 }
 
 #[test]

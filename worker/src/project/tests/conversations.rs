@@ -19,7 +19,7 @@ fn a_conversation_has_every_field_of_its_shape() {
     for name in ["created_at", "updated_at", "_merge"] {
         assert!(document.remove(name).is_some(), "{name}");
     }
-    let mut contact = nine(doc! {"id": "1"});
+    let mut contact = nine(doc! {"id": 1});
     contact.insert("lifecycle", Bson::Null);
     let expected = doc! {
         "_id": "1", "first_message_ts": null, "last_message_ts": null, "message_count": 0, "media_counts": {},
@@ -143,7 +143,9 @@ fn channel_info_comes_from_the_earliest_message_that_has_a_channel() {
         with_channel("a", 1, 1_799_000_000, "null"),
     ])
     .conversations;
-    let info = bson!({"id": "3", "name": "$Shop", "source": "w", "meta": "{}"});
+    let info = bson!({
+        "id": 3, "name": "$Shop", "source": "w", "lastMessageTime": null, "lastIncomingMessageTime": null, "meta": "{}",
+    });
     assert_eq!(conversations.at("1", "channel_info"), info);
     assert_eq!(conversations.at("1", "channel"), bson!(["$Shop", "late"]));
 }
@@ -170,8 +172,8 @@ fn a_note_has_every_field_of_its_shape() {
     let mut document = notes.0["e"].clone();
     document.remove("_merge");
     let expected = doc! {
-        "_id": "e", "chat_id": "1", "contact_id": "1", "contact": nine(doc! {"id": "1"}), "text": "$x",
-        "mentioned_user_ids": ["7", "8", "98765432109876543210"], "mentioned_user_emails": ["a@example.com"],
+        "_id": "e", "chat_id": "1", "contact_id": "1", "contact": nine(doc! {"id": 1}), "text": "$x",
+        "mentioned_user_ids": [7, "8", "98765432109876543210"], "mentioned_user_emails": ["a@example.com"],
         "attachments": [{"size": "3"}], "event_type": "comment.created", "created_at": date(RECEIVED),
     };
     assert_eq!(document, expected);
@@ -220,7 +222,7 @@ fn a_closing_says_what_it_says_and_an_opening_does_not_undo_a_later_closing() {
         "status": "closed", "category": "Sale", "summary": null, "opened_at": date(1_799_000_000_000),
         "closed_at": date(1_799_000_100_000), "closed_by": null, "first_response_time": 190,
         "resolution_time": 1_799_000_100, "incoming_message_count": 3, "outgoing_message_count": 4,
-        "opened_source": "contact", "first_incoming_message": "$hi", "first_incoming_message_channel_id": "5",
+        "opened_source": "contact", "first_incoming_message": "$hi", "first_incoming_message_channel_id": 5,
         "message_count": 0, "assignee": Bson::Undefined,
     } {
         assert_eq!(conversations.at("1", &name), value, "{name}");

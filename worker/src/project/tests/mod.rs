@@ -14,6 +14,7 @@ mod contacts;
 mod conversations;
 mod entries;
 mod messages;
+mod old;
 mod order;
 mod rebuild;
 
@@ -89,6 +90,8 @@ impl Database {
         let now = DateTime::from_millis(RECEIVED + self.clock);
         let mut unknown = Self { conversations: self.conversations.clone(), ..Self::default() };
         unknown.contacts = self.contacts.clone();
+        unknown.messages.0 =
+            self.messages.0.clone().into_iter().filter(|(_, known)| is_unnamed(known)).collect();
         let mut documents = unknown.load(batch);
         self.ledger.find(&ledger::variants(&Table::default(), batch), None, &mut documents.ledger);
         for event in batch {
@@ -125,6 +128,10 @@ impl Database {
         let variants = ledger::variants(&documents.ledger, batch);
         self.ledger.find(&variants, None, &mut documents.ledger);
         self.messages.find(&wanted.messages, None, &mut documents.messages);
+        let event_ids = &wanted.unnamed_messages;
+        let is_wanted = |known: &&Document| known.get_str("event_id").is_ok_and(|id| event_ids.contains(id));
+        let unnamed = self.messages.0.values().filter(|known| is_unnamed(known)).filter(is_wanted);
+        documents.messages.load_unnamed(unnamed.map(raw)).unwrap();
         self.notes.find(&wanted.notes, None, &mut documents.notes);
         self.calls.find(&wanted.calls, None, &mut documents.calls);
         self.contacts.find(&wanted.contacts, None, &mut documents.contacts);
@@ -211,8 +218,8 @@ impl Collection {
             assert!(self.0.insert(id, document).is_none(), "E11000 duplicate key");
         }
         for statement in writes.updates.into_iter().map(decoded) {
-            let id = statement.get_document("q").unwrap().get_str("_id").unwrap();
-            let document = self.0.get_mut(id).unwrap();
+            let id = key(statement.get_document("q").unwrap());
+            let document = self.0.get_mut(&id).unwrap();
             for (operator, fields) in statement.get_document("u").unwrap() {
                 let fields = fields.as_document().unwrap();
                 // These would be paths and operators.
@@ -225,6 +232,16 @@ impl Collection {
             }
         }
     }
+}
+
+/// The key of a document in a [`Collection`].
+fn key(document: &Document) -> String {
+    document.get_str("_id").map_or_else(|_| document.get_object_id("_id").unwrap().to_hex(), str::to_owned)
+}
+
+/// Whether MongoDB has given the document its `_id`.
+fn is_unnamed(document: &Document) -> bool {
+    document.get_object_id("_id").is_ok()
 }
 
 fn raw(document: &Document) -> RawDocumentBuf {

@@ -37,10 +37,12 @@ const ENVELOPE: Members = &[
         r#""event_type":"contact.updated""#,
         r#""event_type":"contact.assignee.updated""#,
         r#""event_type":"contact.tag.updated""#,
+        r#""event_type":"contact.tag.updated""#,
         r#""event_type":"contact.lifecycle.updated""#,
         r#""event_type":"contact.lifecycle.updated""#,
         r#""event_type":"call.ended""#,
         r#""event_type":"message.edited""#,
+        r#""event_type":"message.delivered""#,
         r#""event_type":null"#,
         "",
     ],
@@ -49,10 +51,13 @@ const ENVELOPE: Members = &[
     &["", r#""oldLifecycle":"Lead""#],
     &["", r#""channel":null"#, r#""channel":{"id":1,"name":"x"}"#, r#""channel":{"id":2,"source":"y"}"#],
     &["", r#""user":{"email":"u@example.com"}"#, r#""source":"Echo Message""#],
+    &["", r#""tag":"a""#, r#""tag":"c""#, r#""tag":"$d""#],
+    &["", r#""action":"add""#, r#""action":"remove""#],
+    &["", r#""timestamp":1799000003"#],
 ];
 
 const CONTACT: Members = &[
-    &[r#""id":1"#, r#""id":2"#, r#""id":"1""#, r#""id":null"#],
+    &[r#""id":1"#, r#""id":2"#, r#""id":"1""#, r#""id":1.0"#, r#""id":null"#],
     &["", r#""phone":"+1""#, r#""phone":" +2""#, r#""phone":null"#],
     &[r#""firstName":"A""#, r#""firstName":"B""#, r#""firstName":null"#, ""],
     &["", r#""assignee":null"#, r#""assignee":{"id":1}"#, r#""assignee":{"id":null}"#],
@@ -88,7 +93,11 @@ const MESSAGE: Members = &[
         r#""message":{"type":"location","latitude":1.5}"#,
         r#""message":null"#,
         "",
+        "",
     ],
+    &["", "", r#""type":"text","text":"flat""#, r#""type":"image","url":"flat""#, r#""type":null"#],
+    &["", r#""replyTo":{"id":1}"#],
+    &["", r#""channelId":"1""#, r#""channelId":1"#],
     &[
         "",
         r#""status":[{"value":"sent","timestamp":1799000000}]"#,
@@ -178,23 +187,33 @@ fn is_message(event: &Event) -> bool {
     matches!(event.kind, Kind::Message(_))
 }
 
-fn inner(event: &Event) -> Option<&Json> {
-    event.members.get("message")?.get("message")
+/// The event that tells most of each message, and the latest of those.
+fn latest_messages(events: &[Event]) -> BTreeMap<String, &Event> {
+    let id = |event: &Event| {
+        let sent = || event.members.get("message")?.get("messageId")?.id();
+        let is_about_one = matches!(event.kind, Kind::Message(_) | Kind::Status(_));
+        is_about_one.then(|| sent().unwrap_or_else(|| event.key.clone()))
+    };
+    let of = |has: fn(&Event) -> bool| latest(events, move |event| id(event).filter(|_| has(event)));
+    let mut messages = of(|event| matches!(event.kind, Kind::Status(_)));
+    messages.extend(of(|event| is_message(event) && content(event).is_none()));
+    messages.extend(of(|event| is_message(event) && content(event).is_some()));
+    messages
 }
 
-fn latest_messages(events: &[Event]) -> BTreeMap<String, &Event> {
-    latest(events, |event| {
-        let sent = || event.members.get("message")?.get("messageId")?.id();
-        is_message(event).then(|| sent().unwrap_or_else(|| event.key.clone()))
-    })
+/// The object in which the content of a message is.
+fn content(event: &Event) -> Option<&Json> {
+    let message = event.members.get("message")?;
+    let is_flat = message.get("type").is_some_and(|kind| kind.text().is_some());
+    message.get("message").filter(|inner| inner.object().is_some()).or(is_flat.then_some(message))
 }
 
 /// What of the generated messages is a medium.
 fn medium(event: &Event) -> Option<&str> {
-    match inner(event)?.get("type")?.text()? {
+    match content(event)?.get("type")?.text()? {
         "text" | "location" => None,
         "attachment" => {
-            Some(inner(event)?.get("attachment")?.get("type").map_or("file", |kind| kind.text().unwrap()))
+            Some(content(event)?.get("attachment")?.get("type").map_or("file", |kind| kind.text().unwrap()))
         }
         kind => Some(kind),
     }
@@ -242,8 +261,9 @@ proptest! {
         let database = after(&batches);
         let messages = latest_messages(&events);
         prop_assert_eq!(database.messages.ids(), messages.keys().collect::<Vec<_>>());
-        let chats = count(messages.values().map(|event| event.chat_id.as_deref()));
-        let media = messages.values().filter_map(|event| Some((event.chat_id.as_deref()?, medium(event)?)));
+        let counted = messages.values().filter(|event| is_message(event));
+        let chats = count(counted.clone().map(|event| event.chat_id.as_deref()));
+        let media = counted.filter_map(|event| Some((event.chat_id.as_deref()?, medium(event)?)));
         let media = count(media);
         for chat_id in database.conversations.ids() {
             let counted = chats.get(&Some(chat_id)).copied().unwrap_or_default();
@@ -257,8 +277,9 @@ proptest! {
         }
         for (id, event) in messages {
             prop_assert_eq!(database.messages.at(&id, "chat_id"), Bson::from(event.chat_id.clone()));
-            prop_assert_eq!(database.messages.at(&id, "ts"), date(event.at_ms));
-            if let Some(chat_id) = &event.chat_id {
+            let at = if is_message(event) { date(event.at_ms) } else { Bson::Null };
+            prop_assert_eq!(database.messages.at(&id, "ts"), at);
+            if let Some(chat_id) = event.chat_id.as_ref().filter(|_| is_message(event)) {
                 prop_assert!(database.conversations.0.contains_key(chat_id));
             }
         }
@@ -303,12 +324,48 @@ proptest! {
             prop_assert_eq!(database.contacts.at(&id, "firstName"), Bson::from(name(event)));
         }
         let conversations = latest(&events, |event| {
-            let is_concerned = !matches!(event.kind, Kind::Contact | Kind::Call | Kind::Other);
+            let is_concerned = !matches!(event.kind, Kind::Contact | Kind::Call | Kind::Other | Kind::Status(_));
             (is_concerned && event.contact().is_some()).then(|| event.chat_id.clone()).flatten()
         });
         for (chat_id, event) in conversations {
             let shown = database.conversations.at(&chat_id, "contact.firstName");
             prop_assert_eq!(shown, Bson::from(name(event)));
+        }
+    }
+
+    #[test]
+    fn tags_are_the_latest_snapshot_and_the_latest_change_of_each_since((events, batches) in arrivals()) {
+        let database = after(&batches);
+        let id = |event: &Event| {
+            matches!(event.kind, Kind::Contact | Kind::Lifecycle).then(|| event.contact_id()).flatten()
+        };
+        let stamp = |event: &Event| (event.at_ms, event.key.clone(), event.digest.clone());
+        let snapshots = latest(&events, |event| {
+            let tags = event.contact()?.get("tags")?;
+            let is_said = tags.list().is_some() || event.event_type.as_deref() != Some("contact.tag.updated");
+            id(event).filter(|_| is_said)
+        });
+        let changes = latest(&events, |event| {
+            let is_single = event.contact()?.get("tags").is_none_or(|tags| tags.list().is_none());
+            let is_of_type = event.event_type.as_deref() == Some("contact.tag.updated");
+            event.members.get("action").filter(|_| is_single && is_of_type)?;
+            Some((id(event)?, event.members.get("tag")?.text()?))
+        });
+        for contact in database.contacts.ids() {
+            let snapshot = snapshots.get(contact);
+            let listed = snapshot.and_then(|event| event.contact()?.get("tags")?.list()).unwrap_or_default();
+            let mut expected: BTreeSet<&str> = listed.iter().filter_map(Json::text).collect();
+            for ((_, tag), event) in changes.iter().filter(|((id, _), _)| id == contact) {
+                if snapshot.is_some_and(|snapshot| stamp(snapshot) > stamp(event)) {
+                    continue;
+                }
+                match event.members["action"].text() {
+                    Some("add") => drop(expected.insert(tag)),
+                    _ => drop(expected.remove(tag)),
+                }
+            }
+            let tags = database.contacts.0[contact].get_array("tags").unwrap().iter();
+            prop_assert_eq!(tags.map(|tag| tag.as_str().unwrap()).collect::<BTreeSet<_>>(), expected);
         }
     }
 

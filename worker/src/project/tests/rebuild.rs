@@ -10,12 +10,12 @@ use crate::project::stamp::MERGE_FIELD;
 
 impl Database {
     /// The events that the ledger has.
-    fn events(&self) -> Vec<Event> {
+    pub(super) fn events(&self) -> Vec<Event> {
         self.ledger.0.values().map(|entry| ledger::event("t", entry).unwrap()).collect()
     }
 
     /// Loads, computes anew and writes as the store does.
-    fn rebuild(&mut self, events: &[Event], horizon: i64) {
+    pub(super) fn rebuild(&mut self, events: &[Event], horizon: i64) {
         let now = DateTime::from_millis(RECEIVED + 1_000_000);
         let mut documents = self.load(events);
         documents.ledger = Table::default();
@@ -24,7 +24,7 @@ impl Database {
         let in_chats = |collection: &Collection, fields: &[&str], known: &Table| -> Vec<Document> {
             let is_in = |document: &&Document| {
                 document.get_str("chat_id").is_ok_and(|chat_id| chats.contains(chat_id))
-                    && known.get(document.get_str("_id").unwrap()).is_none()
+                    && !known.has(record(document).get("_id").unwrap())
             };
             let tops: BTreeSet<_> = fields.iter().map(|name| name.split('.').next().unwrap()).collect();
             let cut = |document: &Document| {
@@ -44,7 +44,7 @@ impl Database {
         self.save(&documents, now);
     }
 
-    fn collections(&mut self) -> [&mut Collection; 5] {
+    pub(super) fn collections(&mut self) -> [&mut Collection; 5] {
         let Self { messages, conversations, contacts, notes, calls, .. } = self;
         [messages, conversations, contacts, notes, calls]
     }
