@@ -8,6 +8,20 @@ use shared::status::{Announcement, BreakerState, TenantStatus};
 
 use crate::spool::Size;
 
+/// What callers may ask for.
+pub const ENDPOINTS: [&str; 7] = [
+    "POST /webhook/{tenant}",
+    "POST /webhook/{tenant}/incoming",
+    "POST /webhook/{tenant}/outgoing",
+    "POST /webhook/{tenant}/lifecycle",
+    "POST /webhook/{tenant}/internal-note",
+    "GET /health",
+    "GET /",
+];
+
+/// Bytes that an event takes in the spool, as long as those in there aren't larger. Most are below half of it.
+const ASSUMED_EVENT_BYTES: u64 = 4096;
+
 /// What is known at this moment.
 #[derive(Debug)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
@@ -34,6 +48,8 @@ pub struct Seen<'a> {
     pub broker_suspect: bool,
     /// Webhooks in the spool, and their bytes.
     pub spool: Size,
+    /// Bytes that the spool can still take.
+    pub spool_room: u64,
     /// Time since the oldest of them was received.
     pub spool_oldest_age: Duration,
     /// Whether the spool can be written.
@@ -65,6 +81,7 @@ pub fn report(seen: &Seen<'_>) -> Value {
             "writable": seen.spool_writable,
         },
         "refusals": {"budget": seen.refusals.0, "left": seen.refusals.1},
+        "endpoints": ENDPOINTS,
         "mongodb": tenants.iter().map(|(tenant, status)| ((*tenant).clone(), mongodb(status.as_ref())))
             .collect::<Map<_, _>>(),
     })
@@ -88,10 +105,10 @@ fn queue(seen: &Seen<'_>) -> Value {
             "surplus_worker_processes": processes.saturating_sub(seen.partitions.into()),
         })
     };
+    let all: u64 = tenants.iter().map(|(_, size, _)| size).sum();
     json!({
-        "size": tenants.iter().map(|(_, size, _)| size).sum::<u64>(),
-        // The queues have no bound of their own; what bounds them is the broker's disk, or a policy.
-        "max_size": null,
+        "size": all,
+        "max_size": all.saturating_add(capacity(seen)).max(1),
         "workers": batches,
         "worker_processes": workers.len(),
         "tenants": tenants.iter().map(|(name, size, processes)| ((*name).clone(), tenant(*size, *processes)))
@@ -110,6 +127,13 @@ fn statuses<'a>(tenant: &str, peers: &'a [Announcement]) -> impl Iterator<Item =
     peers.iter().filter_map(move |peer| peer.served()?.get(tenant))
 }
 
+/// Events that can be taken for sure: those that fit into the spool. What fits into RabbitMQ's queues depends on its
+/// disk and policies, and while RabbitMQ is down, nothing does.
+fn capacity(seen: &Seen<'_>) -> u64 {
+    let mean = seen.spool.bytes / seen.spool.records.max(1);
+    seen.spool_room / mean.max(ASSUMED_EVENT_BYTES)
+}
+
 /// A tenant's state over all its workers: the worst of each figure, since any of them may need help.
 fn worst(tenant: &str, peers: &[Announcement]) -> Option<TenantStatus> {
     statuses(tenant, peers).cloned().reduce(|a, b| TenantStatus {
@@ -121,7 +145,11 @@ fn worst(tenant: &str, peers: &[Announcement]) -> Option<TenantStatus> {
         // It is the tenant's MongoDB that succeeded, whoever asked it.
         success_age_ms: [a.success_age_ms, b.success_age_ms].into_iter().flatten().min(),
         in_flight: a.in_flight + b.in_flight,
-        half_open_successes: a.half_open_successes.min(b.half_open_successes),
+        half_open_successes: if a.breaker >= b.breaker {
+            a.half_open_successes
+        } else {
+            b.half_open_successes
+        },
         seconds_since_failure: a.seconds_since_failure.into_iter().chain(b.seconds_since_failure).min(),
     })
 }
@@ -146,7 +174,15 @@ fn circuit_breaker(threshold: u32, tenants: &[(&String, Option<TenantStatus>)]) 
         let state = status.map_or(BreakerState::Closed, |s| s.breaker);
         let (failures, threshold) = status.map_or((0, threshold), |s| (s.failures, s.threshold));
         let seconds = status.map_or(0, |s| s.seconds_in_state);
-        json!({"status": state, "failures": failures, "threshold": threshold, "seconds_in_state": seconds})
+        json!({
+            "status": state,
+            "failures": failures,
+            "threshold": threshold,
+            "half_open_successes": status.map_or(0, |s| s.half_open_successes),
+            "seconds_in_state": seconds,
+            // Without a failure the breaker has been closed ever since the worker started.
+            "time_since_last_failure": status.and_then(|s| s.seconds_since_failure).unwrap_or(seconds),
+        })
     };
     let known = tenants.iter().filter_map(|(_, status)| status.as_ref());
     let mut report = breaker(known.max_by_key(|status| (status.breaker, status.failures)));
@@ -213,6 +249,7 @@ mod tests {
             publishing: 1,
             broker_suspect: false,
             spool: Size { records: 3, bytes: 400 },
+            spool_room: 1 << 30,
             spool_oldest_age: Duration::from_millis(2500),
             spool_writable: true,
             refusals: (10, 9),
@@ -231,8 +268,9 @@ mod tests {
         assert_eq!(report["status"], "degraded");
         let queue = |size| json!({"size": size, "partitions": 4, "worker_processes": 2, "surplus_worker_processes": 0});
         let tenants = json!({"faster": queue(11), "vip": queue(6)});
-        let queues =
-            json!({"size": 17, "max_size": null, "workers": 4, "worker_processes": 2, "tenants": tenants});
+        let queues = json!({
+            "size": 17, "max_size": 17 + (1 << 18), "workers": 4, "worker_processes": 2, "tenants": tenants
+        });
         assert_eq!(report["queue"], queues);
         assert_eq!(report["circuit_breaker"]["status"], "OPEN");
         assert_eq!(report["circuit_breaker"]["failures"], 12);
@@ -253,6 +291,33 @@ mod tests {
             report["queue"]["tenants"]["faster"]["surplus_worker_processes"].clone()
         };
         assert_eq!((surplus(4), surplus(8)), (json!(2), json!(0)));
+    }
+
+    #[test]
+    fn what_the_bridge_told_in_numbers_is_told_in_numbers() {
+        let names = ["faster".to_owned(), "vip".to_owned()];
+        let mut failed = tenant(BreakerState::HalfOpen, 10);
+        (failed.half_open_successes, failed.seconds_since_failure) = (2, Some(61));
+        let well = tenant(BreakerState::Closed, 0);
+        let workers = [
+            worker("a", &[("faster", well.clone()), ("vip", failed)]),
+            worker("b", &[("faster", well.clone()), ("vip", well)]),
+        ];
+        let report = report(&seen(&names, &workers));
+        let breaker = &report["circuit_breaker"];
+        assert_eq!(
+            (&breaker["half_open_successes"], &breaker["time_since_last_failure"]),
+            (&2.into(), &61.into())
+        );
+        assert_eq!(breaker["tenants"]["faster"]["time_since_last_failure"], 7);
+        assert_eq!(report["endpoints"], json!(ENDPOINTS));
+        let none = BTreeMap::new();
+        // Large events take more room, and none is left while the spool can't be written.
+        let large = Seen { spool: Size { records: 2, bytes: 1 << 20 }, waiting: &none, ..seen(&names, &[]) };
+        assert_eq!(super::report(&large)["queue"]["max_size"], 2048);
+        let full = Seen { spool_room: 0, waiting: &none, ..seen(&names, &[]) };
+        let full = super::report(&full);
+        assert_eq!((&full["queue"]["size"], &full["queue"]["max_size"]), (&0.into(), &1.into()));
     }
 
     #[test]

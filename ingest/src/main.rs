@@ -1,5 +1,6 @@
 //! The binary `ingest`.
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -8,7 +9,7 @@ use ingest::settings::Settings;
 use ingest::spool::command::{self, SpoolCommand};
 use shared::env::{EXIT_BAD_CONFIGURATION, Env, Problems};
 use shared::telemetry::chain;
-use shared::{shutdown, status, telemetry};
+use shared::{setting, shutdown, status, telemetry};
 use tracing::{error, warn};
 
 /// glibc's takes a fifth more of ingest's time, for as much memory.
@@ -32,6 +33,8 @@ enum Command {
     /// Looks after webhooks that a lost or stopped ingest has left in its spool (`SPOOL_DIR`).
     #[command(subcommand)]
     Spool(SpoolCommand),
+    /// Shows every setting: its value, and where that comes from. Secrets are not shown.
+    Settings,
     /// Tells which signing key and form fit a signature of the body on standard input, for setting up.
     Verify(check_signature::Arguments),
 }
@@ -44,7 +47,13 @@ async fn main() -> ExitCode {
     if let Some(Command::Verify(arguments)) = &arguments.command {
         return verify(arguments, env);
     }
-    let host = env.text_or("HOSTNAME", "ingest");
+    if let Some(Command::Settings) = &arguments.command {
+        Settings::read_from(&mut env);
+        // Whoever reads the answer, such as `head`, has seen enough.
+        let _ = std::io::stdout().write_all(setting::in_force(&env).as_bytes());
+        return env.finish(()).map_or_else(|problems| refuse(&problems), |()| ExitCode::SUCCESS);
+    }
+    let host = env.text_or_default("HOSTNAME");
     let settings = match Settings::read(env) {
         Ok(settings) => settings,
         Err(problems) => return refuse(&problems),

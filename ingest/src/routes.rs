@@ -92,6 +92,7 @@ impl Gateway {
             broker_suspect: self.durable.is_suspect(),
             publishing: publisher.in_flight(),
             spool: spool.size(),
+            spool_room: spool.room(),
             spool_oldest_age: spool.oldest_age(),
             spool_writable: spool.is_writable(),
             refusals: (self.settings.refusal_budget, self.refusals().left(Instant::now())),
@@ -351,15 +352,7 @@ async fn service() -> HttpResponse {
     HttpResponse::Ok().json(json!({
         "service": "penstock",
         "version": env!("CARGO_PKG_VERSION"),
-        "endpoints": [
-            "POST /webhook/{tenant}",
-            "POST /webhook/{tenant}/incoming",
-            "POST /webhook/{tenant}/outgoing",
-            "POST /webhook/{tenant}/lifecycle",
-            "POST /webhook/{tenant}/internal-note",
-            "GET /health",
-            "GET /",
-        ],
+        "endpoints": health::ENDPOINTS,
     }))
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use lapin::uri::AMQPUri;
 use shared::env::{Env, Problems};
+use shared::setting::Binary;
 use shared::traces::Export;
 use shared::verify::Keys;
 use shared::{amqp, partition, shutdown, tenant};
@@ -49,6 +50,8 @@ pub struct Settings {
     pub spare_grace: Duration,
     /// Where traces go.
     pub traces: Export,
+    /// What was noticed while they were read.
+    pub noticed: Vec<String>,
 }
 
 /// What becomes of a webhook without a good signature.
@@ -84,53 +87,48 @@ pub struct Signing {
     pub keys: Keys,
 }
 
-const MS: Duration = Duration::from_millis(1);
-const SECOND: Duration = Duration::from_secs(1);
-const DAY: Duration = Duration::from_hours(24);
-
 impl Settings {
     /// Reads the settings, or reports all that is wrong with them.
     pub fn read(mut env: Env) -> Result<Self, Problems> {
-        let drain_delay = env.duration("DRAIN_DELAY", SECOND, Duration::ZERO..=60 * SECOND);
-        let names = tenant::served(&mut env);
-        let policy = policy(&mut env);
-        let tenants = names.into_iter().map(|name| {
-            let signing = Signing::read(&mut env, &name, policy);
-            (name, signing)
-        });
-        let settings = Self {
-            tenants: tenants.collect(),
-            amqp_url: amqp::url(&mut env),
-            public: (env.text_or("HOST", "0.0.0.0"), env.number("PORT", 8000, 0..=u16::MAX)),
-            admin: (env.text_or("ADMIN_HOST", "127.0.0.1"), env.number("ADMIN_PORT", 9100, 0..=u16::MAX)),
-            partitions: partition::partitions(&mut env),
-            test_mode: env.flag("TEST_MODE", false),
-            // A body like [0,0,0] unfolds to six times its size, and a message holds its attachment twice: more
-            // could make a document that is beyond MongoDB's 16 MiB.
-            max_body_bytes: env.number("MAX_BODY_BYTES", 1 << 20, 1..=5 << 18),
-            // With the time for the body and the spool, more would put respond.io's deadline at stake.
-            publish_timeout: env.duration("PUBLISH_TIMEOUT", 250 * MS, MS..=SECOND),
-            spool_dir: env.text_or("SPOOL_DIR", "spool").into(),
-            spool_max_bytes: env.number("SPOOL_MAX_BYTES", 1 << 30, 0..=1 << 50),
-            refusal_budget: env.number("REFUSAL_BUDGET", 10, 0..=1000),
-            refusal_window: env.duration("REFUSAL_WINDOW", 1800 * SECOND, SECOND..=DAY),
-            quarantine: (
-                env.number("QUARANTINE_BURST", 20_000, 0..=1_000_000),
-                env.number("QUARANTINE_RATE", 5, 0..=100_000),
-            ),
-            breaker_threshold: env.number("CIRCUIT_BREAKER_THRESHOLD", 10, 1..=1_000_000),
-            drain_delay,
-            spare_grace: shutdown::spare_grace(&mut env, drain_delay + STOPPING),
-            traces: Export::read(&mut env, "penstock-ingest"),
-        };
-        if settings.public == settings.admin && settings.public.1 != 0 {
-            env.problem("ADMIN_PORT: is the public port too");
-        }
+        let settings = Self::read_from(&mut env);
         env.finish(settings)
     }
-}
 
-impl Settings {
+    /// Reads the settings; what is wrong with them is left in `env`.
+    pub fn read_from(env: &mut Env) -> Self {
+        env.read_by(Binary::Ingest);
+        let drain_delay = env.duration("DRAIN_DELAY");
+        let names = tenant::served(env);
+        let policy = policy(env);
+        let tenants = names.iter().map(|name| (name.clone(), Signing::read(env, name, policy)));
+        let mut settings = Self {
+            tenants: tenants.collect(),
+            amqp_url: amqp::url(env),
+            public: (env.text_or_default("HOST"), env.number("PORT")),
+            admin: (env.text_or_default("ADMIN_HOST"), env.number("ADMIN_PORT")),
+            test_mode: env.flag("TEST_MODE"),
+            partitions: partition::partitions(env),
+            max_body_bytes: env.number("MAX_BODY_BYTES"),
+            publish_timeout: env.duration("PUBLISH_TIMEOUT"),
+            spool_dir: env.text_or_default("SPOOL_DIR").into(),
+            spool_max_bytes: env.number("SPOOL_MAX_BYTES"),
+            refusal_budget: env.number("REFUSAL_BUDGET"),
+            refusal_window: env.duration("REFUSAL_WINDOW"),
+            quarantine: (env.number("QUARANTINE_BURST"), env.number("QUARANTINE_RATE")),
+            breaker_threshold: env.number("CIRCUIT_BREAKER_THRESHOLD"),
+            drain_delay,
+            spare_grace: shutdown::spare_grace(env, drain_delay + STOPPING, "DRAIN_DELAY"),
+            traces: Export::read(env),
+            noticed: Vec::new(),
+        };
+        if settings.public == settings.admin && settings.public.1 != 0 && !env.is_wrong("PORT") {
+            env.problem("ADMIN_PORT: is the public port too");
+        }
+        env.warn_of_similar_names(&names);
+        settings.noticed = env.warnings().to_vec();
+        settings
+    }
+
     /// What is not forbidden, but should be known.
     #[must_use]
     pub fn warnings(&self) -> Vec<String> {
@@ -138,7 +136,7 @@ impl Settings {
         let unchecked = unchecked.map(|(tenant, _)| {
             format!("tenant {tenant}: signatures are not checked: anybody who knows the URL can send events")
         });
-        unchecked.chain(amqp::exposed(&self.amqp_url)).collect()
+        self.noticed.iter().cloned().chain(unchecked).chain(amqp::exposed(&self.amqp_url)).collect()
     }
 }
 
@@ -194,6 +192,15 @@ mod tests {
     }
 
     #[test]
+    fn what_follows_from_a_mistake_is_not_reported() {
+        let env = [("PORT", "eighty"), ("HOST", "127.0.0.1"), ("ADMIN_PORT", "8000")];
+        let problems = Settings::read(Env::of(&env)).unwrap_err().problems;
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        let problems = Settings::read(Env::of(&[("DRAIN_DELAY", "61"), ("TERMINATION_GRACE", "20s")]));
+        assert_eq!(problems.unwrap_err().problems.len(), 1);
+    }
+
+    #[test]
     fn every_problem_is_reported() {
         let problems = Settings::read(Env::of(&[
             ("PORT", "eighty"),
@@ -205,7 +212,7 @@ mod tests {
             ("WEBHOOK_WORKERS", "65"),
         ]));
         let problems = problems.unwrap_err();
-        assert_eq!(problems.0.len(), 8, "{problems}");
+        assert_eq!(problems.problems.len(), 8, "{problems}");
         assert!(!problems.to_string().contains("secret"));
     }
 }

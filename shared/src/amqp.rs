@@ -43,7 +43,7 @@ pub enum Purpose {
 
 /// Reads `AMQP_URL`.
 pub fn url(env: &mut Env) -> AMQPUri {
-    let text = env.text_or("AMQP_URL", "amqp://127.0.0.1:5672/%2f");
+    let text = env.text_or_default("AMQP_URL");
     match text.parse::<AMQPUri>() {
         Ok(mut url) => {
             url.query.heartbeat.get_or_insert(HEARTBEAT_SECONDS);

@@ -1,34 +1,79 @@
 //! Settings from an injectable source, with every problem reported at once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
-use std::ops::RangeInclusive;
-use std::path::Path;
-use std::str::FromStr;
 use std::time::Duration;
 
-use crate::dotenv;
+use crate::setting::{self, Binary, Setting};
+use crate::{dotenv, similar};
 
 /// Exit status for a bad configuration: `EX_USAGE` of sysexits.h.
 pub const EXIT_BAD_CONFIGURATION: u8 = 64;
 
-/// Everything that is wrong with a configuration, a line each. Never holds a setting's value if that
-/// could be a secret.
+/// Everything that is wrong with a configuration, a line each, and what else should be known. Never holds a
+/// setting's value if that could be a secret.
 #[derive(Debug, thiserror::Error)]
-pub struct Problems(pub Vec<String>);
+pub struct Problems {
+    /// What is wrong.
+    pub problems: Vec<String>,
+    /// What may be the reason.
+    pub warnings: Vec<String>,
+}
 
 impl fmt::Display for Problems {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0.join("\n"))
+        f.write_str(&self.problems.join("\n"))?;
+        self.warnings.iter().try_for_each(|warning| write!(f, "\nwarning: {warning}"))
     }
+}
+
+/// Where a value comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// An environment variable.
+    Environment,
+    /// The file `.env`.
+    Dotenv,
+    /// The file that `NAME_FILE` names.
+    File(String),
+    /// It isn't set.
+    Default,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Environment => f.write_str("environment"),
+            Self::Dotenv => f.write_str(".env"),
+            Self::File(path) => write!(f, "file {path}"),
+            Self::Default => f.write_str("default"),
+        }
+    }
+}
+
+/// A setting as it was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InForce {
+    /// Its value; none if it isn't set and has no default.
+    pub value: Option<String>,
+    /// Where the value comes from.
+    pub origin: Origin,
+    /// Whether nobody may see the value.
+    pub is_secret: bool,
 }
 
 /// The source of settings, which collects problems while it is read.
 #[derive(Debug, Default)]
 pub struct Env {
-    variables: BTreeMap<String, String>,
+    binary: Option<Binary>,
+    environment: BTreeMap<String, String>,
+    dotenv: BTreeMap<String, String>,
     problems: Vec<String>,
+    warnings: Vec<String>,
+    // Names of settings that have a problem.
+    wrong: BTreeSet<String>,
+    in_force: BTreeMap<String, InForce>,
 }
 
 impl Env {
@@ -39,7 +84,7 @@ impl Env {
         for (name, value) in std::env::vars_os() {
             // Neither a name nor a value of ours is anything but UTF-8; others' variables are their business.
             if let (Ok(name), Ok(value)) = (name.into_string(), value.into_string()) {
-                env.variables.insert(name, value);
+                env.environment.insert(name, value);
             }
         }
         match std::fs::read_to_string(".env") {
@@ -53,117 +98,227 @@ impl Env {
     /// A source with just these variables.
     #[must_use]
     pub fn of(variables: &[(&str, &str)]) -> Self {
-        let variables = variables.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
-        Self { variables, problems: Vec::new() }
+        let environment = variables.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
+        Self { environment, ..Self::default() }
     }
 
     /// Adds what a `.env` text assigns, where it isn't set already.
     pub fn add_dotenv(&mut self, text: &str) {
-        match dotenv::parse(text, &self.variables) {
-            Ok(assigned) => {
-                for (name, value) in assigned {
-                    self.variables.entry(name).or_insert(value);
-                }
-            }
+        match dotenv::parse(text, &self.environment) {
+            Ok(assigned) => self.dotenv = assigned,
             Err(line) => self.problem(format!(".env: line {line} can't be understood")),
         }
     }
 
-    /// Notes something that is wrong.
-    pub fn problem(&mut self, problem: impl Into<String>) {
-        self.problems.push(problem.into());
+    /// From now on, settings mean what they mean to this binary.
+    pub fn read_by(&mut self, binary: Binary) {
+        self.binary = Some(binary);
     }
 
-    /// A setting's text from `NAME`, or from the file that `NAME_FILE` names. Blank counts as not set.
-    pub fn text(&mut self, name: &str) -> Option<String> {
-        let set = |value: &&String| !value.trim().is_empty();
-        if let Some(value) = self.variables.get(name).filter(set) {
-            return Some(value.trim().to_owned());
+    /// Notes something that is wrong, in the form `NAME: what`.
+    pub fn problem(&mut self, problem: impl Into<String>) {
+        let problem = problem.into();
+        self.wrong.extend(names_in(&problem).map(str::to_owned));
+        self.problems.push(self.with_origin(problem));
+    }
+
+    /// Notes something that isn't forbidden, but should be known, in the form `NAME: what`.
+    pub fn warning(&mut self, warning: impl Into<String>) {
+        let warning = self.with_origin(warning.into());
+        if !self.warnings.contains(&warning) {
+            self.warnings.push(warning);
         }
-        let path = self.variables.get(&format!("{name}_FILE")).filter(set)?.clone();
-        match std::fs::read_to_string(Path::new(path.trim())) {
-            Ok(text) if text.trim().is_empty() => self.problem(format!("{name}_FILE: {path} is empty")),
-            Ok(text) => return Some(text.trim().to_owned()),
-            Err(error) => self.problem(format!("{name}_FILE: {path}: {error}")),
+    }
+
+    /// Where the setting that this is about comes from, behind it.
+    fn with_origin(&self, remark: String) -> String {
+        let origin = names_in(&remark).find_map(|name| self.origin(name));
+        match origin {
+            Some(origin) => format!("{remark} ({origin})"),
+            None => remark,
         }
+    }
+
+    /// Whether something is wrong with this setting.
+    #[must_use]
+    pub fn is_wrong(&self, name: &str) -> bool {
+        self.wrong.contains(name)
+    }
+
+    /// Whether a setting is given, and not blank.
+    #[must_use]
+    pub fn is_given(&self, name: &str) -> bool {
+        self.origin(name).is_some()
+    }
+
+    /// Where a setting is given; not at all, if it is blank.
+    fn origin(&self, name: &str) -> Option<Origin> {
+        let file = || self.variable(&file_variable(name)).map(|(path, _)| Origin::File(path.to_owned()));
+        self.variable(name).map(|(_, origin)| origin).or_else(file)
+    }
+
+    /// A variable that isn't blank. The environment wins, also if it is blank there.
+    fn variable(&self, name: &str) -> Option<(&str, Origin)> {
+        let (value, origin) = match self.environment.get(name) {
+            Some(value) => (value, Origin::Environment),
+            None => (self.dotenv.get(name)?, Origin::Dotenv),
+        };
+        let value = value.trim();
+        (!unquoted(value).is_empty()).then_some((value, origin))
+    }
+
+    /// A value as it is given, in `NAME` or in the file that `NAME_FILE` names.
+    fn given(&mut self, name: &str) -> Option<(String, Origin)> {
+        let (text, origin) = match self.variable(name) {
+            Some((value, origin)) => (value.to_owned(), origin),
+            None => self.in_file(name)?,
+        };
+        let bare = unquoted(&text);
+        if bare != text {
+            self.warning(format!("{name}: the quotes around the value are not taken for a part of it"));
+        }
+        Some((bare.to_owned(), origin))
+    }
+
+    fn in_file(&mut self, name: &str) -> Option<(String, Origin)> {
+        let variable = file_variable(name);
+        let path = unquoted(self.variable(&variable)?.0).to_owned();
+        match std::fs::read_to_string(&path) {
+            Ok(text) if unquoted(text.trim()).is_empty() => {
+                self.problem(format!("{variable}: {path} is empty"));
+            }
+            Ok(text) => return Some((text.trim().to_owned(), Origin::File(path))),
+            Err(error) => self.problem(format!("{variable}: {path}: {error}")),
+        }
+        self.wrong.insert(name.to_owned());
         None
     }
 
-    /// A setting's text, or `default`.
-    pub fn text_or(&mut self, name: &str, default: &str) -> String {
-        self.text(name).unwrap_or_else(|| default.to_owned())
+    /// A setting's text, or its default. Blank counts as not set.
+    pub fn text(&mut self, name: &str) -> Option<String> {
+        let setting = setting::find(self.binary, name);
+        self.read(name, setting)
     }
 
-    /// A number within `range`, or `default`.
-    pub fn number<T>(&mut self, name: &str, default: T, range: RangeInclusive<T>) -> T
-    where
-        T: FromStr + PartialOrd + fmt::Display,
-    {
-        let Some(text) = self.text(name) else { return default };
-        match text.parse() {
-            Ok(number) if range.contains(&number) => number,
-            _ => {
-                let (from, to) = range.into_inner();
-                self.problem(format!("{name}: {text:?} is not a whole number from {from} to {to}"));
-                default
-            }
+    /// A setting's text, or its default, or nothing.
+    pub fn text_or_default(&mut self, name: &str) -> String {
+        self.text(name).unwrap_or_default()
+    }
+
+    /// The text of a setting of a tenant, which has several names; the first that is given wins.
+    pub fn text_of_tenant(&mut self, names: &[String], setting: &str) -> Option<String> {
+        let name = names.iter().find(|name| self.is_given(name)).or(names.last())?;
+        self.read(name, setting::find(None, setting))
+    }
+
+    fn read(&mut self, name: &str, setting: Option<&Setting>) -> Option<String> {
+        let (value, origin) = match self.given(name) {
+            Some((value, origin)) => (Some(value), origin),
+            None => (setting.and_then(|s| s.default).map(str::to_owned), Origin::Default),
+        };
+        let is_secret = setting.is_some_and(|setting| setting.is_secret);
+        self.in_force.insert(name.to_owned(), InForce { value: value.clone(), origin, is_secret });
+        value
+    }
+
+    /// A number within the setting's range, or its default.
+    pub fn number<T: TryFrom<u64> + Default>(&mut self, name: &str) -> T {
+        let number = self.checked(name).and_then(|(_, value)| value.parse::<u64>().ok());
+        number.and_then(|number| T::try_from(number).ok()).unwrap_or_default()
+    }
+
+    /// A duration within the setting's range, or its default.
+    pub fn duration(&mut self, name: &str) -> Duration {
+        self.duration_if_set(name).unwrap_or_default()
+    }
+
+    /// A duration within the setting's range, or its default, if it has one.
+    pub fn duration_if_set(&mut self, name: &str) -> Option<Duration> {
+        let (setting, value) = self.checked(name)?;
+        setting.kind.duration(&value)
+    }
+
+    /// A value of the setting's kind: the default, if another is wrong.
+    fn checked(&mut self, name: &str) -> Option<(&'static Setting, String)> {
+        let Some(setting) = setting::find(self.binary, name) else {
+            self.problem(format!("{name}: is missing in the table of settings"));
+            return None;
+        };
+        let value = self.read(name, Some(setting))?;
+        let Some(refused) = setting.kind.refuses(&value) else { return Some((setting, value)) };
+        self.problem(format!("{name}: {refused}"));
+        Some((setting, setting.default?.to_owned()))
+    }
+
+    /// A switch: on for `true` in any case, off for all else, as the Flask bridge read it.
+    pub fn flag(&mut self, name: &str) -> bool {
+        let value = self.text_or_default(name).to_ascii_lowercase();
+        if !["true", "false", "0", "no", "off"].contains(&value.as_str()) {
+            self.warning(format!("{name}: is off, since {value:?} is not true, as it was with the bridge"));
+        }
+        let is_on = value == "true";
+        self.set_in_force(name, is_on);
+        is_on
+    }
+
+    /// What a setting comes to, if that is not what is written.
+    pub fn set_in_force(&mut self, name: &str, value: impl fmt::Display) {
+        if let Some(read) = self.in_force.get_mut(name) {
+            read.value = Some(value.to_string());
         }
     }
 
-    /// A duration like `250ms`, `5s`, `30m`, `12h` or `30d` within `range`, or `default`.
-    pub fn duration(&mut self, name: &str, default: Duration, range: RangeInclusive<Duration>) -> Duration {
-        self.duration_from(name, default, range, parse_duration)
+    /// Every setting that was read so far, by its name.
+    #[must_use]
+    pub fn in_force(&self) -> &BTreeMap<String, InForce> {
+        &self.in_force
     }
 
-    /// As [`Env::duration`], but a number without unit is read as seconds, as the Flask bridge did.
-    pub fn seconds(&mut self, name: &str, default: Duration, range: RangeInclusive<Duration>) -> Duration {
-        self.duration_from(name, default, range, |text| {
-            text.parse().ok().map(Duration::from_secs).or_else(|| parse_duration(text))
-        })
-    }
-
-    fn duration_from(
-        &mut self,
-        name: &str,
-        default: Duration,
-        range: RangeInclusive<Duration>,
-        parse: impl Fn(&str) -> Option<Duration>,
-    ) -> Duration {
-        let Some(text) = self.text(name) else { return default };
-        match parse(&text) {
-            Some(duration) if range.contains(&duration) => duration,
-            Some(_) => {
-                self.problem(format!(
-                    "{name}: {text:?} must be from {:?} to {:?}",
-                    range.start(),
-                    range.end()
-                ));
-                default
-            }
-            None => {
-                self.problem(format!("{name}: {text:?} is not a duration like 250ms, 5s, 30m, 12h or 30d"));
-                default
-            }
+    /// Warns of variables whose names are nearly those of settings, or of tenants that aren't served.
+    pub fn warn_of_similar_names(&mut self, tenants: &[String]) {
+        if self.is_wrong("TENANTS") {
+            return;
+        }
+        let names: BTreeSet<&String> = self.environment.keys().chain(self.dotenv.keys()).collect();
+        let given = names.into_iter().filter(|name| self.variable(name).is_some());
+        let warnings = similar::warnings(&given.map(String::as_str).collect(), tenants);
+        for warning in warnings {
+            self.warning(warning);
         }
     }
 
-    /// A switch, or `default`.
-    pub fn flag(&mut self, name: &str, default: bool) -> bool {
-        let Some(text) = self.text(name) else { return default };
-        match text.to_ascii_lowercase().as_str() {
-            "1" | "true" | "yes" | "on" => true,
-            "0" | "false" | "no" | "off" => false,
-            _ => {
-                self.problem(format!("{name}: {text:?} is neither true nor false"));
-                default
-            }
-        }
+    /// What isn't forbidden, but should be known.
+    #[must_use]
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 
     /// The settings read from this source, or everything that was wrong with it.
     pub fn finish<T>(self, settings: T) -> Result<T, Problems> {
-        if self.problems.is_empty() { Ok(settings) } else { Err(Problems(self.problems)) }
+        let Self { problems, warnings, .. } = self;
+        if problems.is_empty() { Ok(settings) } else { Err(Problems { problems, warnings }) }
     }
+}
+
+fn file_variable(name: &str) -> String {
+    format!("{name}_FILE")
+}
+
+/// The names in a remark like `NAME: what` or `NAME or OTHER: what`.
+fn names_in(remark: &str) -> impl Iterator<Item = &str> {
+    let names = remark.split_once(": ").map_or("", |(names, _)| names);
+    names.split(' ').filter(|name| !matches!(*name, "or" | "and"))
+}
+
+/// A value without the quotes that `docker run --env-file` leaves around it.
+fn unquoted(value: &str) -> &str {
+    for quote in ['"', '\''] {
+        let inner = value.strip_prefix(quote).and_then(|rest| rest.strip_suffix(quote));
+        if let Some(inner) = inner.filter(|inner| !inner.contains(quote)) {
+            return inner.trim();
+        }
+    }
+    value
 }
 
 /// Whether a host is this machine, so that what goes there stays here.
@@ -195,8 +350,6 @@ pub fn parse_duration(text: &str) -> Option<Duration> {
 mod tests {
     use super::*;
 
-    const ANY: RangeInclusive<Duration> = Duration::ZERO..=Duration::MAX;
-
     #[test]
     fn durations_need_a_unit() {
         for (text, expected) in [
@@ -212,39 +365,88 @@ mod tests {
         ] {
             assert_eq!(parse_duration(text), expected, "{text}");
         }
-        let mut env = Env::of(&[("A", "60"), ("B", "60"), ("C", "90s")]);
-        assert_eq!(env.seconds("A", Duration::ZERO, ANY), Duration::from_mins(1));
-        assert_eq!(env.seconds("C", Duration::ZERO, ANY), Duration::from_secs(90));
-        assert_eq!(env.duration("B", Duration::ZERO, ANY), Duration::ZERO);
-        assert_eq!(env.finish(()).unwrap_err().0.len(), 1);
+        let mut env = Env::of(&[("CIRCUIT_BREAKER_TIMEOUT", "90"), ("MONGO_TIMEOUT", "6")]);
+        assert_eq!(env.duration("CIRCUIT_BREAKER_TIMEOUT"), Duration::from_secs(90));
+        assert_eq!(env.duration("MONGO_TIMEOUT"), Duration::from_secs(5));
+        assert_eq!(env.finish(()).unwrap_err().problems.len(), 1);
     }
 
     #[test]
-    fn all_problems_come_at_once() {
-        let mut env = Env::of(&[("N", "x"), ("D", "5"), ("F", "maybe"), ("S_FILE", "/nowhere/at/all")]);
-        env.number("N", 1, 0..=9);
-        env.duration("D", Duration::ZERO, ANY);
-        env.flag("F", true);
-        env.text("S");
+    fn all_problems_come_at_once_and_say_where_from() {
+        let mut env = Env::of(&[("PORT", "x"), ("SPOOL_DIR_FILE", "/nowhere/at/all")]);
+        env.add_dotenv("DRAIN_DELAY=5\nPORT=80");
+        env.number::<u16>("PORT");
+        env.duration("DRAIN_DELAY");
+        env.text("SPOOL_DIR");
+        env.number::<u16>("NONE_OF_OURS");
         env.add_dotenv("A=1\n=");
-        let problems = env.finish(()).unwrap_err().0;
-        assert_eq!(problems.len(), 5, "{problems:?}");
+        let problems = env.finish(()).unwrap_err().problems;
+        assert_eq!(problems[0], "PORT: \"x\" is not a whole number from 0 to 65535 (environment)");
+        assert!(problems[1].starts_with("DRAIN_DELAY: ") && problems[1].ends_with(" (.env)"), "{problems:?}");
+        assert!(problems[2].starts_with("SPOOL_DIR_FILE: /nowhere/at/all: "), "{problems:?}");
+        assert_eq!(problems[4], ".env: line 2 can't be understood");
     }
 
     #[test]
     fn secrets_may_stand_in_files_and_blank_is_not_set() {
         let path = std::env::temp_dir().join(format!("penstock-secret-{}", std::process::id()));
-        std::fs::write(&path, "top secret\n").unwrap();
-        let mut env = Env::of(&[("KEY_FILE", path.to_str().unwrap()), ("BLANK", " ")]);
-        assert_eq!(env.text("KEY").as_deref(), Some("top secret"));
-        assert_eq!(env.text("BLANK"), None);
+        std::fs::write(&path, "\"top secret\"\n").unwrap();
+        let path = path.to_str().unwrap();
+        let mut env = Env::of(&[("SIGNING_KEYS_FILE", path), ("TENANTS", " "), ("DB_NAME", "\"\"")]);
+        assert_eq!(env.text("SIGNING_KEYS").as_deref(), Some("top secret"));
+        assert_eq!((env.text("TENANTS"), env.text("DB_NAME")), (None, None));
+        assert_eq!(env.in_force()["SIGNING_KEYS"].origin, Origin::File(path.to_owned()));
+        assert!(env.in_force()["SIGNING_KEYS"].is_secret);
+        assert_eq!(env.warnings().len(), 1);
+        assert!(!env.warnings()[0].contains("top"), "{:?}", env.warnings());
         std::fs::remove_file(path).unwrap();
     }
 
     #[test]
     fn the_environment_wins_over_the_file() {
-        let mut env = Env::of(&[("A", "process")]);
-        env.add_dotenv("A=file\nB=file");
-        assert_eq!((env.text("A"), env.text("B")), (Some("process".into()), Some("file".into())));
+        let mut env = Env::of(&[("HOST", "process")]);
+        env.add_dotenv("HOST=file\nADMIN_HOST=file");
+        assert_eq!(
+            (env.text_or_default("HOST"), env.text_or_default("ADMIN_HOST")),
+            ("process".into(), "file".into())
+        );
+        assert_eq!(env.in_force()["HOST"].origin, Origin::Environment);
+        assert_eq!(env.in_force()["ADMIN_HOST"].origin, Origin::Dotenv);
+    }
+
+    #[test]
+    fn quotes_around_a_whole_value_are_taken_off() {
+        for (given, meant) in [
+            (r#""8000""#, "8000"),
+            ("'8000'", "8000"),
+            ("\"k3y=\" ", "k3y="),
+            (r#""a","b""#, r#""a","b""#),
+            ("\"", "\""),
+            ("it's", "it's"),
+        ] {
+            assert_eq!(unquoted(given.trim()), meant);
+            let mut env = Env::of(&[("HOST", given)]);
+            assert_eq!(env.text_or_default("HOST"), meant);
+            assert_eq!(env.warnings().len(), usize::from(given.trim() != meant), "{given}");
+        }
+    }
+
+    #[test]
+    fn only_true_is_on() {
+        for (given, is_on, warnings) in [
+            ("true", true, 0),
+            ("TRUE", true, 0),
+            ("False", false, 0),
+            ("0", false, 0),
+            ("", false, 0),
+            ("1", false, 1),
+            ("yes", false, 1),
+            ("on", false, 1),
+            ("production", false, 1),
+        ] {
+            let mut env = Env::of(&[("TEST_MODE", given)]);
+            assert_eq!((env.flag("TEST_MODE"), env.warnings().len()), (is_on, warnings), "{given}");
+            assert_eq!(env.in_force()["TEST_MODE"].value, Some(is_on.to_string()));
+        }
     }
 }

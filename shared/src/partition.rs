@@ -12,15 +12,12 @@ pub const LARGE_BODY: usize = 64 << 10;
 /// AMQP can't list queues.
 pub const MAX_PARTITIONS: u16 = 64;
 
-/// Partitions unless `WEBHOOK_WORKERS` says otherwise: as many as the Flask bridge has workers.
-const DEFAULT_PARTITIONS: u16 = 4;
-
 /// The offset basis and the prime of FNV-1a with 64 bits.
 const FNV: (u64, u64) = (0xcbf2_9ce4_8422_2325, 0x0100_0000_01b3);
 
 /// Reads `WEBHOOK_WORKERS`: the partitions of each tenant, so the number of batches that can be written at the same time.
 pub fn partitions(env: &mut Env) -> u16 {
-    env.number("WEBHOOK_WORKERS", DEFAULT_PARTITIONS, 1..=MAX_PARTITIONS)
+    env.number("WEBHOOK_WORKERS")
 }
 
 /// One of a tenant's work queues.

@@ -252,6 +252,8 @@ mod tests {
             mongodb_connected: true,
             success_age_ms: Some(3),
             in_flight: 4,
+            half_open_successes: 2,
+            seconds_since_failure: None,
         };
         let role = Role::Worker { tenants: [("vip".to_owned(), status)].into() };
         let worker = Announcement { name: "w".into(), partitions: 4, leaving: false, role };

@@ -6,7 +6,7 @@ use crate::env::Env;
 pub const DEFAULT_TENANTS: [&str; 2] = ["faster", "vip"];
 
 /// The tenant whose settings may be written without prefix.
-const UNPREFIXED: &str = "faster";
+pub const UNPREFIXED: &str = "faster";
 
 /// Names from `TENANTS`, or none if it isn't set. Bad and double names become problems of `env`.
 pub fn listed(env: &mut Env) -> Option<Vec<String>> {
@@ -23,7 +23,7 @@ pub fn listed(env: &mut Env) -> Option<Vec<String>> {
             names.push(name.to_owned());
         }
     }
-    if names.is_empty() {
+    if names.is_empty() && !env.is_wrong("TENANTS") {
         env.problem("TENANTS: names no tenant");
     }
     Some(names)
@@ -54,7 +54,14 @@ pub fn setting_names(tenant: &str, setting: &str) -> Vec<String> {
 
 /// A tenant's setting as text, if one of its names is set.
 pub fn setting(env: &mut Env, tenant: &str, setting: &str) -> Option<String> {
-    setting_names(tenant, setting).iter().find_map(|name| env.text(name))
+    env.text_of_tenant(&setting_names(tenant, setting), setting)
+}
+
+/// The name under which a tenant's setting is given, or all under which it may be, for telling people.
+#[must_use]
+pub fn spelled(env: &Env, tenant: &str, setting: &str) -> String {
+    let names = setting_names(tenant, setting);
+    names.iter().find(|name| env.is_given(name)).cloned().unwrap_or_else(|| names.join(" or "))
 }
 
 #[cfg(test)]
@@ -75,6 +82,6 @@ mod tests {
     fn bad_names_are_problems() {
         let mut env = Env::of(&[("TENANTS", "faster, Acme,a.b,faster,a-b,a_b,")]);
         assert_eq!(listed(&mut env), Some(vec!["faster".to_owned(), "a-b".to_owned()]));
-        assert_eq!(env.finish(()).unwrap_err().0.len(), 4);
+        assert_eq!(env.finish(()).unwrap_err().problems.len(), 4);
     }
 }

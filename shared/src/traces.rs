@@ -41,8 +41,8 @@ pub struct Export {
 }
 
 impl Export {
-    /// Reads the settings; `service` is the name unless another is set.
-    pub fn read(env: &mut Env, service: &str) -> Self {
+    /// Reads the settings.
+    pub fn read(env: &mut Env) -> Self {
         let endpoint = env.text("OTEL_EXPORTER_OTLP_ENDPOINT");
         if endpoint.as_ref().is_some_and(|url| !is_http(url)) {
             env.problem(
@@ -51,17 +51,17 @@ impl Export {
         }
         // Where nothing is exported, what others have set for their exporters is no concern of ours.
         if endpoint.is_none() {
-            return Self { endpoint, service: service.to_owned(), ratio: 1.0 };
+            return Self { endpoint, service: String::new(), ratio: 1.0 };
         }
         if env.text("OTEL_EXPORTER_OTLP_PROTOCOL").is_some_and(|protocol| protocol != "http/protobuf") {
             env.problem("OTEL_EXPORTER_OTLP_PROTOCOL: only http/protobuf is spoken here");
         }
-        let ratio = env.text_or("OTEL_TRACES_SAMPLER_ARG", "1").parse().ok();
+        let ratio = env.text_or_default("OTEL_TRACES_SAMPLER_ARG").parse().ok();
         let ratio = ratio.filter(|ratio| (0.0..=1.0).contains(ratio)).unwrap_or_else(|| {
             env.problem("OTEL_TRACES_SAMPLER_ARG: is not a number from 0 to 1");
             1.0
         });
-        Self { endpoint, service: env.text_or("OTEL_SERVICE_NAME", service), ratio }
+        Self { endpoint, service: env.text_or_default("OTEL_SERVICE_NAME"), ratio }
     }
 }
 
@@ -227,7 +227,7 @@ mod tests {
 
     fn traces(settings: &[(&str, &str)]) -> Traces {
         let mut env = Env::of(settings);
-        let export = Export::read(&mut env, "test");
+        let export = Export::read(&mut env);
         env.finish(()).unwrap();
         Traces::start(&export, &Registry::new()).unwrap()
     }
@@ -291,7 +291,7 @@ mod tests {
             ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
             ("OTEL_TRACES_SAMPLER_ARG", "2"),
         ]);
-        Export::read(&mut env, "test");
-        assert_eq!(env.finish(()).unwrap_err().0.len(), 3);
+        Export::read(&mut env);
+        assert_eq!(env.finish(()).unwrap_err().problems.len(), 3);
     }
 }

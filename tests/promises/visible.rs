@@ -127,6 +127,12 @@ async fn health_shows_the_whole_pipeline() {
         (&breaker["status"], &breaker["failures"], &breaker["threshold"]),
         (&json!("CLOSED"), &json!(0), &json!(10))
     );
+    // The bridge's dashboards divide the two, and draw the others.
+    assert!(together["queue"]["max_size"].as_u64() > Some(1000), "{together}");
+    for number in ["half_open_successes", "time_since_last_failure"] {
+        assert!(together["circuit_breaker"][number].is_u64() && breaker[number].is_u64(), "{together}");
+    }
+    assert!(together["endpoints"].is_array());
     assert_eq!(together["broker"]["connected"], true);
     assert_eq!(
         together["spool"],

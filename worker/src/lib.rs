@@ -21,14 +21,17 @@ use tracing::{error, info};
 
 pub mod announce;
 pub mod breaker;
+pub mod client;
 pub mod commands;
 pub mod consume;
 pub mod convert;
 pub mod dead;
 pub mod decode;
 pub mod health;
+pub mod inspect;
 pub mod metrics;
 pub mod moment;
+pub mod mongo_uri;
 pub mod project;
 pub mod settings;
 pub mod state;
@@ -246,6 +249,7 @@ impl Serving {
         loop {
             match self.prepare().await {
                 Ok(store) => {
+                    inspect::warn_of_indexes(&self.tenant.name, &store).await;
                     self.state.record_success();
                     return Some(store);
                 }

@@ -36,11 +36,11 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let mut env = Env::of_process();
     let filter = telemetry::filter(&mut env);
+    let host = env.text_or_default("HOSTNAME");
     if let Some(command) = arguments.command {
         telemetry::start_logging_of_command(filter.as_deref());
         return operate(command, env);
     }
-    let host = env.text_or("HOSTNAME", "worker");
     let settings = match Settings::read(env) {
         Ok(settings) => settings,
         Err(problems) => {

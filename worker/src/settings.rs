@@ -5,10 +5,13 @@ use std::time::Duration;
 use lapin::uri::AMQPUri;
 use mongodb::options::{ConnectionString, HostInfo, ServerAddress, Tls};
 use shared::env::{self, Env, Problems};
+use shared::setting::Binary;
+use shared::telemetry::chain;
 use shared::traces::{self, Export};
 use shared::{amqp, partition, shutdown, tenant};
 
 use crate::breaker::Limits;
+use crate::{client, mongo_uri};
 
 /// Everything that can be set from outside, checked.
 #[derive(Clone, Debug)]
@@ -39,6 +42,8 @@ pub struct Settings {
     pub shutdown_grace: Duration,
     /// Where traces go.
     pub traces: Export,
+    /// What was noticed while they were read.
+    pub noticed: Vec<String>,
 }
 
 /// A tenant's database.
@@ -46,7 +51,7 @@ pub struct Settings {
 pub struct Tenant {
     /// The tenant's name.
     pub name: String,
-    /// Where its MongoDB is. Holds a password.
+    /// Where its MongoDB is, for the driver. Holds a password.
     pub mongo_uri: String,
     /// The database's name.
     pub database: String,
@@ -64,51 +69,67 @@ impl std::fmt::Debug for Tenant {
 /// Time after `SHUTDOWN_GRACE` to write acknowledgements, give back what is left, close connections and send traces.
 const CLOSING: Duration = Duration::from_secs(15 + traces::FLUSH_TIMEOUT.as_secs());
 
-const MS: Duration = Duration::from_millis(1);
-const SECOND: Duration = Duration::from_secs(1);
-const DAY: Duration = Duration::from_hours(24);
-
 impl Settings {
     /// Reads the settings, or reports all that is wrong with them.
     pub fn read(mut env: Env) -> Result<Self, Problems> {
-        let most = env.number("MONGO_MAX_POOL_SIZE", 50, 1..=10_000);
-        let pool = (env.number("MONGO_MIN_POOL_SIZE", most.min(10), 0..=10_000), most);
-        if pool.0 > pool.1 {
-            env.problem("MONGO_MIN_POOL_SIZE: is above MONGO_MAX_POOL_SIZE");
-        }
-        let settings = Self {
-            tenants: tenants(&mut env),
-            amqp_url: amqp::url(&mut env),
-            admin: (env.text_or("ADMIN_HOST", "127.0.0.1"), env.number("ADMIN_PORT", 9101, 0..=u16::MAX)),
-            test_mode: env.flag("TEST_MODE", false),
-            partitions: partition::partitions(&mut env),
-            batch_size: env.number("BATCH_SIZE", 200, 1..=1000),
-            batch_linger: env.duration("BATCH_LINGER", 50 * MS, Duration::ZERO..=SECOND),
-            mongo_timeout: env.duration("MONGO_TIMEOUT", 5 * SECOND, 100 * MS..=60 * SECOND),
-            pool,
-            event_retention: env.duration("EVENT_RETENTION", 30 * DAY, 60 * SECOND..=3650 * DAY),
-            breaker: Limits {
-                failures: env.number("CIRCUIT_BREAKER_THRESHOLD", 10, 1..=1_000_000),
-                longest_open: env.seconds("CIRCUIT_BREAKER_TIMEOUT", 60 * SECOND, 100 * MS..=DAY),
-                successes: env.number("CIRCUIT_BREAKER_HALF_OPEN_THRESHOLD", 3, 1..=1000),
-            },
-            shutdown_grace: env.duration("SHUTDOWN_GRACE", 20 * SECOND, SECOND..=600 * SECOND),
-            traces: Export::read(&mut env, "penstock-worker"),
-        };
-        shutdown::spare_grace(&mut env, settings.shutdown_grace + CLOSING);
+        let settings = Self::read_from(&mut env);
         env.finish(settings)
     }
-}
 
-impl Settings {
+    /// Reads the settings; what is wrong with them is left in `env`.
+    pub fn read_from(env: &mut Env) -> Self {
+        env.read_by(Binary::Worker);
+        let mut settings = Self {
+            tenants: tenants(env),
+            amqp_url: amqp::url(env),
+            admin: (env.text_or_default("ADMIN_HOST"), env.number("ADMIN_PORT")),
+            test_mode: env.flag("TEST_MODE"),
+            partitions: partition::partitions(env),
+            batch_size: env.number("BATCH_SIZE"),
+            batch_linger: env.duration("BATCH_LINGER"),
+            mongo_timeout: env.duration("MONGO_TIMEOUT"),
+            pool: pool(env),
+            event_retention: env.duration("EVENT_RETENTION"),
+            breaker: Limits {
+                failures: env.number("CIRCUIT_BREAKER_THRESHOLD"),
+                longest_open: env.duration("CIRCUIT_BREAKER_TIMEOUT"),
+                successes: env.number("CIRCUIT_BREAKER_HALF_OPEN_THRESHOLD"),
+            },
+            shutdown_grace: env.duration("SHUTDOWN_GRACE"),
+            traces: Export::read(env),
+            noticed: Vec::new(),
+        };
+        shutdown::spare_grace(env, settings.shutdown_grace + CLOSING, "SHUTDOWN_GRACE");
+        for tenant in &settings.tenants {
+            if let Err(error) = client::check(tenant, &settings) {
+                let name = tenant::spelled(env, &tenant.name, "MONGO_URI");
+                env.problem(format!("{name}: can't be used: {}", chain(&error)));
+            }
+        }
+        settings.noticed = env.warnings().to_vec();
+        settings
+    }
+
     /// What is not forbidden, but should be known.
     #[must_use]
     pub fn warnings(&self) -> Vec<String> {
-        amqp::exposed(&self.amqp_url)
-            .into_iter()
-            .chain(self.tenants.iter().filter_map(Tenant::exposed))
-            .collect()
+        let exposed = self.tenants.iter().filter_map(Tenant::exposed);
+        self.noticed.iter().cloned().chain(amqp::exposed(&self.amqp_url)).chain(exposed).collect()
     }
+}
+
+/// Connections to a tenant's MongoDB, at least and at most.
+fn pool(env: &mut Env) -> (u32, u32) {
+    let (least, most): (u32, u32) = (env.number("MONGO_MIN_POOL_SIZE"), env.number("MONGO_MAX_POOL_SIZE"));
+    if least <= most {
+        return (least, most);
+    }
+    if !env.is_given("MONGO_MIN_POOL_SIZE") {
+        env.set_in_force("MONGO_MIN_POOL_SIZE", most);
+    } else if !env.is_wrong("MONGO_MAX_POOL_SIZE") {
+        env.problem("MONGO_MIN_POOL_SIZE: is above MONGO_MAX_POOL_SIZE");
+    }
+    (most, most)
 }
 
 impl Tenant {
@@ -123,7 +144,7 @@ impl Tenant {
             _ => false,
         };
         let far = hosts.iter().find(is_far).filter(|_| uri.credential.is_some() && !is_encrypted)?;
-        let name = spelled(&self.name, "MONGO_URI");
+        let name = tenant::setting_names(&self.name, "MONGO_URI").join(" or ");
         Some(format!(
             "{name}: documents go to {far} unencrypted, and the password is open to attack; use tls=true outside a trusted network"
         ))
@@ -133,51 +154,61 @@ impl Tenant {
 /// The tenants of `TENANTS`, or those of the Flask bridge whose MongoDB is named.
 fn tenants(env: &mut Env) -> Vec<Tenant> {
     let is_listed = env.text("TENANTS").is_some();
-    let mut tenants = Vec::new();
-    for name in tenant::served(env) {
-        match tenant::setting(env, &name, "MONGO_URI") {
-            Some(uri) => tenants.push(tenant(env, name, uri)),
-            None if is_listed => env.problem(format!("{}: is not set", spelled(&name, "MONGO_URI"))),
-            None => {}
+    let served = tenant::served(env);
+    let mut tenants: Vec<Tenant> = Vec::new();
+    let mut missing = Vec::new();
+    for name in &served {
+        let spelled = tenant::spelled(env, name, "MONGO_URI");
+        match tenant::setting(env, name, "MONGO_URI") {
+            Some(uri) => tenants.extend(tenant(env, name, &uri)),
+            None if env.is_wrong(&spelled) => {}
+            None => missing.push(spelled),
         }
+    }
+    if is_listed {
+        for name in missing {
+            env.problem(format!("{name}: is not set"));
+        }
+    } else if missing.len() == served.len() {
+        env.problem("MONGO_URI: is not set, nor VIP_MONGO_URI nor TENANTS, so there is nothing to do");
     }
     for (position, tenant) in tenants.iter().enumerate() {
         let same =
             |other: &&Tenant| (&other.mongo_uri, &other.database) == (&tenant.mongo_uri, &tenant.database);
         if let Some(other) = tenants[..position].iter().find(same) {
-            env.problem(format!(
-                "{} and {}: name the same database, where documents of both would mix",
-                spelled(&other.name, "DB_NAME"),
-                spelled(&tenant.name, "DB_NAME")
+            let names = [other, tenant].map(|tenant| tenant::spelled(env, &tenant.name, "DB_NAME"));
+            env.warning(format!(
+                "{}: name the same database, where documents of both mix",
+                names.join(" and ")
             ));
         }
     }
-    if tenants.is_empty() && !is_listed {
-        env.problem("MONGO_URI: is not set, nor VIP_MONGO_URI nor TENANTS, so there is nothing to do");
-    }
+    env.warn_of_similar_names(&served);
     tenants
 }
 
-fn tenant(env: &mut Env, name: String, mongo_uri: String) -> Tenant {
-    let parsed = ConnectionString::parse(&mongo_uri);
-    if parsed.is_err() {
-        // The driver's message may quote the password.
-        let name = spelled(&name, "MONGO_URI");
-        env.problem(format!("{name}: is not a URI like mongodb://user:password@host:27017/?replicaSet=rs0"));
+/// A tenant, unless its URI can't be used.
+fn tenant(env: &mut Env, name: &str, uri: &str) -> Option<Tenant> {
+    let spelled = tenant::spelled(env, name, "MONGO_URI");
+    let database = tenant::setting(env, name, "DB_NAME");
+    let uri = match mongo_uri::translate(uri) {
+        Ok(uri) => uri,
+        Err(refused) => {
+            env.problem(format!("{spelled}: {refused}"));
+            return None;
+        }
+    };
+    for remark in uri.remarks {
+        env.warning(format!("{spelled}: {remark}"));
     }
-    let in_uri = || parsed.ok().and_then(|uri| uri.default_database);
-    let database = tenant::setting(env, &name, "DB_NAME").or_else(in_uri).unwrap_or_default();
-    let spelled = spelled(&name, "DB_NAME");
+    let database = database.or(uri.database).unwrap_or_default();
+    let spelled = tenant::spelled(env, name, "DB_NAME");
     if database.is_empty() {
         env.problem(format!("{spelled}: is not set, and the URI names no database"));
     } else if database.len() > 63 || database.contains(['/', '\\', '.', ' ', '"', '$', '\0']) {
         env.problem(format!("{spelled}: {database:?} is no name for a database"));
     }
-    Tenant { name, mongo_uri, database }
-}
-
-fn spelled(tenant: &str, setting: &str) -> String {
-    tenant::setting_names(tenant, setting).join(" or ")
+    Some(Tenant { name: name.to_owned(), mongo_uri: uri.text, database })
 }
 
 #[cfg(test)]
@@ -240,13 +271,61 @@ mod tests {
             ("TERMINATION_GRACE", "40s"),
         ]));
         let problems = problems.unwrap_err();
-        // The URI, the name of the database, acme's database, vip's URI, the batch, the timeout, the pool, the grace.
-        assert_eq!(problems.0.len(), 8, "{problems}");
+        // The URI, acme's database, vip's URI, the batch, the timeout, the pool, the grace.
+        assert_eq!(problems.problems.len(), 7, "{problems}");
         assert!(!problems.to_string().contains("secret"));
+        assert_eq!(Settings::read(Env::of(&[])).unwrap_err().problems.len(), 1);
+    }
+
+    #[test]
+    fn what_follows_from_a_mistake_is_not_reported() {
+        for mistake in [
+            ("MONGO_URI", "mongo://u:p@h"),
+            ("MONGO_URI_FILE", "/nowhere/at/all"),
+            ("TENANTS", "A"),
+            ("MONGO_MAX_POOL_SIZE", "many"),
+            ("SHUTDOWN_GRACE", "20"),
+        ] {
+            let mut env =
+                vec![("TERMINATION_GRACE", "25s"), ("SHUTDOWN_GRACE", "1s"), ("MONGO_MIN_POOL_SIZE", "60")];
+            env.extend([("MONGO_URI", "mongodb://h/d"), ("MONGO_MAX_POOL_SIZE", "60")]);
+            env.retain(|(name, _)| !mistake.0.starts_with(name));
+            env.push(mistake);
+            let problems = Settings::read(Env::of(&env)).unwrap_err().problems;
+            assert_eq!(problems.len(), 1, "{problems:?}");
+        }
+    }
+
+    #[test]
+    fn two_tenants_may_share_a_database_with_a_warning() {
         let mixed =
             [("MONGO_URI", "mongodb://h/d"), ("VIP_MONGO_URI", "mongodb://h/d"), ("VIP_DB_NAME", "d")];
-        let problems = Settings::read(Env::of(&mixed)).unwrap_err().to_string();
-        assert!(problems.contains("VIP_DB_NAME") && problems.lines().count() == 1, "{problems}");
-        assert_eq!(Settings::read(Env::of(&[])).unwrap_err().0.len(), 1);
+        let settings = Settings::read(Env::of(&mixed)).unwrap();
+        assert_eq!(names(&settings), ["faster", "vip"]);
+        assert!(settings.warnings()[0].contains("VIP_DB_NAME"), "{:?}", settings.warnings());
+    }
+
+    #[test]
+    fn what_passes_can_be_opened() {
+        let read = |uri: &str| Settings::read(Env::of(&[("MONGO_URI", uri), ("DB_NAME", "d")]));
+        let taken = read("mongodb://h/?socketTimeoutMS=20000&uuidRepresentation=standard").unwrap();
+        assert_eq!(taken.warnings().len(), 2, "{:?}", taken.warnings());
+        for refused in [
+            "mongodb://h/?tlsCAFile=/nowhere/at/all",
+            "mongodb://h/?tlsCertificateKeyFile=/nowhere/at/all",
+            "mongodb://a,b/?directConnection=true",
+            "mongodb+srv://h.example/?directConnection=true",
+        ] {
+            let problems = read(refused).unwrap_err().problems;
+            assert!(problems.len() == 1 && problems[0].starts_with("MONGO_URI: "), "{problems:?}");
+        }
+        assert!(read("mongodb+srv://cluster.example").is_ok());
+    }
+
+    #[test]
+    fn a_misspelt_name_is_recognised() {
+        let problems = Settings::read(Env::of(&[("MONGO_URL", "mongodb://h/d")])).unwrap_err();
+        assert_eq!((problems.problems.len(), problems.warnings.len()), (1, 1), "{problems}");
+        assert!(problems.to_string().contains("did you mean MONGO_URI?"), "{problems}");
     }
 }

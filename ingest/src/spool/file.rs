@@ -227,6 +227,12 @@ impl File {
         Ok(())
     }
 
+    /// Bytes that can still be appended, by `SPOOL_MAX_BYTES` and by the disk.
+    pub fn room(&self) -> u64 {
+        let free = free_bytes(&self.folder).unwrap_or_default().saturating_sub(LOG_BYTES);
+        self.max_bytes.saturating_sub(self.size.bytes).min(free)
+    }
+
     fn check_room(&self, bytes: u64) -> Result<(), SpoolError> {
         if self.size.bytes + bytes > self.max_bytes || self.size.bytes >= self.max_bytes {
             return Err(SpoolError::Full);

@@ -56,6 +56,7 @@ pub enum SpoolError {
 struct Shown {
     records: AtomicU64,
     bytes: AtomicU64,
+    room: AtomicU64,
     oldest_ms: AtomicI64,
     waiting: AtomicUsize,
     unwritable: AtomicBool,
@@ -155,6 +156,12 @@ impl Spool {
     pub fn size(&self) -> Size {
         let (records, bytes) = (&self.shown.records, &self.shown.bytes);
         Size { records: records.load(Ordering::Relaxed), bytes: bytes.load(Ordering::Relaxed) }
+    }
+
+    /// Bytes that can still be appended; none while it can't be written.
+    #[must_use]
+    pub fn room(&self) -> u64 {
+        if self.is_writable() { self.shown.room.load(Ordering::Relaxed) } else { 0 }
     }
 
     /// Time since the oldest record was received.
@@ -310,6 +317,7 @@ impl Owner {
         let size = file.size();
         shown.records.store(size.records, Ordering::Relaxed);
         shown.bytes.store(size.bytes, Ordering::Relaxed);
+        shown.room.store(file.room(), Ordering::Relaxed);
         shown.oldest_ms.store(file.oldest_ms(), Ordering::Relaxed);
         shown.corruptions.store(file.corruptions(), Ordering::Relaxed);
     }

@@ -1,4 +1,4 @@
-//! `worker dead|quarantine|rebuild|reconcile`: what operators do by hand, while workers run or not.
+//! `worker dead|quarantine|rebuild|reconcile|settings`: what operators do by hand, while workers run or not.
 
 use std::io::{self, Write};
 use std::time::Duration;
@@ -7,7 +7,9 @@ use clap::Subcommand;
 use indicatif::{ProgressBar, ProgressStyle};
 use shared::env::{Env, Problems};
 use shared::publisher::PublishError;
+use shared::setting;
 
+use crate::settings::Settings;
 use crate::store::failure::Failure;
 
 pub mod aside;
@@ -34,6 +36,8 @@ pub enum Command {
     Rebuild(rebuild::Arguments),
     /// Compares what ingest has accepted with what is stored, queued, dead and quarantined.
     Reconcile(reconcile::Arguments),
+    /// Shows every setting: its value, and where that comes from. Secrets are not shown.
+    Settings,
 }
 
 /// Why a command failed.
@@ -80,13 +84,23 @@ pub async fn run(command: Command, env: Env, out: &mut impl Write) -> Result<(),
         Command::Quarantine(command) => aside::run(command.into(), env, out).await,
         Command::Rebuild(arguments) => rebuild::run(arguments, env, out).await,
         Command::Reconcile(arguments) => reconcile::run(arguments, env, out).await,
+        Command::Settings => settings(env, out),
     }
+}
+
+fn settings(mut env: Env, out: &mut impl Write) -> Result<(), CommandError> {
+    Settings::read_from(&mut env);
+    write!(out, "{}", setting::in_force(&env)).map_err(unwritten)?;
+    Ok(env.finish(())?)
 }
 
 /// Writes a line of the answer.
 fn say(out: &mut impl Write, line: impl std::fmt::Display) -> Result<(), CommandError> {
-    writeln!(out, "{line}")
-        .map_err(|source| CommandError::Io { what: "can't write the answer".into(), source })
+    writeln!(out, "{line}").map_err(unwritten)
+}
+
+fn unwritten(source: io::Error) -> CommandError {
+    CommandError::Io { what: "can't write the answer".into(), source }
 }
 
 /// A bar on standard error, if that is a terminal.

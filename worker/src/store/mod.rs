@@ -11,13 +11,13 @@ use std::time::Duration;
 
 use futures_util::TryStreamExt;
 use mongodb::bson::{DateTime, Document, doc};
-use mongodb::options::ClientOptions;
 use mongodb::{Client, Collection, Database, IndexModel};
 use shared::telemetry::chain;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tracing::warn;
 
+use crate::client;
 use crate::settings::{Settings, Tenant};
 
 pub mod failure;
@@ -29,11 +29,6 @@ use failure::Failure;
 /// Most bytes of large bodies that a tenant's queues unfold at the same time: a body like `[0,0,0]` takes two hundred
 /// times its size when it is parsed and made into documents.
 pub(crate) const UNFOLDED_BYTES: usize = 1 << 20;
-/// A server under load may take so long to answer a heartbeat.
-const SHORTEST_CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// The shortest heartbeat that the driver allows, and its default.
-const SHORTEST_HEARTBEAT: Duration = Duration::from_millis(500);
-const LONGEST_HEARTBEAT: Duration = Duration::from_secs(10);
 /// Building an index on a large collection takes its time.
 const INDEX_TIMEOUT: Duration = Duration::from_mins(10);
 /// `NamespaceNotFound`: there is no such collection.
@@ -66,19 +61,7 @@ pub struct Store {
 impl Store {
     /// A store whose server is contacted when it is first used. May look up the server's name, though.
     pub async fn open(tenant: &Tenant, settings: &Settings) -> Result<Self, Failure> {
-        let (uri, deadline) = (tenant.mongo_uri.clone(), settings.mongo_timeout);
-        let parsed = tokio::spawn(async move { ClientOptions::parse(uri).await });
-        let mut options = within(deadline, parsed).await??;
-        options.app_name = Some("penstock-worker".to_owned());
-        options.min_pool_size = Some(settings.pool.0);
-        options.max_pool_size = Some(settings.pool.1);
-        // It is also how long the driver waits for a heartbeat, and without one it drops all connections.
-        options.connect_timeout = Some(deadline.max(SHORTEST_CONNECT_TIMEOUT));
-        // Twice within our own deadline, which knows no reason: once to write, and once to abort.
-        options.server_selection_timeout = Some(deadline.mul_f64(0.4));
-        // A server that is silent is noticed by what watches it, not by those who wait for its answer.
-        options.heartbeat_freq.get_or_insert(deadline.clamp(SHORTEST_HEARTBEAT, LONGEST_HEARTBEAT));
-        let client = Client::with_options(options)?;
+        let (client, deadline) = (client::open(tenant, settings).await?, settings.mongo_timeout);
         let prefixed =
             |name: &str| if settings.test_mode { format!("test_{name}") } else { String::from(name) };
         let names = Names {
@@ -207,7 +190,8 @@ pub(crate) fn refused(reply: &Document) -> Result<(), Failure> {
     Err(Failure::Refused { code: error.get_i32("code").unwrap_or_default(), words })
 }
 
-fn is_missing(error: &mongodb::error::Error) -> bool {
+/// There is no such collection.
+pub(crate) fn is_missing(error: &mongodb::error::Error) -> bool {
     matches!(&*error.kind, mongodb::error::ErrorKind::Command(command) if command.code == NAMESPACE_NOT_FOUND)
 }
 

@@ -1,0 +1,234 @@
+//! The table of all settings.
+
+use super::Reader::{Both, Ingest, Worker};
+use super::{Kind, Reader, Setting};
+use crate::partition::MAX_PARTITIONS;
+
+/// All of them, in README's order.
+pub const SETTINGS: &[Setting] = &[
+    secret(text(
+        "AMQP_URL",
+        Both,
+        Some("amqp://127.0.0.1:5672/%2f"),
+        "where RabbitMQ is; `amqps://` for TLS, with the system's certificates or those in the file that `SSL_CERT_FILE` names",
+    )),
+    text("TENANTS", Both, None, "the tenants, comma separated; see below"),
+    of_tenant(secret(text(
+        "MONGO_URI",
+        Worker,
+        None,
+        "where the tenant's MongoDB is; `tls=true` for TLS, `tlsCAFile` for a certificate authority of your own",
+    ))),
+    of_tenant(text("DB_NAME", Worker, None, "the tenant's database; without it, the one that the URI names")),
+    of_tenant(secret(text(
+        "SIGNING_KEYS",
+        Ingest,
+        None,
+        "the signing keys of the tenant's webhooks, comma separated, 16 at most",
+    ))),
+    text(
+        "SIGNATURE_POLICY",
+        Ingest,
+        None,
+        "what becomes of a webhook without a good signature: `quarantine`, `reject` or `off`; without it, `quarantine` for tenants with keys, `off` for others",
+    ),
+    text("HOST", Ingest, Some("0.0.0.0"), "address of the public port"),
+    number("PORT", Ingest, "8000", (0, 65535), "the public port; 0 takes any that is free"),
+    text(
+        "ADMIN_HOST",
+        Both,
+        Some("127.0.0.1"),
+        "address of the admin port; set `0.0.0.0` if probes come from other machines",
+    ),
+    number("ADMIN_PORT", Ingest, "9100", (0, 65535), "the admin port"),
+    number("ADMIN_PORT", Worker, "9101", (0, 65535), "the admin port"),
+    Setting {
+        kind: Kind::Flag,
+        ..text(
+            "TEST_MODE",
+            Both,
+            Some("false"),
+            "`true` in any case is on, anything else is off, as in the bridge. On: more logs, and the worker gives every collection the prefix `test_`",
+        )
+    },
+    // A body like [0,0,0] unfolds to six times its size, and a message holds its attachment twice: more could make a
+    // document that is beyond MongoDB's 16 MiB.
+    number("MAX_BODY_BYTES", Ingest, "1048576", (1, 5 << 18), "largest body, in bytes"),
+    // With the time for the body and the spool, more would put respond.io's deadline at stake.
+    duration(
+        "PUBLISH_TIMEOUT",
+        Ingest,
+        "250ms",
+        ("1ms", "1s"),
+        "longest wait for RabbitMQ's confirm before the spool takes over",
+    ),
+    text(
+        "SPOOL_DIR",
+        Ingest,
+        Some("spool"),
+        "folder of the spool, made if it is missing; for one ingest alone",
+    ),
+    number(
+        "SPOOL_MAX_BYTES",
+        Ingest,
+        "1073741824",
+        (0, 1 << 50),
+        "most bytes of webhooks in the spool; a nearly full disk stops it too",
+    ),
+    number(
+        "QUARANTINE_BURST",
+        Ingest,
+        "20000",
+        (0, 1_000_000),
+        "quarantined messages of each tenant that are kept at once; a large one counts once for each 10 KiB",
+    ),
+    number(
+        "QUARANTINE_RATE",
+        Ingest,
+        "5",
+        (0, 100_000),
+        "quarantined messages of each tenant that are kept in a second once the burst is used up",
+    ),
+    number(
+        "REFUSAL_BUDGET",
+        Ingest,
+        "10",
+        (0, 1000),
+        "webhooks that may be refused (503) within the window before they are given up instead",
+    ),
+    duration("REFUSAL_WINDOW", Ingest, "30m", ("1s", "24h"), "how long a refusal is counted"),
+    duration("DRAIN_DELAY", Ingest, "1s", ("0s", "60s"), "how long a stopping ingest goes on serving"),
+    number(
+        "WEBHOOK_WORKERS",
+        Both,
+        "4",
+        (1, MAX_PARTITIONS as u64),
+        "work queues of each tenant, beside the one for large bodies, and so the number of batches that are written at the same time, by however many workers. Change it at any time, in either binary first: the larger number counts",
+    ),
+    number(
+        "BATCH_SIZE",
+        Worker,
+        "200",
+        (1, 1000),
+        "most events in a batch; of each queue at most twice as many are in hand",
+    ),
+    duration(
+        "BATCH_LINGER",
+        Worker,
+        "50ms",
+        ("0ms", "1s"),
+        "longest wait of a batch for more events; it waits twice as long as the last one took to be written",
+    ),
+    duration("MONGO_TIMEOUT", Worker, "5s", ("100ms", "60s"), "longest time for an attempt to write a batch"),
+    number(
+        "MONGO_MIN_POOL_SIZE",
+        Worker,
+        "10",
+        (0, 10_000),
+        "connections kept to each tenant's MongoDB; if not set, at most the maximum",
+    ),
+    number("MONGO_MAX_POOL_SIZE", Worker, "50", (1, 10_000), "most connections to it; not below the minimum"),
+    duration("EVENT_RETENTION", Worker, "30d", ("60s", "3650d"), "how long `webhook_events` keeps events"),
+    duration(
+        "SHUTDOWN_GRACE",
+        Worker,
+        "20s",
+        ("1s", "600s"),
+        "how long a stopping worker may finish what it has in hand",
+    ),
+    Setting {
+        default: None,
+        ..duration(
+            "TERMINATION_GRACE",
+            Both,
+            "",
+            ("0s", "30d"),
+            "your platform's time from SIGTERM to SIGKILL; startup fails if it is too short for the other settings",
+        )
+    },
+    number(
+        "CIRCUIT_BREAKER_THRESHOLD",
+        Both,
+        "10",
+        (1, 1_000_000),
+        "consecutive failures of a tenant's MongoDB that open its circuit breaker",
+    ),
+    Setting {
+        kind: Kind::Duration { from: "100ms", to: "24h", bare_seconds: true },
+        ..text(
+            "CIRCUIT_BREAKER_TIMEOUT",
+            Worker,
+            Some("60"),
+            "longest time that the breaker stays open before MongoDB is tried; it starts at 1 s and doubles. A number alone is in seconds",
+        )
+    },
+    number(
+        "CIRCUIT_BREAKER_HALF_OPEN_THRESHOLD",
+        Worker,
+        "3",
+        (1, 1000),
+        "consecutive successful tries that close it again",
+    ),
+    text("HOSTNAME", Ingest, Some("ingest"), "first part of the name under which it announces itself"),
+    text("HOSTNAME", Worker, Some("worker"), "the same, also shown in its `/health`"),
+    text("RUST_LOG", Both, None, "what is logged, such as `info,worker=debug`"),
+    text(
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
+        Both,
+        None,
+        "an OpenTelemetry collector for traces, such as `http://collector:4318`; without it there are none",
+    ),
+    text(
+        "OTEL_EXPORTER_OTLP_PROTOCOL",
+        Both,
+        Some("http/protobuf"),
+        "the collector's protocol; there is no other",
+    ),
+    text(
+        "OTEL_TRACES_SAMPLER_ARG",
+        Both,
+        Some("1"),
+        "the share of webhooks that is traced, if their sender hasn't decided that, from 0 to 1",
+    ),
+    text("OTEL_SERVICE_NAME", Ingest, Some("penstock-ingest"), "the name in traces"),
+    text("OTEL_SERVICE_NAME", Worker, Some("penstock-worker"), "the name in traces"),
+];
+
+const fn text(
+    name: &'static str,
+    reader: Reader,
+    default: Option<&'static str>,
+    meaning: &'static str,
+) -> Setting {
+    Setting { name, reader, kind: Kind::Text, default, is_secret: false, is_tenants: false, meaning }
+}
+
+const fn number(
+    name: &'static str,
+    reader: Reader,
+    default: &'static str,
+    (from, to): (u64, u64),
+    meaning: &'static str,
+) -> Setting {
+    let kind = Kind::Number { from, to };
+    Setting { kind, ..text(name, reader, Some(default), meaning) }
+}
+
+const fn duration(
+    name: &'static str,
+    reader: Reader,
+    default: &'static str,
+    (from, to): (&'static str, &'static str),
+    meaning: &'static str,
+) -> Setting {
+    let kind = Kind::Duration { from, to, bare_seconds: false };
+    Setting { kind, ..text(name, reader, Some(default), meaning) }
+}
+
+const fn of_tenant(setting: Setting) -> Setting {
+    Setting { is_tenants: true, ..setting }
+}
+
+const fn secret(setting: Setting) -> Setting {
+    Setting { is_secret: true, ..setting }
+}

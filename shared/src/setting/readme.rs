@@ -1,0 +1,65 @@
+//! README's table of settings is written from ours.
+
+use super::{Binary, Kind, Reader, SETTINGS, Setting};
+
+/// README's table.
+fn table() -> String {
+    let rows: Vec<String> = SETTINGS.iter().map(row).collect();
+    format!("| name | default | values | for | meaning |\n|---|---|---|---|---|\n{}\n", rows.join("\n"))
+}
+
+fn row(setting: &Setting) -> String {
+    let Setting { name, default, meaning, .. } = setting;
+    let name = if setting.is_tenants { format!("`{name}`, `VIP_{name}`") } else { format!("`{name}`") };
+    let default = default.map(|default| format!("`{default}`")).unwrap_or_default();
+    let values = match setting.kind {
+        Kind::Text => String::new(),
+        Kind::Flag => "`true`, `false`".to_owned(),
+        Kind::Number { from, to } => format!("{from} to {to}"),
+        Kind::Duration { from, to, .. } => format!("`{from}` to `{to}`"),
+    };
+    let reader = match setting.reader {
+        Reader::Both => "both",
+        Reader::Ingest => "ingest",
+        Reader::Worker => "worker",
+    };
+    let secret = if setting.is_secret { " (secret)" } else { "" };
+    format!("| {name} | {default} | {values} | {reader} | {meaning}{secret} |")
+}
+
+/// What the table stands between in README.
+const MARKS: (&str, &str) = ("<!-- settings: begin -->\n", "<!-- settings: end -->\n");
+
+/// README with the table of these settings. To write it: `PENSTOCK_WRITE_README=1 cargo test -p shared readme`.
+#[test]
+fn readme_shows_the_settings() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md");
+    let readme = std::fs::read_to_string(path).unwrap();
+    let (before, rest) = readme.split_once(MARKS.0).expect("the first mark");
+    let (_, after) = rest.split_once(MARKS.1).expect("the second mark");
+    let expected = [before, MARKS.0, &table(), MARKS.1, after].concat();
+    if std::env::var_os("PENSTOCK_WRITE_README").is_some() {
+        std::fs::write(path, &expected).unwrap();
+    } else {
+        assert!(readme == expected, "run: PENSTOCK_WRITE_README=1 cargo test -p shared readme");
+    }
+}
+
+#[test]
+fn every_default_is_a_value() {
+    for setting in SETTINGS {
+        let refused = setting.default.and_then(|default| setting.kind.refuses(default));
+        assert_eq!(refused, None, "{}", setting.name);
+    }
+}
+
+#[test]
+fn every_setting_of_a_binary_is_there_once() {
+    for binary in [Binary::Ingest, Binary::Worker] {
+        let mut names: Vec<_> = SETTINGS.iter().filter(|s| s.is_read_by(binary)).map(|s| s.name).collect();
+        names.sort_unstable();
+        let all = names.len();
+        names.dedup();
+        assert_eq!(names.len(), all);
+    }
+}

@@ -1,0 +1,63 @@
+//! How a tenant's MongoDB is opened: in one way, whether it is to be used or the settings are only checked.
+
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use mongodb::Client;
+use mongodb::error::Error;
+use mongodb::options::{ClientOptions, ConnectionString, HostInfo, ServerAddress};
+
+use crate::settings::{Settings, Tenant};
+use crate::store::failure::Failure;
+use crate::store::within;
+
+/// A server under load may take so long to answer a heartbeat.
+const SHORTEST_CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// The shortest heartbeat that the driver allows, and its default.
+const SHORTEST_HEARTBEAT: Duration = Duration::from_millis(500);
+const LONGEST_HEARTBEAT: Duration = Duration::from_secs(10);
+
+/// A client whose server is contacted when it is first used. May look up the server's name, though.
+pub async fn open(tenant: &Tenant, settings: &Settings) -> Result<Client, Failure> {
+    let uri = tenant.mongo_uri.clone();
+    let parsed = tokio::spawn(async move { ClientOptions::parse(uri).await });
+    let options = within(settings.mongo_timeout, parsed).await??;
+    Ok(Client::with_options(completed(options, settings))?)
+}
+
+/// Whether [`open`] would take the settings: opens a client, but lets it do nothing.
+pub fn check(tenant: &Tenant, settings: &Settings) -> Result<(), Error> {
+    let options = completed(parse(&tenant.mongo_uri)?, settings);
+    // What the client would do in the background begins when its runtime runs, so never.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let within = runtime.enter();
+    let opened = Client::with_options(options).map(drop);
+    drop(within);
+    runtime.shutdown_background();
+    opened
+}
+
+/// The options that a URI makes, without the look-up of the servers that `mongodb+srv` stands for.
+pub fn parse(uri: &str) -> Result<ClientOptions, Error> {
+    let mut uri = ConnectionString::parse(uri)?;
+    if let HostInfo::DnsRecord(host) = uri.host_info {
+        uri.host_info = HostInfo::HostIdentifiers(vec![ServerAddress::Tcp { host, port: None }]);
+    }
+    let parsed = ClientOptions::parse(uri).into_future().now_or_never();
+    parsed.unwrap_or_else(|| Err(Error::custom("the options can't be made at once")))
+}
+
+/// The options with what is not left to the URI. Pure.
+fn completed(mut options: ClientOptions, settings: &Settings) -> ClientOptions {
+    let deadline = settings.mongo_timeout;
+    options.app_name.get_or_insert_with(|| "penstock-worker".to_owned());
+    options.min_pool_size = Some(settings.pool.0);
+    options.max_pool_size = Some(settings.pool.1);
+    // It is also how long the driver waits for a heartbeat, and without one it drops all connections.
+    options.connect_timeout = Some(deadline.max(SHORTEST_CONNECT_TIMEOUT));
+    // Twice within our own deadline, which knows no reason: once to write, and once to abort.
+    options.server_selection_timeout = Some(deadline.mul_f64(0.4));
+    // A server that is silent is noticed by what watches it, not by those who wait for its answer.
+    options.heartbeat_freq.get_or_insert(deadline.clamp(SHORTEST_HEARTBEAT, LONGEST_HEARTBEAT));
+    options
+}

@@ -1,0 +1,80 @@
+//! Looks at a tenant's MongoDB for what gets in the way of storing events there, and names it.
+
+use futures_util::TryStreamExt;
+use mongodb::IndexModel;
+use mongodb::bson::Document;
+use tracing::warn;
+
+use crate::store::failure::Failure;
+use crate::store::{Names, Store, is_missing, within};
+
+/// Warns once of all indexes that get in the way.
+pub async fn warn_of_indexes(tenant: &str, store: &Store) {
+    match indexes_in_the_way(store).await {
+        Ok(found) if found.is_empty() => {}
+        Ok(found) => {
+            let indexes = found.join("; ");
+            warn!(
+                tenant,
+                indexes, "indexes get in the way: events that they make MongoDB refuse are dead-lettered"
+            );
+        }
+        Err(failure) => {
+            let error = shared::telemetry::chain(&failure);
+            warn!(tenant, error, "can't look whether indexes get in the way");
+        }
+    }
+}
+
+/// The indexes that get in the way, each with the reason.
+pub async fn indexes_in_the_way(store: &Store) -> Result<Vec<String>, Failure> {
+    let mut found = Vec::new();
+    for collection in looked_at(&store.names) {
+        let indexes = indexes(store, collection).await?;
+        found.extend(indexes.iter().filter_map(|index| in_the_way(&store.names, collection, index)));
+    }
+    Ok(found)
+}
+
+/// The collections that have such indexes if any has.
+fn looked_at(names: &Names) -> [&String; 4] {
+    [&names.messages, &names.conversations, &names.contacts, &names.notes]
+}
+
+async fn indexes(store: &Store, collection: &str) -> Result<Vec<IndexModel>, Failure> {
+    let collection = store.database.collection::<Document>(collection);
+    let list = tokio::spawn(async move { collection.list_indexes().await?.try_collect().await });
+    match within(store.deadline, list).await? {
+        Err(error) if is_missing(&error) => Ok(Vec::new()),
+        listed => Ok(listed?),
+    }
+}
+
+/// Whether, and how, an index gets in the way. Pure.
+fn in_the_way(names: &Names, collection: &str, index: &IndexModel) -> Option<String> {
+    let options = index.options.as_ref()?;
+    let name = options.name.as_deref().unwrap_or_default();
+    let reason = if is_on_event_id_alone(&index.keys)
+        && options.unique == Some(true)
+        && collection == names.messages
+    {
+        "it is unique, but one event may bring several messages, and some have no event_id"
+    } else if is_text(&index.keys) && options.language_override.as_deref().unwrap_or(LANGUAGE) == LANGUAGE {
+        "it takes the field language for the language of the text, and MongoDB refuses languages that it doesn't know; \
+         make it with another language_override"
+    } else {
+        return None;
+    };
+    Some(format!("{name} of {collection}: {reason}"))
+}
+
+/// The field that names a text's language, unless the index has a `language_override`.
+const LANGUAGE: &str = "language";
+
+fn is_on_event_id_alone(keys: &Document) -> bool {
+    keys.keys().eq(["event_id"])
+}
+
+fn is_text(keys: &Document) -> bool {
+    keys.values().any(|kind| kind.as_str() == Some("text"))
+}

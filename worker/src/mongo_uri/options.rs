@@ -1,0 +1,213 @@
+//! The options of a URI: which of them the driver gets.
+
+use std::collections::BTreeMap;
+
+use super::encryption::{self, Tls};
+use super::{Refused, decoded, encoded};
+
+/// What becomes of an option.
+enum Fate {
+    /// The driver gets it.
+    Text,
+    /// The driver gets it if it is `true` or `false`.
+    Boolean,
+    /// The driver gets it, without fraction, if it is a number and at least this.
+    Number(u32),
+    /// It is about encryption.
+    Encryption,
+    /// Penstock has no use for it, for this reason.
+    Ignored(&'static str),
+    /// Without it, the connection would be another one than was asked for, for this reason.
+    Refused(&'static str),
+}
+
+const TIMEOUT: &str = "MONGO_TIMEOUT is what counts";
+const POOL: &str = "MONGO_MIN_POOL_SIZE and MONGO_MAX_POOL_SIZE are what counts";
+const DURABLE: &str = "events are written with w=majority, and read from the primary";
+const MEANINGLESS: &str = "it has no meaning here";
+const UNKNOWN: &str = "it is not known, as it was not to pymongo 4.6";
+
+/// The options that pymongo 4.6 knows, in small letters.
+const FATES: &[(&str, Fate)] = &[
+    ("appname", Fate::Text),
+    ("authmechanism", Fate::Text),
+    ("authmechanismproperties", Fate::Ignored(MEANINGLESS)),
+    ("authsource", Fate::Text),
+    ("compressors", Fate::Ignored("nothing is compressed")),
+    ("connect", Fate::Ignored(MEANINGLESS)),
+    ("connecttimeoutms", Fate::Ignored(TIMEOUT)),
+    ("datetime_conversion", Fate::Ignored(MEANINGLESS)),
+    ("directconnection", Fate::Boolean),
+    ("fsync", Fate::Ignored(DURABLE)),
+    ("heartbeatfrequencyms", Fate::Number(1)),
+    ("journal", Fate::Ignored(DURABLE)),
+    ("loadbalanced", Fate::Boolean),
+    ("localthresholdms", Fate::Ignored(DURABLE)),
+    ("maxconnecting", Fate::Number(1)),
+    ("maxidletimems", Fate::Number(1)),
+    ("maxpoolsize", Fate::Ignored(POOL)),
+    ("maxstalenessseconds", Fate::Ignored(DURABLE)),
+    ("minpoolsize", Fate::Ignored(POOL)),
+    ("readconcernlevel", Fate::Ignored(DURABLE)),
+    ("readpreference", Fate::Ignored(DURABLE)),
+    ("readpreferencetags", Fate::Ignored(DURABLE)),
+    ("replicaset", Fate::Text),
+    ("retryreads", Fate::Boolean),
+    ("retrywrites", Fate::Boolean),
+    ("servermonitoringmode", Fate::Text),
+    ("serverselectiontimeoutms", Fate::Ignored(TIMEOUT)),
+    ("sockettimeoutms", Fate::Ignored(TIMEOUT)),
+    ("srvmaxhosts", Fate::Number(1)),
+    ("srvservicename", Fate::Text),
+    ("ssl", Fate::Encryption),
+    ("timeoutms", Fate::Ignored(TIMEOUT)),
+    ("tls", Fate::Encryption),
+    ("tlsallowinvalidcertificates", Fate::Encryption),
+    ("tlsallowinvalidhostnames", Fate::Encryption),
+    ("tlscafile", Fate::Encryption),
+    ("tlscertificatekeyfile", Fate::Encryption),
+    ("tlscertificatekeyfilepassword", Fate::Refused("is not supported: take the password off the key")),
+    ("tlscrlfile", Fate::Refused("is not supported: revoked certificates would be accepted")),
+    ("tlsdisableocspendpointcheck", Fate::Encryption),
+    ("tlsinsecure", Fate::Encryption),
+    ("tz_aware", Fate::Ignored(MEANINGLESS)),
+    ("unicode_decode_error_handler", Fate::Ignored(MEANINGLESS)),
+    ("uuidrepresentation", Fate::Ignored(MEANINGLESS)),
+    ("w", Fate::Ignored(DURABLE)),
+    ("waitqueuemultiple", Fate::Ignored(POOL)),
+    ("waitqueuetimeoutms", Fate::Ignored(TIMEOUT)),
+    ("wtimeoutms", Fate::Ignored(DURABLE)),
+    ("zlibcompressionlevel", Fate::Ignored("nothing is compressed")),
+];
+
+/// What Penstock does in any case.
+const AS_ASKED: [(&str, &str); 4] =
+    [("w", "majority"), ("journal", "true"), ("readpreference", "primary"), ("connect", "true")];
+/// Ways to log in that the driver knows.
+const MECHANISMS: [&str; 4] = ["SCRAM-SHA-1", "SCRAM-SHA-256", "MONGODB-X509", "PLAIN"];
+/// Ways to log in that only pymongo knows.
+const OTHER_MECHANISMS: [&str; 4] = ["GSSAPI", "MONGODB-AWS", "MONGODB-CR", "MONGODB-OIDC"];
+/// The shortest interval of heartbeats, in milliseconds, by the drivers' common specification.
+const SHORTEST_HEARTBEAT: u64 = 500;
+
+/// An option as it is written, its value decoded.
+pub(super) struct Given<'a> {
+    pub(super) name: &'a str,
+    pub(super) value: String,
+}
+
+/// Options by their names in small letters.
+pub(super) type Options<'a> = BTreeMap<String, Given<'a>>;
+
+/// The options for the driver.
+pub(super) fn translate(text: &str, is_srv: bool, remarks: &mut Vec<String>) -> Result<String, Refused> {
+    let given = read(text, remarks)?;
+    let (mut passed, mut ignored) = (Vec::new(), Ignored::default());
+    for (key, given) in &given {
+        match fate(key) {
+            Fate::Encryption => {}
+            Fate::Ignored(_) if AS_ASKED.contains(&(key.as_str(), given.value.as_str())) => {}
+            Fate::Ignored(reason) => ignored.add(reason, given.name),
+            Fate::Refused(reason) => return Err(refused(given, reason)),
+            fate => match value(key, &fate, given)? {
+                Some(value) => passed.push((given.name.to_owned(), value)),
+                None => ignored.add(MISREAD, given.name),
+            },
+        }
+    }
+    let tls: Tls = encryption::translate(&given, is_srv, &mut ignored)?;
+    passed.extend(tls);
+    passed.retain(|(_, value)| !value.is_empty());
+    remarks.extend(ignored.remarks());
+    let pairs: Vec<String> =
+        passed.iter().map(|(name, value)| format!("{name}={}", encoded(value))).collect();
+    Ok(pairs.join("&"))
+}
+
+/// The options that are there. Of those that are there twice, the last one counts, as in pymongo.
+fn read<'a>(text: &'a str, remarks: &mut Vec<String>) -> Result<Options<'a>, Refused> {
+    if text.contains('&') && text.contains(';') {
+        return Err(Refused::TwoSeparators);
+    }
+    let mut options = BTreeMap::new();
+    for pair in text.split(['&', ';']).filter(|pair| !pair.is_empty()) {
+        let Some((name, value)) = pair.split_once('=') else {
+            return Err(Refused::Option(shown(pair).to_owned(), "has no value".to_owned()));
+        };
+        let key = name.to_ascii_lowercase();
+        let is_list = key == "readpreferencetags";
+        if options.insert(key, Given { name, value: decoded(value) }).is_some() && !is_list {
+            remarks.push(format!("the option {} is there twice, and the last one counts", shown(name)));
+        }
+    }
+    Ok(options)
+}
+
+fn fate(key: &str) -> &'static Fate {
+    FATES.iter().find(|(name, _)| *name == key).map_or(&Fate::Ignored(UNKNOWN), |(_, fate)| fate)
+}
+
+/// The value that the driver gets; none, if pymongo ignores it.
+fn value(key: &str, fate: &Fate, given: &Given<'_>) -> Result<Option<String>, Refused> {
+    let value = &given.value;
+    Ok(match fate {
+        Fate::Boolean => boolean(value).map(|value| value.to_string()),
+        Fate::Number(least) => {
+            let number = number(value).filter(|number| *number >= u64::from(*least));
+            if key == "heartbeatfrequencyms" && number.is_some_and(|number| number < SHORTEST_HEARTBEAT) {
+                return Err(refused(given, "is below 500"));
+            }
+            number.map(|number| number.to_string())
+        }
+        _ => match key {
+            "authmechanism" if OTHER_MECHANISMS.contains(&value.as_str()) => {
+                return Err(refused(given, "names a way to log in that is not supported"));
+            }
+            "authmechanism" if value == "DEFAULT" => Some(String::new()),
+            "authmechanism" if !MECHANISMS.contains(&value.as_str()) => None,
+            "authsource" if value.is_empty() => return Err(refused(given, "is empty")),
+            "servermonitoringmode" if !["auto", "poll", "stream"].contains(&value.as_str()) => None,
+            "appname" if value.len() > 128 => None,
+            _ => Some(value.clone()),
+        },
+    })
+}
+
+pub(super) fn refused(given: &Given<'_>, reason: &str) -> Refused {
+    Refused::Option(given.name.to_owned(), reason.to_owned())
+}
+
+/// The name of an option, unless it could be a part of a password.
+fn shown(name: &str) -> &str {
+    let is_name = name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+    if is_name { name } else { "(not shown)" }
+}
+
+/// `true` and `false` are read, other spellings are not, as in pymongo.
+pub(super) fn boolean(value: &str) -> Option<bool> {
+    value.parse().ok()
+}
+
+fn number(value: &str) -> Option<u64> {
+    let whole = value.split_once('.').map_or(value, |(whole, fraction)| {
+        if fraction.bytes().all(|b| b.is_ascii_digit()) { whole } else { value }
+    });
+    whole.parse().ok()
+}
+
+/// Why a value that can't be read is ignored.
+pub(super) const MISREAD: &str = "its value is none that it can have; true and false are in small letters";
+
+/// Options that are ignored, by the reason.
+#[derive(Default)]
+pub(super) struct Ignored<'a>(BTreeMap<&'static str, Vec<&'a str>>);
+
+impl<'a> Ignored<'a> {
+    pub(super) fn add(&mut self, reason: &'static str, name: &'a str) {
+        self.0.entry(reason).or_default().push(shown(name));
+    }
+
+    fn remarks(self) -> impl Iterator<Item = String> {
+        self.0.into_iter().map(|(reason, names)| format!("ignored: {} ({reason})", names.join(", ")))
+    }
+}
