@@ -74,7 +74,7 @@ async fn compare(bench: &mut Bench, limit: Limit) -> anyhow::Result<()> {
 /// Events per second that so many workers store, which have divided the queues among them before.
 async fn measure(bench: &mut Bench, limit: Limit, workers: usize) -> anyhow::Result<f64> {
     let events = bench.plan.scale;
-    bench.say(&format!("{PHASE}: {workers} workers, {} events, {}", grouped(float(events)), limit.name()));
+    bench.say(&format!("{PHASE}: workers: {workers}; {} events, {}", grouped(float(events)), limit.name()));
     // Dropped after the stage: a group can't be removed before its worker has ended.
     let mut groups = Vec::new();
     let mut stage = Stage::start_with(bench, &SETTINGS).await;
