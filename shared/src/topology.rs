@@ -40,6 +40,9 @@ const DELIVERY_LIMIT: i64 = 20;
 /// How long a worker may hold a delivery, in milliseconds: seven days. A worker whose MongoDB fails holds what it has
 /// for as long as it takes. RabbitMQ's own limit, half an hour, would close its channel, and each time count a delivery.
 const CONSUMER_TIMEOUT_MS: i64 = 7 * 24 * 60 * 60 * 1000;
+/// How long RabbitMQ 4.3 waits for the workers that were connected to a lost node of its cluster before the next ones take
+/// over, in milliseconds; otherwise a minute. Earlier releases ignore this, and don't wait.
+const CONSUMER_DISCONNECTED_TIMEOUT_MS: i64 = 10_000;
 /// Operators look at set-aside messages by taking and returning them, which RabbitMQ counts as well; its
 /// own limit (20 from 4.0 on) would throw evidence away.
 const UNLIMITED_DELIVERIES: i64 = 1_000_000_000;
@@ -152,6 +155,7 @@ pub async fn declare_work_queue(
         // Otherwise all leaders are on the node that the first ingest happened to connect to.
         ("x-queue-leader-locator", text("balanced")),
         ("x-consumer-timeout", CONSUMER_TIMEOUT_MS.into()),
+        ("x-consumer-disconnected-timeout", CONSUMER_DISCONNECTED_TIMEOUT_MS.into()),
     ];
     queue(channel, &name, &arguments).await?;
     // Event types have dots in them.
