@@ -69,11 +69,9 @@ pub struct TenantStatus {
     pub success_age_ms: Option<u64>,
     /// Events received and not settled yet.
     pub in_flight: usize,
-    /// While the breaker is half-open: successes so far. Missing from older workers.
-    #[serde(default)]
+    /// While the breaker is half-open: successes so far.
     pub half_open_successes: u32,
     /// Seconds since MongoDB failed last; none if it hasn't failed since the worker started.
-    #[serde(default)]
     pub seconds_since_failure: Option<u64>,
 }
 
