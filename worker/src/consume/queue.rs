@@ -68,7 +68,8 @@ struct Memory {
 impl QueueTask {
     /// Consumes the queue until told to stop.
     pub async fn run(mut self, mut sessions: watch::Receiver<Option<Arc<Session>>>) {
-        let mut memory = Memory { careful: false, refusals: Refusals::default(), linger: Duration::ZERO };
+        // The first delivery may be what has killed the worker before this one.
+        let mut memory = Memory { careful: true, refusals: Refusals::default(), linger: Duration::ZERO };
         let mut pause = REOPEN_PAUSE.0;
         while !self.stop.is_cancelled() {
             let session = tokio::select! {
@@ -104,7 +105,7 @@ impl QueueTask {
     async fn consume(&mut self, session: &Session, memory: &mut Memory) -> Result<Ended, IntakeError> {
         self.views.mark_unchanged();
         let preference = self.preference();
-        let prefetch = if memory.careful { 1 } else { self.prefetch };
+        let prefetch = self.prefetch(memory);
         let opened = Intake::open(&self.context, session, prefetch, preference.priority);
         let mut intake = tokio::select! {
             opened = opened => opened?,
@@ -143,7 +144,7 @@ impl QueueTask {
                     let next = self.preference();
                     if next.priority != preference.priority {
                         preference = next;
-                        self.consume_as(session, intake, preference, memory).await?;
+                        self.consume_anew(session, intake, preference, memory).await?;
                     }
                     continue;
                 }
@@ -158,7 +159,7 @@ impl QueueTask {
             let returns = self.write_batch(intake, memory).await?;
             if memory.careful && returns < SUSPECT_RETURNS {
                 memory.careful = false;
-                return Ok(Ended::Changed);
+                self.consume_anew(session, intake, preference, memory).await?;
             }
         }
     }
@@ -190,22 +191,27 @@ impl QueueTask {
         Ok(Ended::Stopped)
     }
 
-    /// Goes on with another priority: a consumer of that priority comes first, on a channel of its own, and is sent
-    /// nothing before the one until now is done. A cancel alone would let the next worker go on while deliveries of ours
+    /// Goes on with another priority or prefetch count: a consumer with that comes first, on a channel of its own, and is
+    /// sent nothing before the one until now is done. A cancel alone would let the next worker go on while deliveries of ours
     /// are not settled.
-    async fn consume_as(
+    async fn consume_anew(
         &self,
         session: &Session,
         intake: &mut Intake,
         preference: Preference,
         memory: &mut Memory,
     ) -> Result<(), IntakeError> {
-        let next = Intake::open(&self.context, session, intake.prefetch, preference.priority).await?;
+        let prefetch = self.prefetch(memory);
+        let next = Intake::open(&self.context, session, prefetch, preference.priority).await?;
         self.finish(intake, memory).await?;
         std::mem::replace(intake, next).close().await;
         let (tenant, queue, priority) = (&self.context.tenant.name, &self.context.name, preference.priority);
-        info!(tenant, queue, priority, "consuming with another priority");
+        info!(tenant, queue, priority, prefetch, "consuming anew");
         Ok(())
+    }
+
+    fn prefetch(&self, memory: &Memory) -> u16 {
+        if memory.careful { 1 } else { self.prefetch }
     }
 
     fn preference(&self) -> Preference {
