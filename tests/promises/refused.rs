@@ -7,6 +7,7 @@ use penstock_tests::feed::burst;
 use penstock_tests::http::{metric, post_received};
 use penstock_tests::poll;
 use penstock_tests::process::{Ingest, Worker, operate_well, until_idle};
+use penstock_tests::relay::{Fault, Relay};
 use penstock_tests::replica_set::ReplicaSet;
 use penstock_tests::stack::Place;
 use reqwest::Method;
@@ -64,7 +65,7 @@ async fn what_an_index_of_the_customers_own_refuses_is_a_dead_letter_and_nothing
         let error = header(&letter.properties, "error").unwrap();
         println!("{name}: {error}");
         let (told, words) = error.split_once(": ").expect("the server's words");
-        assert!(told.contains(code) && log.contains(told), "{name}: {error}");
+        assert!(told.contains(&format!("({code})")) && log.contains(told), "{name}: {error}");
         assert!(!log.contains(words), "{name}: {error}");
     }
     until_idle(&broker, &[&worker]).await;
@@ -112,32 +113,39 @@ async fn a_queue_of_which_mongodb_refuses_one_event_after_the_other_holds_until_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_event_whose_conversation_is_locked_waits_while_the_others_are_stored() {
+async fn an_event_whose_conversation_is_locked_waits_while_the_others_of_its_batch_are_stored() {
     let (place, mongo) = (Place::new().await, ReplicaSet::patient().await);
-    let uri = mongo.uri();
-    let settings = [("MONGO_URI", uri.as_str()), ("WEBHOOK_WORKERS", "2"), ("BATCH_LINGER", "1s")];
-    let (broker, database) =
-        (Broker::connect(&place.amqp_url).await, Database::on(&uri, &place, "faster").await);
-    let worker = Worker::start(&place, &settings).await;
-    burst(&broker, "faster", 0..1, 41).await;
-    database.until_stored(1).await;
-    worker.process.stop().await;
-    let mut locked = database.lock("conversations", "0").await;
-    // Of conversation 0, the next one; and some of all others, in both queues.
-    burst(&broker, "faster", 41..82, 41).await;
-    let worker = Worker::start(&place, &settings).await;
+    let relay = Relay::start(mongo.members[0].address).await;
+    let uri = format!("mongodb://{}/?directConnection=true", relay.address);
+    let worker = Worker::start(&place, &[("MONGO_URI", &uri), ("WEBHOOK_WORKERS", "1")]).await;
+    let broker = Broker::connect(&place.amqp_url).await;
+    let database = Database::on(&mongo.uri(), &place, "faster").await;
+    burst(&broker, "faster", 0..41, 41).await;
     database.until_stored(41).await;
+    until_idle(&broker, &[&worker]).await;
+
+    let mut locked = database.lock("conversations", "0").await;
+    let in_hand = async || metric(&worker.admin, "worker_in_flight", &[]).await;
+    // While the first one is being written, the others become a batch.
+    relay.set(Fault::Stall);
+    burst(&broker, "faster", 42..43, 41).await;
+    poll::until("the first one is in hand", Some(1.0), in_hand).await;
+    burst(&broker, "faster", 43..82, 41).await;
+    burst(&broker, "faster", 41..42, 41).await;
+    poll::until("all are in hand", Some(41.0), in_hand).await;
+    relay.set(Fault::None);
+    database.until_stored(81).await;
+    poll::until("they are acknowledged", Some(1.0), in_hand).await;
     assert_eq!(database.find("webhook_events", "41").await, None);
-    assert_eq!(metric(&worker.admin, "worker_in_flight", &[]).await, Some(1.0));
     let closed = [("tenant", "faster"), ("state", "closed")];
     assert_eq!(metric(&worker.admin, "worker_breaker_state", &closed).await, Some(1.0));
     assert!(of_worker(&worker, "worker_conflicts_total").await > Some(0.0));
 
     locked.abort_transaction().await.unwrap();
-    database.until_stored(42).await;
+    database.until_stored(82).await;
     until_idle(&broker, &[&worker]).await;
     assert_eq!(broker.depth("dead.faster").await, Some(0));
-    assert_eq!(database.sum("conversations", "message_count").await, 42);
+    assert_eq!(database.sum("conversations", "message_count").await, 82);
     worker.process.stop().await;
     place.remove().await;
 }

@@ -211,9 +211,10 @@ impl fmt::Display for Redacted<'_> {
             ErrorKind::Command(command) => {
                 write!(f, "MongoDB answered {} ({})", command.code, command.code_name)
             }
-            ErrorKind::Write(_) | ErrorKind::InsertMany(_) => {
-                write!(f, "MongoDB refused a write ({:?})", code(self.0))
-            }
+            ErrorKind::Write(_) | ErrorKind::InsertMany(_) => match code(self.0) {
+                Some(code) => write!(f, "MongoDB refused a write ({code})"),
+                None => f.write_str("MongoDB refused a write"),
+            },
             ErrorKind::BsonSerialization(_) | ErrorKind::BsonDeserialization(_) | ErrorKind::Bson(_) => {
                 f.write_str("a document can't be written as BSON")
             }
