@@ -119,7 +119,10 @@ impl Env {
     pub fn problem(&mut self, problem: impl Into<String>) {
         let problem = problem.into();
         self.wrong.extend(names_in(&problem).map(str::to_owned));
-        self.problems.push(self.with_origin(problem));
+        let problem = self.with_origin(problem);
+        if !self.problems.contains(&problem) {
+            self.problems.push(problem);
+        }
     }
 
     /// Notes something that isn't forbidden, but should be known, in the form `NAME: what`.
@@ -254,7 +257,7 @@ impl Env {
     pub fn flag(&mut self, name: &str) -> bool {
         let value = self.text_or_default(name).to_ascii_lowercase();
         if !["true", "false", "0", "no", "off"].contains(&value.as_str()) {
-            self.warning(format!("{name}: is off, since {value:?} is not true, as it was with the bridge"));
+            self.warning(format!("{name}: {value:?} is off: only true is on, as with the bridge"));
         }
         let is_on = value == "true";
         self.set_in_force(name, is_on);

@@ -25,7 +25,7 @@ pub fn warnings(given: &BTreeSet<&str>, tenants: &[String]) -> Vec<String> {
 fn known(tenants: &[String]) -> BTreeSet<String> {
     let names = SETTINGS.iter().flat_map(|setting| {
         let of_tenants = || tenants.iter().flat_map(|tenant| tenant::setting_names(tenant, setting.name));
-        if setting.is_tenants { of_tenants().collect() } else { vec![setting.name.to_owned()] }
+        if setting.is_per_tenant { of_tenants().collect() } else { vec![setting.name.to_owned()] }
     });
     names.flat_map(|name| [format!("{name}_FILE"), name]).collect()
 }

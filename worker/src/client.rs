@@ -25,9 +25,13 @@ pub async fn open(tenant: &Tenant, settings: &Settings) -> Result<Client, Failur
     Ok(Client::with_options(completed(options, settings))?)
 }
 
-/// Whether [`open`] would take the settings: opens a client, but lets it do nothing.
+/// Whether [`open`] would take the settings.
 pub fn check(tenant: &Tenant, settings: &Settings) -> Result<(), Error> {
-    let options = completed(parse(&tenant.mongo_uri)?, settings);
+    try_open(completed(parse(&tenant.mongo_uri)?, settings))
+}
+
+/// Opens a client, but lets it do nothing.
+pub fn try_open(options: ClientOptions) -> Result<(), Error> {
     // What the client would do in the background begins when its runtime runs, so never.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let within = runtime.enter();

@@ -53,7 +53,7 @@ pub const SETTINGS: &[Setting] = &[
     },
     // A body like [0,0,0] unfolds to six times its size, and a message holds its attachment twice: more could make a
     // document that is beyond MongoDB's 16 MiB.
-    number("MAX_BODY_BYTES", Ingest, "1048576", (1, 5 << 18), "largest body, in bytes"),
+    counting("bytes", number("MAX_BODY_BYTES", Ingest, "1048576", (1, 5 << 18), "largest body")),
     // With the time for the body and the spool, more would put respond.io's deadline at stake.
     duration(
         "PUBLISH_TIMEOUT",
@@ -68,49 +68,61 @@ pub const SETTINGS: &[Setting] = &[
         Some("spool"),
         "folder of the spool, made if it is missing; for one ingest alone",
     ),
-    number(
-        "SPOOL_MAX_BYTES",
-        Ingest,
-        "1073741824",
-        (0, 1 << 50),
-        "most bytes of webhooks in the spool; a nearly full disk stops it too",
+    counting(
+        "bytes",
+        number(
+            "SPOOL_MAX_BYTES",
+            Ingest,
+            "1073741824",
+            (0, 1 << 50),
+            "how much the spool may hold; a nearly full disk stops it too",
+        ),
     ),
-    number(
-        "QUARANTINE_BURST",
-        Ingest,
-        "20000",
-        (0, 1_000_000),
-        "quarantined messages of each tenant that are kept at once; a large one counts once for each 10 KiB",
+    counting(
+        "messages",
+        number(
+            "QUARANTINE_BURST",
+            Ingest,
+            "20000",
+            (0, 1_000_000),
+            "how much of a tenant's quarantine is kept at once; a large message counts once for each 10 KiB",
+        ),
     ),
-    number(
-        "QUARANTINE_RATE",
-        Ingest,
-        "5",
-        (0, 100_000),
-        "quarantined messages of each tenant that are kept in a second once the burst is used up",
+    counting(
+        "messages a second",
+        number("QUARANTINE_RATE", Ingest, "5", (0, 100_000), "how much is kept once the burst is used up"),
     ),
-    number(
-        "REFUSAL_BUDGET",
-        Ingest,
-        "10",
-        (0, 1000),
-        "webhooks that may be refused (503) within the window before they are given up instead",
+    counting(
+        "webhooks",
+        number(
+            "REFUSAL_BUDGET",
+            Ingest,
+            "10",
+            (0, 1000),
+            "how many may be refused (503) within the window before they are given up instead",
+        ),
     ),
     duration("REFUSAL_WINDOW", Ingest, "30m", ("1s", "24h"), "how long a refusal is counted"),
     duration("DRAIN_DELAY", Ingest, "1s", ("0s", "60s"), "how long a stopping ingest goes on serving"),
-    number(
-        "WEBHOOK_WORKERS",
-        Both,
-        "4",
-        (1, MAX_PARTITIONS as u64),
-        "work queues of each tenant, beside the one for large bodies, and so the number of batches that are written at the same time, by however many workers. Change it at any time, in either binary first: the larger number counts",
+    counting(
+        "queues",
+        number(
+            "WEBHOOK_WORKERS",
+            Both,
+            "4",
+            (1, MAX_PARTITIONS as u64),
+            "work queues of each tenant, beside the one for large bodies, and so the number of batches that are written at the same time, by however many workers. Change it at any time, in either binary first: the larger number counts",
+        ),
     ),
-    number(
-        "BATCH_SIZE",
-        Worker,
-        "200",
-        (1, 1000),
-        "most events in a batch; of each queue at most twice as many are in hand",
+    counting(
+        "events",
+        number(
+            "BATCH_SIZE",
+            Worker,
+            "200",
+            (1, 1000),
+            "the largest batch; of each queue at most twice as many are in hand",
+        ),
     ),
     duration(
         "BATCH_LINGER",
@@ -120,14 +132,20 @@ pub const SETTINGS: &[Setting] = &[
         "longest wait of a batch for more events; it waits twice as long as the last one took to be written",
     ),
     duration("MONGO_TIMEOUT", Worker, "5s", ("100ms", "60s"), "longest time for an attempt to write a batch"),
-    number(
-        "MONGO_MIN_POOL_SIZE",
-        Worker,
-        "10",
-        (0, 10_000),
-        "connections kept to each tenant's MongoDB; if not set, at most the maximum",
+    counting(
+        "connections",
+        number(
+            "MONGO_MIN_POOL_SIZE",
+            Worker,
+            "10",
+            (0, 10_000),
+            "how many are kept to each tenant's MongoDB; if not set, at most the maximum",
+        ),
     ),
-    number("MONGO_MAX_POOL_SIZE", Worker, "50", (1, 10_000), "most connections to it; not below the minimum"),
+    counting(
+        "connections",
+        number("MONGO_MAX_POOL_SIZE", Worker, "50", (1, 10_000), "the most of them; not below the minimum"),
+    ),
     duration("EVENT_RETENTION", Worker, "30d", ("60s", "3650d"), "how long `webhook_events` keeps events"),
     duration(
         "SHUTDOWN_GRACE",
@@ -146,28 +164,35 @@ pub const SETTINGS: &[Setting] = &[
             "your platform's time from SIGTERM to SIGKILL; startup fails if it is too short for the other settings",
         )
     },
-    number(
-        "CIRCUIT_BREAKER_THRESHOLD",
-        Both,
-        "10",
-        (1, 1_000_000),
-        "consecutive failures of a tenant's MongoDB that open its circuit breaker",
+    counting(
+        "failures",
+        number(
+            "CIRCUIT_BREAKER_THRESHOLD",
+            Both,
+            "10",
+            (1, 1_000_000),
+            "how many in a row of a tenant's MongoDB open its circuit breaker",
+        ),
     ),
     Setting {
         kind: Kind::Duration { from: "100ms", to: "24h", bare_seconds: true },
+        unit: "seconds, if no unit is written",
         ..text(
             "CIRCUIT_BREAKER_TIMEOUT",
             Worker,
             Some("60"),
-            "longest time that the breaker stays open before MongoDB is tried; it starts at 1 s and doubles. A number alone is in seconds",
+            "longest time that the breaker stays open before MongoDB is tried; it starts at 1 s and doubles",
         )
     },
-    number(
-        "CIRCUIT_BREAKER_HALF_OPEN_THRESHOLD",
-        Worker,
-        "3",
-        (1, 1000),
-        "consecutive successful tries that close it again",
+    counting(
+        "successes",
+        number(
+            "CIRCUIT_BREAKER_HALF_OPEN_THRESHOLD",
+            Worker,
+            "3",
+            (1, 1000),
+            "how many tries in a row close it again",
+        ),
     ),
     text("HOSTNAME", Ingest, Some("ingest"), "first part of the name under which it announces itself"),
     text("HOSTNAME", Worker, Some("worker"), "the same, also shown in its `/health`"),
@@ -200,7 +225,16 @@ const fn text(
     default: Option<&'static str>,
     meaning: &'static str,
 ) -> Setting {
-    Setting { name, reader, kind: Kind::Text, default, is_secret: false, is_tenants: false, meaning }
+    Setting {
+        name,
+        reader,
+        kind: Kind::Text,
+        default,
+        unit: "",
+        is_secret: false,
+        is_per_tenant: false,
+        meaning,
+    }
 }
 
 const fn number(
@@ -225,8 +259,12 @@ const fn duration(
     Setting { kind, ..text(name, reader, Some(default), meaning) }
 }
 
+const fn counting(unit: &'static str, setting: Setting) -> Setting {
+    Setting { unit, ..setting }
+}
+
 const fn of_tenant(setting: Setting) -> Setting {
-    Setting { is_tenants: true, ..setting }
+    Setting { is_per_tenant: true, ..setting }
 }
 
 const fn secret(setting: Setting) -> Setting {

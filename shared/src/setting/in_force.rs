@@ -28,7 +28,7 @@ pub fn in_force(env: &Env) -> String {
 fn place(name: &str) -> Option<usize> {
     let is_it = |setting: &super::Setting| {
         let prefix = name.strip_suffix(setting.name);
-        prefix.is_some_and(|prefix| prefix.is_empty() || setting.is_tenants && prefix.ends_with('_'))
+        prefix.is_some_and(|prefix| prefix.is_empty() || setting.is_per_tenant && prefix.ends_with('_'))
     };
     SETTINGS.iter().position(is_it)
 }

@@ -24,10 +24,12 @@ pub struct Setting {
     pub kind: Kind,
     /// Its value if it isn't set, as it would be written; none if there is no such value.
     pub default: Option<&'static str>,
+    /// What its number counts; empty, if that needs no word or the value names its unit.
+    pub unit: &'static str,
     /// Whether nobody may see its value.
     pub is_secret: bool,
     /// Whether each tenant has its own.
-    pub is_tenants: bool,
+    pub is_per_tenant: bool,
     /// What it is for, as README says it.
     pub meaning: &'static str,
 }

@@ -10,13 +10,14 @@ fn table() -> String {
 
 fn row(setting: &Setting) -> String {
     let Setting { name, default, meaning, .. } = setting;
-    let name = if setting.is_tenants { format!("`{name}`, `VIP_{name}`") } else { format!("`{name}`") };
+    let name = if setting.is_per_tenant { format!("`{name}`, `VIP_{name}`") } else { format!("`{name}`") };
     let default = default.map(|default| format!("`{default}`")).unwrap_or_default();
     let values = match setting.kind {
         Kind::Text => String::new(),
         Kind::Flag => "`true`, `false`".to_owned(),
-        Kind::Number { from, to } => format!("{from} to {to}"),
-        Kind::Duration { from, to, .. } => format!("`{from}` to `{to}`"),
+        Kind::Number { from, to } => format!("{from} to {to} {}", setting.unit),
+        Kind::Duration { from, to, .. } if setting.unit.is_empty() => format!("`{from}` to `{to}`"),
+        Kind::Duration { from, to, .. } => format!("`{from}` to `{to}`; {}", setting.unit),
     };
     let reader = match setting.reader {
         Reader::Both => "both",
@@ -24,7 +25,7 @@ fn row(setting: &Setting) -> String {
         Reader::Worker => "worker",
     };
     let secret = if setting.is_secret { " (secret)" } else { "" };
-    format!("| {name} | {default} | {values} | {reader} | {meaning}{secret} |")
+    format!("| {name} | {default} | {} | {reader} | {meaning}{secret} |", values.trim_end())
 }
 
 /// What the table stands between in README.

@@ -1,5 +1,5 @@
-//! The options about encryption, which pymongo and the driver understand differently: to pymongo, leave to be careless
-//! (`tlsInsecure=true`) doesn't ask for TLS; to the driver, whatever is said of TLS does.
+//! The options about encryption. In pymongo an option that relaxes TLS, such as `tlsInsecure=true`, doesn't switch TLS on;
+//! in the driver every option about TLS does.
 
 use super::Refused;
 use super::options::{Given, Ignored, MISREAD, Options, boolean, refused};
@@ -7,8 +7,8 @@ use super::options::{Given, Ignored, MISREAD, Options, boolean, refused};
 /// Options for the driver.
 pub(super) type Tls = Vec<(String, String)>;
 
-/// `false` asks for care, and so for TLS. The first stands for all.
-const CARELESS: &[&str] = &[
+/// Options that relax TLS. Set to `false`, they switch it on. The first one stands for all.
+const RELAXING: &[&str] = &[
     "tlsinsecure",
     "tlsallowinvalidcertificates",
     "tlsallowinvalidhostnames",
@@ -23,7 +23,7 @@ pub(super) fn translate<'a>(
     ignored: &mut Ignored<'a>,
 ) -> Result<Tls, Refused> {
     if let Some(insecure) = given.get("tlsinsecure")
-        && CARELESS[1..].iter().any(|name| given.contains_key(*name))
+        && RELAXING[1..].iter().any(|name| given.contains_key(*name))
     {
         return Err(refused(insecure, "is there together with one that it implies"));
     }
@@ -36,7 +36,7 @@ pub(super) fn translate<'a>(
         value
     };
     let asked = (flag("tls"), flag("ssl"));
-    let careless: Vec<(&str, bool)> = CARELESS.iter().filter_map(|name| Some((*name, flag(name)?))).collect();
+    let relaxing: Vec<(&str, bool)> = RELAXING.iter().filter_map(|name| Some((*name, flag(name)?))).collect();
     let asked = match asked {
         (Some(tls), Some(ssl)) if tls != ssl => {
             return Err(Refused::Option("ssl".to_owned(), "says otherwise than the option tls".to_owned()));
@@ -45,13 +45,13 @@ pub(super) fn translate<'a>(
     };
     let files: Vec<&Given<'_>> = FILES.iter().filter_map(|name| given.get(*name)).collect();
     let needs_tls =
-        careless.iter().any(|(_, leave)| !leave) || files.iter().any(|file| !file.value.is_empty());
+        relaxing.iter().any(|(_, relaxes)| !relaxes) || files.iter().any(|file| !file.value.is_empty());
     if needs_tls && asked == Some(false) {
         return Err(Refused::Option("tls".to_owned(), "is false, but other options need it".to_owned()));
     }
     let is_on = asked.unwrap_or(needs_tls || is_srv);
     let mut tls = vec![("tls".to_owned(), is_on.to_string())];
-    for (name, _) in careless.into_iter().filter(|(_, leave)| *leave) {
+    for (name, _) in relaxing.into_iter().filter(|(_, relaxes)| *relaxes) {
         match name {
             _ if !is_on => ignored.add("there is no TLS", given[name].name),
             "tlsallowinvalidhostnames" => {

@@ -45,9 +45,6 @@ pub enum Refused {
     /// An option can't be taken.
     #[error("the option {0} {1}")]
     Option(String, String),
-    /// The driver refuses what is made of it.
-    #[error("can't be used: {0}")]
-    Driver(String),
 }
 
 /// The parts of a URI, as they are written.
@@ -64,6 +61,7 @@ pub fn translate(uri: &str) -> Result<MongoUri, Refused> {
     // pymongo takes a list of hosts for a URI.
     let (scheme, rest) = uri.split_once("://").unwrap_or(("mongodb", uri));
     let is_srv = match scheme {
+        "mongodb" if rest == uri && uri.contains(['@', '/', '?']) => return Err(Refused::NotAUri),
         "mongodb" => false,
         "mongodb+srv" => true,
         _ => return Err(Refused::NotAUri),

@@ -6,7 +6,7 @@ use super::encryption::{self, Tls};
 use super::{Refused, decoded, encoded};
 
 /// What becomes of an option.
-enum Fate {
+enum Handling {
     /// The driver gets it.
     Text,
     /// The driver gets it if it is `true` or `false`.
@@ -25,59 +25,59 @@ const TIMEOUT: &str = "MONGO_TIMEOUT is what counts";
 const POOL: &str = "MONGO_MIN_POOL_SIZE and MONGO_MAX_POOL_SIZE are what counts";
 const DURABLE: &str = "events are written with w=majority, and read from the primary";
 const MEANINGLESS: &str = "it has no meaning here";
-const UNKNOWN: &str = "it is not known, as it was not to pymongo 4.6";
+const UNKNOWN: &str = "pymongo 4.6 doesn't know it either";
 
 /// The options that pymongo 4.6 knows, in small letters.
-const FATES: &[(&str, Fate)] = &[
-    ("appname", Fate::Text),
-    ("authmechanism", Fate::Text),
-    ("authmechanismproperties", Fate::Ignored(MEANINGLESS)),
-    ("authsource", Fate::Text),
-    ("compressors", Fate::Ignored("nothing is compressed")),
-    ("connect", Fate::Ignored(MEANINGLESS)),
-    ("connecttimeoutms", Fate::Ignored(TIMEOUT)),
-    ("datetime_conversion", Fate::Ignored(MEANINGLESS)),
-    ("directconnection", Fate::Boolean),
-    ("fsync", Fate::Ignored(DURABLE)),
-    ("heartbeatfrequencyms", Fate::Number(1)),
-    ("journal", Fate::Ignored(DURABLE)),
-    ("loadbalanced", Fate::Boolean),
-    ("localthresholdms", Fate::Ignored(DURABLE)),
-    ("maxconnecting", Fate::Number(1)),
-    ("maxidletimems", Fate::Number(1)),
-    ("maxpoolsize", Fate::Ignored(POOL)),
-    ("maxstalenessseconds", Fate::Ignored(DURABLE)),
-    ("minpoolsize", Fate::Ignored(POOL)),
-    ("readconcernlevel", Fate::Ignored(DURABLE)),
-    ("readpreference", Fate::Ignored(DURABLE)),
-    ("readpreferencetags", Fate::Ignored(DURABLE)),
-    ("replicaset", Fate::Text),
-    ("retryreads", Fate::Boolean),
-    ("retrywrites", Fate::Boolean),
-    ("servermonitoringmode", Fate::Text),
-    ("serverselectiontimeoutms", Fate::Ignored(TIMEOUT)),
-    ("sockettimeoutms", Fate::Ignored(TIMEOUT)),
-    ("srvmaxhosts", Fate::Number(1)),
-    ("srvservicename", Fate::Text),
-    ("ssl", Fate::Encryption),
-    ("timeoutms", Fate::Ignored(TIMEOUT)),
-    ("tls", Fate::Encryption),
-    ("tlsallowinvalidcertificates", Fate::Encryption),
-    ("tlsallowinvalidhostnames", Fate::Encryption),
-    ("tlscafile", Fate::Encryption),
-    ("tlscertificatekeyfile", Fate::Encryption),
-    ("tlscertificatekeyfilepassword", Fate::Refused("is not supported: take the password off the key")),
-    ("tlscrlfile", Fate::Refused("is not supported: revoked certificates would be accepted")),
-    ("tlsdisableocspendpointcheck", Fate::Encryption),
-    ("tlsinsecure", Fate::Encryption),
-    ("tz_aware", Fate::Ignored(MEANINGLESS)),
-    ("unicode_decode_error_handler", Fate::Ignored(MEANINGLESS)),
-    ("uuidrepresentation", Fate::Ignored(MEANINGLESS)),
-    ("w", Fate::Ignored(DURABLE)),
-    ("waitqueuemultiple", Fate::Ignored(POOL)),
-    ("waitqueuetimeoutms", Fate::Ignored(TIMEOUT)),
-    ("wtimeoutms", Fate::Ignored(DURABLE)),
-    ("zlibcompressionlevel", Fate::Ignored("nothing is compressed")),
+const HANDLINGS: &[(&str, Handling)] = &[
+    ("appname", Handling::Text),
+    ("authmechanism", Handling::Text),
+    ("authmechanismproperties", Handling::Ignored(MEANINGLESS)),
+    ("authsource", Handling::Text),
+    ("compressors", Handling::Ignored("nothing is compressed")),
+    ("connect", Handling::Ignored(MEANINGLESS)),
+    ("connecttimeoutms", Handling::Ignored(TIMEOUT)),
+    ("datetime_conversion", Handling::Ignored(MEANINGLESS)),
+    ("directconnection", Handling::Boolean),
+    ("fsync", Handling::Ignored(DURABLE)),
+    ("heartbeatfrequencyms", Handling::Number(1)),
+    ("journal", Handling::Ignored(DURABLE)),
+    ("loadbalanced", Handling::Boolean),
+    ("localthresholdms", Handling::Ignored(DURABLE)),
+    ("maxconnecting", Handling::Number(1)),
+    ("maxidletimems", Handling::Number(1)),
+    ("maxpoolsize", Handling::Ignored(POOL)),
+    ("maxstalenessseconds", Handling::Ignored(DURABLE)),
+    ("minpoolsize", Handling::Ignored(POOL)),
+    ("readconcernlevel", Handling::Ignored(DURABLE)),
+    ("readpreference", Handling::Ignored(DURABLE)),
+    ("readpreferencetags", Handling::Ignored(DURABLE)),
+    ("replicaset", Handling::Text),
+    ("retryreads", Handling::Boolean),
+    ("retrywrites", Handling::Boolean),
+    ("servermonitoringmode", Handling::Text),
+    ("serverselectiontimeoutms", Handling::Ignored(TIMEOUT)),
+    ("sockettimeoutms", Handling::Ignored(TIMEOUT)),
+    ("srvmaxhosts", Handling::Number(1)),
+    ("srvservicename", Handling::Text),
+    ("ssl", Handling::Encryption),
+    ("timeoutms", Handling::Ignored(TIMEOUT)),
+    ("tls", Handling::Encryption),
+    ("tlsallowinvalidcertificates", Handling::Encryption),
+    ("tlsallowinvalidhostnames", Handling::Encryption),
+    ("tlscafile", Handling::Encryption),
+    ("tlscertificatekeyfile", Handling::Encryption),
+    ("tlscertificatekeyfilepassword", Handling::Refused("is not supported: take the password off the key")),
+    ("tlscrlfile", Handling::Refused("is not supported: revoked certificates would be accepted")),
+    ("tlsdisableocspendpointcheck", Handling::Encryption),
+    ("tlsinsecure", Handling::Encryption),
+    ("tz_aware", Handling::Ignored(MEANINGLESS)),
+    ("unicode_decode_error_handler", Handling::Ignored(MEANINGLESS)),
+    ("uuidrepresentation", Handling::Ignored(MEANINGLESS)),
+    ("w", Handling::Ignored(DURABLE)),
+    ("waitqueuemultiple", Handling::Ignored(POOL)),
+    ("waitqueuetimeoutms", Handling::Ignored(TIMEOUT)),
+    ("wtimeoutms", Handling::Ignored(DURABLE)),
+    ("zlibcompressionlevel", Handling::Ignored("nothing is compressed")),
 ];
 
 /// What Penstock does in any case.
@@ -104,12 +104,12 @@ pub(super) fn translate(text: &str, is_srv: bool, remarks: &mut Vec<String>) -> 
     let given = read(text, remarks)?;
     let (mut passed, mut ignored) = (Vec::new(), Ignored::default());
     for (key, given) in &given {
-        match fate(key) {
-            Fate::Encryption => {}
-            Fate::Ignored(_) if AS_ASKED.contains(&(key.as_str(), given.value.as_str())) => {}
-            Fate::Ignored(reason) => ignored.add(reason, given.name),
-            Fate::Refused(reason) => return Err(refused(given, reason)),
-            fate => match value(key, &fate, given)? {
+        match handling(key) {
+            Handling::Encryption => {}
+            Handling::Ignored(_) if AS_ASKED.contains(&(key.as_str(), given.value.as_str())) => {}
+            Handling::Ignored(reason) => ignored.add(reason, given.name),
+            Handling::Refused(reason) => return Err(refused(given, reason)),
+            handling => match value(key, &handling, given)? {
                 Some(value) => passed.push((given.name.to_owned(), value)),
                 None => ignored.add(MISREAD, given.name),
             },
@@ -118,7 +118,7 @@ pub(super) fn translate(text: &str, is_srv: bool, remarks: &mut Vec<String>) -> 
     let tls: Tls = encryption::translate(&given, is_srv, &mut ignored)?;
     passed.extend(tls);
     passed.retain(|(_, value)| !value.is_empty());
-    remarks.extend(ignored.remarks());
+    remarks.extend(ignored.remark());
     let pairs: Vec<String> =
         passed.iter().map(|(name, value)| format!("{name}={}", encoded(value))).collect();
     Ok(pairs.join("&"))
@@ -143,16 +143,19 @@ fn read<'a>(text: &'a str, remarks: &mut Vec<String>) -> Result<Options<'a>, Ref
     Ok(options)
 }
 
-fn fate(key: &str) -> &'static Fate {
-    FATES.iter().find(|(name, _)| *name == key).map_or(&Fate::Ignored(UNKNOWN), |(_, fate)| fate)
+fn handling(key: &str) -> &'static Handling {
+    HANDLINGS
+        .iter()
+        .find(|(name, _)| *name == key)
+        .map_or(&Handling::Ignored(UNKNOWN), |(_, handling)| handling)
 }
 
 /// The value that the driver gets; none, if pymongo ignores it.
-fn value(key: &str, fate: &Fate, given: &Given<'_>) -> Result<Option<String>, Refused> {
+fn value(key: &str, handling: &Handling, given: &Given<'_>) -> Result<Option<String>, Refused> {
     let value = &given.value;
-    Ok(match fate {
-        Fate::Boolean => boolean(value).map(|value| value.to_string()),
-        Fate::Number(least) => {
+    Ok(match handling {
+        Handling::Boolean => boolean(value).map(|value| value.to_string()),
+        Handling::Number(least) => {
             let number = number(value).filter(|number| *number >= u64::from(*least));
             if key == "heartbeatfrequencyms" && number.is_some_and(|number| number < SHORTEST_HEARTBEAT) {
                 return Err(refused(given, "is below 500"));
@@ -196,7 +199,7 @@ fn number(value: &str) -> Option<u64> {
 }
 
 /// Why a value that can't be read is ignored.
-pub(super) const MISREAD: &str = "its value is none that it can have; true and false are in small letters";
+pub(super) const MISREAD: &str = "it can't have this value; true and false are in small letters";
 
 /// Options that are ignored, by the reason.
 #[derive(Default)]
@@ -207,7 +210,9 @@ impl<'a> Ignored<'a> {
         self.0.entry(reason).or_default().push(shown(name));
     }
 
-    fn remarks(self) -> impl Iterator<Item = String> {
-        self.0.into_iter().map(|(reason, names)| format!("ignored: {} ({reason})", names.join(", ")))
+    fn remark(&self) -> Option<String> {
+        let groups = self.0.iter().map(|(reason, names)| format!("{} ({reason})", names.join(", ")));
+        let groups: Vec<String> = groups.collect();
+        (!groups.is_empty()).then(|| format!("ignored options: {}", groups.join("; ")))
     }
 }
