@@ -97,7 +97,7 @@ async fn what_rabbitmq_sets_aside_itself_has_a_reason_too() {
     let queue = broker.queue_of("faster", br#"{"event_id":"deadly"}"#).await;
     // As if a worker had died of it each time.
     poll::until("the limit is reached", Some(1), async || {
-        broker.take_and_return(&queue.name("faster")).await;
+        broker.return_message(&queue.name("faster"), 0, 1).await;
         broker.depth("dead.faster").await
     })
     .await;

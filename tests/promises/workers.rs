@@ -277,6 +277,24 @@ async fn an_event_that_kills_workers_becomes_a_dead_letter_and_takes_none_of_its
     place.remove().await;
 }
 
+#[tokio::test]
+async fn an_event_that_came_back_often_is_taken_alone_and_those_behind_it_are_stored_too() {
+    let (place, settings) = (Place::new().await, [("WEBHOOK_WORKERS", "1")]);
+    Worker::start(&place, &settings).await.process.stop().await;
+    let (broker, database) = (Broker::connect(&place.amqp_url).await, Database::of(&place, "faster").await);
+    burst(&broker, "faster", 0..1, CHATS).await;
+    burst(&broker, "faster", 1..2, CHATS).await;
+    broker.return_message("webhooks.faster.0", 1, 3).await;
+    burst(&broker, "faster", 2..50, CHATS).await;
+    let worker = Worker::start(&place, &settings).await;
+    until_stored(&database, 50).await;
+    until_idle(&broker, &[&worker]).await;
+    assert!(worker.process.log_text().contains("taking one at a time"));
+    assert_all_counted_once(&broker, &database, 50).await;
+    worker.process.stop().await;
+    place.remove().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_worker_whose_mongodb_alone_is_cut_off_leaves_its_queues_to_another_once() {
     let place = Place::new().await;

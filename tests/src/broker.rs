@@ -2,14 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
+use std::time::Duration;
 
+use futures_util::StreamExt;
 use lapin::message::BasicGetMessage;
 use lapin::options::{
-    BasicGetOptions, BasicNackOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions,
+    BasicConsumeOptions, BasicGetOptions, BasicNackOptions, BasicPublishOptions, BasicQosOptions,
+    ConfirmSelectOptions, QueueDeclareOptions,
 };
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
 use shared::partition::{self, MAX_PARTITIONS, WorkQueue};
+use tokio::time::timeout;
 
 /// A connection of the test's own.
 #[derive(Debug)]
@@ -36,13 +40,27 @@ impl Broker {
         self.channel.basic_get(queue.into(), options).await.expect("the queue exists")
     }
 
-    /// Takes a message out of a queue, if there is one, and puts it back.
-    pub async fn take_and_return(&self, queue: &str) {
-        let taken = self.channel.basic_get(queue.into(), BasicGetOptions::default()).await;
-        if let Some(message) = taken.expect("the queue exists") {
-            let options = BasicNackOptions { requeue: true, ..Default::default() };
-            message.delivery.acker.nack(options).await.expect("RabbitMQ takes it back");
+    /// Has the message behind so many others of a work queue returned so often, or until it doesn't come any more.
+    pub async fn return_message(&self, queue: &str, behind: u16, times: u32) {
+        let channel = self.connection.create_channel().await.expect("a channel");
+        channel.basic_qos(behind + 1, BasicQosOptions::default()).await.expect("a prefetch count");
+        let consuming = channel.basic_consume(
+            queue.into(),
+            String::new().into(),
+            BasicConsumeOptions::default(),
+            FieldTable::default(),
+        );
+        let mut consumer = consuming.await.expect("the queue exists");
+        for _ in 0..behind {
+            consumer.next().await.expect("a message").expect("a message");
         }
+        for _ in 0..times {
+            let Ok(next) = timeout(Duration::from_secs(1), consumer.next()).await else { break };
+            let message = next.expect("a message").expect("a message");
+            let options = BasicNackOptions { requeue: true, ..Default::default() };
+            message.acker.nack(options).await.expect("RabbitMQ takes it back");
+        }
+        channel.close(200, "done".into()).await.expect("the channel closes");
     }
 
     /// Declares a queue as somebody else might have.
