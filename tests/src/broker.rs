@@ -5,10 +5,10 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use lapin::message::BasicGetMessage;
+use lapin::message::Delivery;
 use lapin::options::{
-    BasicConsumeOptions, BasicGetOptions, BasicNackOptions, BasicPublishOptions, BasicQosOptions,
-    ConfirmSelectOptions, QueueDeclareOptions,
+    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicPublishOptions,
+    BasicQosOptions, ConfirmSelectOptions, QueueDeclareOptions,
 };
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
@@ -34,10 +34,24 @@ impl Broker {
         Self { connection, channel, partitions: Mutex::default() }
     }
 
-    /// Takes a message out of a queue, if there is one.
-    pub async fn take(&self, queue: &str) -> Option<BasicGetMessage> {
-        let options = BasicGetOptions { no_ack: true };
-        self.channel.basic_get(queue.into(), options).await.expect("the queue exists")
+    /// Takes a message out of a queue, if there is one. By consuming: RabbitMQ refuses to get from a queue with a single
+    /// active consumer.
+    pub async fn take(&self, queue: &str) -> Option<Delivery> {
+        if self.depth(queue).await.expect("the queue exists") == 0 {
+            return None;
+        }
+        let channel = self.connection.create_channel().await.expect("a channel");
+        channel.basic_qos(1, BasicQosOptions::default()).await.expect("a prefetch count");
+        let (options, none) = (BasicConsumeOptions::default(), FieldTable::default());
+        let consumer = channel.basic_consume(queue.into(), String::new().into(), options, none).await;
+        let mut consumer = consumer.expect("the queue exists");
+        let message = consumer.next().await.expect("it goes on").expect("a delivery");
+        // Or the next one would be sent, and count a delivery when the channel closes.
+        let cancelled = channel.basic_cancel(consumer.tag(), BasicCancelOptions::default());
+        cancelled.await.expect("RabbitMQ cancels it");
+        message.acker.ack(BasicAckOptions::default()).await.expect("RabbitMQ takes it");
+        channel.close(200, "done".into()).await.expect("the channel closes");
+        Some(message)
     }
 
     /// Has the message behind so many others of a work queue returned so often, or until it doesn't come any more.
@@ -104,7 +118,7 @@ impl Broker {
     }
 
     /// Takes an event out of a tenant's work queues, if there is one.
-    pub async fn take_event(&self, tenant: &str) -> Option<BasicGetMessage> {
+    pub async fn take_event(&self, tenant: &str) -> Option<Delivery> {
         for queue in self.work_queues(tenant).await {
             if let Some(message) = self.take(&queue.name(tenant)).await {
                 return Some(message);
