@@ -103,12 +103,15 @@ pub async fn build(
 ) -> Result<Worker, StartError> {
     refuse_standalone(&settings).await?;
     let names: Vec<String> = settings.tenants.iter().map(|tenant| tenant.name.clone()).collect();
-    let link = |name: &str, purpose| {
-        Link::start(settings.amqp_url.clone(), name, purpose, names.clone().into(), settings.partitions)
+    let link = |name: &str, purpose, declares: &[String]| {
+        Link::start(settings.amqp_url.clone(), name, purpose, declares.into(), settings.partitions)
     };
-    let publishing = link("worker publish", Purpose::Publish { channels: 1 });
+    let publishing = link("worker publish", Purpose::Publish { channels: 1 }, &names);
     let publisher = Arc::new(Publisher::new(publishing, MAX_PUBLISHES_IN_FLIGHT));
-    let consuming = |name: &String| Arc::new(link(&format!("worker consume {name}"), Purpose::Consume));
+    let consuming = |name: &String| {
+        let declares = std::slice::from_ref(name);
+        Arc::new(link(&format!("worker consume {name}"), Purpose::Consume, declares))
+    };
     let links: BTreeMap<_, _> = names.iter().map(|name| (name.clone(), consuming(name))).collect();
     let metrics = Arc::new(Metrics::new(names.iter().map(String::as_str))?);
     let traces = Arc::new(Traces::start(&settings.traces, metrics.registry())?);
