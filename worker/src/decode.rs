@@ -290,6 +290,47 @@ mod tests {
     }
 
     #[test]
+    fn a_status_without_content_is_known_on_every_path_whatever_the_type() {
+        let status = r#""message":{"messageId":7,"status":[{"value":"read"}]}"#;
+        for (event_type, stream, kind) in [
+            ("message.sent", Stream::Any, Kind::Status(Some(Direction::Outgoing))),
+            ("message.delivered", Stream::Incoming, Kind::Status(Some(Direction::Incoming))),
+            ("message.delivered", Stream::Any, Kind::Status(None)),
+            ("", Stream::Lifecycle, Kind::Status(None)),
+            ("contact.updated", Stream::Any, Kind::Contact),
+        ] {
+            let body = format!(r#"{{"event_type":"{event_type}",{status}}}"#);
+            assert_eq!(event(stream, &body).kind, kind, "{event_type} {stream:?}");
+        }
+        for (message, kind) in [
+            (r#"{"messageId":7,"status":[]}"#, Kind::Other),
+            (r#"{"messageId":null,"status":[{"value":"read"}]}"#, Kind::Other),
+            (r#"{"messageId":7,"message":{"type":"text"},"status":"read"}"#, Kind::Status(None)),
+        ] {
+            let body = format!(r#"{{"event_type":"message.edited","message":{message}}}"#);
+            assert_eq!(event(Stream::Any, &body).kind, kind, "{message}");
+        }
+    }
+
+    #[test]
+    fn content_is_the_inner_message_or_else_the_outer_one() {
+        let sent = |message: &str| {
+            event(Stream::Any, &format!(r#"{{"event_type":"message.sent","message":{message}}}"#))
+        };
+        for (message, kind) in [
+            (r#"{"type":"image","message":{"type":"text"},"status":"sent"}"#, Some("text")),
+            (r#"{"type":"image","message":null,"status":"sent"}"#, Some("image")),
+            (r#"{"type":"image","message":{"type":null}}"#, Some("image")),
+            (r#"{"type":7,"message":{}}"#, None),
+            (r#"{"messageId":7}"#, None),
+        ] {
+            let event = sent(message);
+            assert_eq!(event.kind, Kind::Message(Direction::Outgoing), "{message}");
+            assert_eq!(event.content().and_then(|content| content.get("type")?.text()), kind, "{message}");
+        }
+    }
+
+    #[test]
     fn without_what_makes_it_one_an_event_is_for_the_ledger_alone() {
         for (stream, body) in [
             (Stream::Any, r#"{"event_type":"message.received","message":"hi"}"#),
@@ -305,6 +346,9 @@ mod tests {
     fn each_kind_tells_its_time_in_its_own_place() {
         let at = |body| event(Stream::Any, body).at_ms;
         assert_eq!(at(r#"{"event_type":"message.sent","message":{"timestamp":1000}}"#), 1_000_000);
+        let flat = r#"{"event_type":"message.sent","timestamp":6,"message":{"type":"text"}}"#;
+        assert_eq!(at(flat), 6000);
+        assert_eq!(at(r#"{"event_type":"message.sent","timestamp":6,"message":{}}"#), 2_000_000_000_000);
         let opened = r#"{"event_type":"conversation.opened","conversation":{"conversationOpenedAt":2}}"#;
         assert_eq!(at(opened), 2000);
         assert_eq!(at(r#"{"event_type":"conversation.closed","conversation":{"closedTime":3}}"#), 3000);

@@ -1,17 +1,15 @@
 //! `conversations`: one document per `chat_id`.
 
 use std::borrow::Cow;
-use std::collections::BTreeSet;
 
-use mongodb::bson::{DateTime, RawArrayBuf, RawBson, RawBsonRef, RawDocument, RawDocumentBuf};
+use mongodb::bson::{DateTime, RawArrayBuf, RawBson, RawBsonRef, RawDocumentBuf};
 use shared::json::Json;
 
 use super::message::Counted;
-use super::rebuild::{Neighbours, Tally};
 use super::record::Record;
 use super::stamp::MERGE_FIELD;
 use super::table::Table;
-use super::{Documents, Stamp, bridge, contact, note, rebuild};
+use super::{Stamp, bridge, contact, rebuild};
 use crate::convert::{self, or_null};
 use crate::decode::{self, Event, Kind};
 use crate::moment;
@@ -24,8 +22,7 @@ pub fn is_concerned(kind: Kind) -> bool {
 
 /// Applies what any event says of its conversation, and creates that if it is missing.
 pub fn touch(conversations: &mut Table, chat_id: &str, event: &Event, now: DateTime) {
-    let assignee = event.contact().and_then(contact::assignee);
-    let conversation = conversations.get_or_insert(chat_id, || new(assignee.clone(), now));
+    let conversation = conversations.get_or_insert(chat_id, || new(now));
     if bridge::is_untouched(conversation) {
         adopt(conversation);
     }
@@ -43,7 +40,7 @@ pub fn touch(conversations: &mut Table, chat_id: &str, event: &Event, now: DateT
     } else if let Some(lifecycle) = lifecycle {
         conversation.edit("contact", |contact| contact.set("lifecycle", lifecycle));
     }
-    if let Some(assignee) = assignee
+    if let Some(assignee) = sent.and_then(contact::assignee)
         && stamp.claim_as_latest(conversation, "assignee")
     {
         conversation.set("assignee", assignee);
@@ -56,8 +53,8 @@ pub fn touch(conversations: &mut Table, chat_id: &str, event: &Event, now: DateT
 }
 
 /// A conversation without messages, its fields in the bridge's order.
-fn new(assignee: Option<RawBson>, now: DateTime) -> Record {
-    let mut new = Record::from([
+pub fn new(now: DateTime) -> Record {
+    Record::from([
         ("created_at", now.into()),
         ("first_message_ts", RawBson::Null),
         ("last_message_ts", RawBson::Null),
@@ -67,17 +64,12 @@ fn new(assignee: Option<RawBson>, now: DateTime) -> Record {
         ("channel", RawArrayBuf::new().into()),
         ("contact", no_contact().into()),
         ("channel_info", RawDocumentBuf::new().into()),
-    ]);
-    if let Some(assignee) = assignee {
-        new.set("assignee", assignee);
-    }
-    new.extend(Record::from([
+        ("assignee", RawBson::Null),
         ("internal_note_count", 0.into()),
         ("last_internal_note_at", RawBson::Null),
         // Even if nothing claims a part of it, nobody is to take it for the bridge's.
         (MERGE_FIELD, RawDocumentBuf::new().into()),
-    ]));
-    new
+    ])
 }
 
 /// Remembers what the bridge had counted. The `channel_info` that it wrote is of an earlier message than any event's.
@@ -129,11 +121,11 @@ const PARTS: [(&str, &[&str]); 5] = [
 const GROWING: [&str; 5] =
     ["first_message_ts", "last_message_ts", "channel", "last_internal_note_at", "opened_at"];
 /// Fields that count.
-const COUNTS: [&str; 3] = ["message_count", "media_counts", "internal_note_count"];
+pub const COUNTS: [&str; 3] = ["message_count", "media_counts", "internal_note_count"];
 
 /// Takes away what events have set and added, if all of them are at hand. Parts with a stamp stay.
 pub fn forget(conversation: &mut Record) {
-    let new = new(None, DateTime::MIN);
+    let new = new(DateTime::MIN);
     for (part, fields) in PARTS {
         if !Stamp::is_on(conversation, part) {
             rebuild::reset(conversation, fields, &new);
@@ -147,91 +139,6 @@ pub fn forget(conversation: &mut Record) {
         contact.extend(stays);
     });
     rebuild::reset(conversation, &GROWING, &new);
-}
-
-/// Counts the messages and notes that are there: those of these documents, and their neighbours. What the bridge had counted
-/// is taken from its share, if that is remembered.
-pub fn recount(documents: &mut Documents, neighbours: &Neighbours, known_whole: &BTreeSet<String>) {
-    let Documents { messages, notes, conversations, .. } = documents;
-    conversations.iter_mut().for_each(start_counting);
-    for message in messages.iter() {
-        let unremembered = || {
-            let counted = Counted::by_the_bridge(message)?;
-            (!is_the_bridges(conversations, counted.chat_id.as_deref())).then_some(counted)
-        };
-        if let Some(counted) = Counted::of(message).or_else(unremembered) {
-            count_message(conversations, &counted, 1);
-        }
-    }
-    for note in notes.iter() {
-        let unremembered =
-            bridge::counted_in(note).filter(|chat_id| !is_the_bridges(conversations, Some(chat_id)));
-        count_note(conversations, note::counted_in(note).as_deref().or(unremembered), 1);
-    }
-    for (chat_id, seen) in neighbours.iter() {
-        add_seen(conversations, chat_id, &seen.ours);
-        if !is_the_bridges(conversations, Some(chat_id)) {
-            add_seen(conversations, chat_id, &seen.bridges);
-        }
-    }
-    for (id, stored, conversation) in conversations.iter_mut_with_stored() {
-        if !known_whole.contains(id) {
-            keep_highest(conversation, stored);
-        }
-    }
-}
-
-/// Starts from what the bridge had counted, or from nothing.
-fn start_counting(conversation: &mut Record) {
-    if bridge::is_untouched(conversation) {
-        return;
-    }
-    let share = bridge::share(conversation).and_then(|share| Record::read(share).ok());
-    rebuild::reset(conversation, &COUNTS, &share.unwrap_or_else(|| new(None, DateTime::MIN)));
-}
-
-/// Whether the bridge wrote the conversation, so that what it stored is counted there.
-fn is_the_bridges(conversations: &Table, chat_id: Option<&str>) -> bool {
-    chat_id.and_then(|chat_id| conversations.get(chat_id)).is_some_and(bridge::wrote)
-}
-
-fn add_seen(conversations: &mut Table, chat_id: &str, seen: &Tally) {
-    for (media, count) in &seen.messages {
-        let counted = Counted { chat_id: Some(chat_id.to_owned()), media: media.clone() };
-        count_message(conversations, &counted, *count);
-    }
-    count_note(conversations, Some(chat_id), seen.notes);
-    let Some(conversation) = conversations.get_mut(chat_id) else { return };
-    if let Some((first, last)) = seen.span {
-        move_date(conversation, "first_message_ts", first, i64::min);
-        move_date(conversation, "last_message_ts", last, i64::max);
-    }
-    if let Some(at) = seen.last_note {
-        move_date(conversation, "last_internal_note_at", at, i64::max);
-    }
-    for name in &seen.channels {
-        conversation.add_sorted("channel", name);
-    }
-}
-
-/// What is missing may have been deleted by its owner after the ledger had forgotten it: it stays counted.
-fn keep_highest(conversation: &mut Record, stored: &RawDocument) {
-    for name in ["message_count", "internal_note_count"] {
-        let counted = stored.get(name).ok().flatten();
-        if let Some(counted) = counted.filter(|_| whole(counted) > whole(conversation.get(name))) {
-            conversation.set(name, counted);
-        }
-    }
-    for (kind, counted) in stored.get_document("media_counts").into_iter().flatten().flatten() {
-        let kind = kind.as_str();
-        let now = conversation.document("media_counts").and_then(|counts| counts.get(kind).ok().flatten());
-        if whole(Some(counted)) > whole(now) {
-            conversation.edit("media_counts", |counts| {
-                counts.set(kind.to_owned(), counted);
-                counts.sort();
-            });
-        }
-    }
 }
 
 /// Applies what a delivery of a message says of its conversation, except the counts.
@@ -343,7 +250,13 @@ fn closed(conversation: &mut Record, event: &Event, stamp: &Stamp) {
     }
 }
 
-fn move_date(record: &mut Record, name: &'static str, at_ms: i64, choose: impl Fn(i64, i64) -> i64) {
+/// Moves a date to this one, if it is chosen.
+pub(super) fn move_date(
+    record: &mut Record,
+    name: &'static str,
+    at_ms: i64,
+    choose: impl Fn(i64, i64) -> i64,
+) {
     let chosen = record.millis(name).map_or(at_ms, |stored| choose(stored, at_ms));
     record.set(name, convert::date(chosen));
 }
@@ -354,7 +267,8 @@ fn add(record: &mut Record, name: impl Into<Cow<'static, str>>, by: i64) {
     record.set(name, i32::try_from(sum).map_or(RawBson::Int64(sum), RawBson::Int32));
 }
 
-fn whole(number: Option<RawBsonRef<'_>>) -> i64 {
+/// A count; none is 0.
+pub(super) fn whole(number: Option<RawBsonRef<'_>>) -> i64 {
     match number {
         Some(RawBsonRef::Int32(number)) => i64::from(number),
         Some(RawBsonRef::Int64(number)) => number,

@@ -14,32 +14,30 @@ const CONTACT: [&str; 9] =
 
 /// Applies an internal note.
 pub fn apply(documents: &mut Documents, event: &Event) {
-    let stored = documents.notes.get(&event.key);
-    let (is_new, was_the_bridges) = (stored.is_none(), stored.is_some_and(bridge::wrote));
+    let Documents { notes, conversations, .. } = documents;
+    let (id, chat_id) = (&event.key, event.chat_id.as_deref());
+    let stored = notes.get(id);
+    let is_new = stored.is_none();
     let before = stored.and_then(counted_in);
-    let chat_id = event.chat_id.as_deref();
-    let came_again =
-        is_new && bridge::has_come_again(&documents.conversations, chat_id, bridge::NOTES, &event.key);
-    let bridges_chat = stored.map_or(chat_id, bridge::counted_in).map(str::to_owned);
-    let note = documents.notes.get_or_insert(&event.key, Record::default);
+    let bridges = bridge::Stored::find(stored, conversations, chat_id, bridge::NOTES, id);
+
+    let note = notes.get_or_insert(id, Record::default);
     if Stamp::of(event).claim_as_latest(note, "note") {
-        if was_the_bridges || came_again {
-            let bridges_chat = bridges_chat.as_deref();
-            bridge::remember_chat(note, bridges_chat);
-            bridge::came_again(&mut documents.conversations, bridges_chat, bridge::NOTES, &event.key);
+        if let Some(bridges) = bridges {
+            bridges.came_again(note, conversations, id);
         }
         note.extend(record(event));
     }
     if is_new {
         note.sort();
     }
-    let after = counted_in(note);
     if let Some(chat_id) = chat_id {
-        conversation::saw_note(&mut documents.conversations, chat_id, event.at_ms);
+        conversation::saw_note(conversations, chat_id, event.at_ms);
     }
+    let after = counted_in(note);
     if before != after {
-        conversation::count_note(&mut documents.conversations, before.as_deref(), -1);
-        conversation::count_note(&mut documents.conversations, after.as_deref(), 1);
+        conversation::count_note(conversations, before.as_deref(), -1);
+        conversation::count_note(conversations, after.as_deref(), 1);
     }
 }
 

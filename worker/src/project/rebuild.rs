@@ -12,7 +12,7 @@ use super::message::Counted;
 use super::record::Record;
 use super::stamp::MERGE_FIELD;
 use super::table::Table;
-use super::{Documents, Stamp, Wanted, bridge, contact, conversation, message, note, tags};
+use super::{Documents, Stamp, Wanted, bridge, contact, conversation, message, note, recount, tags};
 use crate::decode::Event;
 
 /// Fields of a message by which it counts in its conversation.
@@ -117,7 +117,7 @@ impl Documents {
         for event in events {
             self.effects(event, now);
         }
-        conversation::recount(self, neighbours, &known_whole);
+        recount::recount(self, neighbours, &known_whole);
     }
 }
 

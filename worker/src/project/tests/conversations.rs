@@ -23,7 +23,7 @@ fn a_conversation_has_every_field_of_its_shape() {
     contact.insert("lifecycle", Bson::Null);
     let expected = doc! {
         "_id": "1", "first_message_ts": null, "last_message_ts": null, "message_count": 0, "media_counts": {},
-        "channel": [], "channel_info": {}, "contact": contact, "internal_note_count": 1,
+        "channel": [], "channel_info": {}, "contact": contact, "assignee": null, "internal_note_count": 1,
         "last_internal_note_at": date(RECEIVED),
     };
     assert_eq!(document, expected);
@@ -223,7 +223,7 @@ fn a_closing_says_what_it_says_and_an_opening_does_not_undo_a_later_closing() {
         "closed_at": date(1_799_000_100_000), "closed_by": null, "first_response_time": 190,
         "resolution_time": 1_799_000_100, "incoming_message_count": 3, "outgoing_message_count": 4,
         "opened_source": "contact", "first_incoming_message": "$hi", "first_incoming_message_channel_id": 5,
-        "message_count": 0, "assignee": Bson::Undefined,
+        "message_count": 0, "assignee": null,
     } {
         assert_eq!(conversations.at("1", &name), value, "{name}");
     }

@@ -103,3 +103,13 @@ fn a_stream_that_makes_something_of_an_untyped_body_does_so_whatever_came_before
     assert_eq!(database.ledger.at("e", "stream"), bson!("incoming"));
     assert_eq!(database.ledger.ids(), ["e"]);
 }
+
+#[test]
+fn a_path_that_makes_a_message_of_what_another_took_for_a_status_has_its_effects() {
+    let body = r#"{"event_id":"e","contact":{"id":1},
+        "message":{"messageId":7,"message":{"type":"text"},"status":[{"value":"sent"}]}}"#;
+    let database = stored(&[sent(body), sent_to(Stream::Incoming, body)]);
+    assert_eq!(database.messages.at("7", "type"), bson!("text"));
+    assert_eq!(database.conversations.at("1", "message_count"), bson!(1));
+    assert_eq!(database.ledger.at("e", "stream"), bson!("incoming"));
+}

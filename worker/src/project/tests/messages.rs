@@ -156,6 +156,9 @@ fn what_else_the_outer_message_has_is_extra() {
     assert_eq!(messages.at("7", "extra"), extra);
     let body = r#"{"event_type":"message.received","message":{"messageId":7,"message":{"type":"text"}}}"#;
     assert_eq!(message(body).at("7", "extra"), Bson::Undefined);
+    let messages = message(include_str!("../../../../tests/cases/referral.json"));
+    assert_eq!(messages.at("1790000000800001", "extra.referral.ctwa_clid"), bson!("EXAMPLE"));
+    assert_eq!(messages.at("1790000000800001", "extra.replyTo.message"), bson!("flat"));
 }
 
 #[test]
