@@ -156,21 +156,22 @@ impl QueueTask {
                 memory.careful = true;
                 return Ok(Ended::Changed);
             }
-            let returns = self.write_batch(intake, memory).await?;
-            if memory.careful && returns < SUSPECT_RETURNS {
+            if memory.careful && !intake.has_returns(SUSPECT_RETURNS) {
+                // While one is in hand, nothing is under way to the consumer that is cancelled.
                 memory.careful = false;
                 self.consume_anew(session, intake, preference, memory).await?;
+                continue;
             }
+            self.write_batch(intake, memory).await?;
         }
     }
 
-    /// Gathers a batch and writes it. Says how often one of its deliveries has come back, at most.
-    async fn write_batch(&self, intake: &mut Intake, memory: &mut Memory) -> Result<i64, IntakeError> {
+    /// Gathers a batch and writes it.
+    async fn write_batch(&self, intake: &mut Intake, memory: &mut Memory) -> Result<(), IntakeError> {
         let (context, settings) = (&self.context, &self.context.tenant.settings);
         let batch = intake.gather(context, memory.linger.min(settings.batch_linger)).await;
         let receipts = batch.receipts.iter().chain(batch.undecodable.iter().map(|(_, receipt)| receipt));
-        let oldest = receipts.clone().map(|receipt| receipt.in_hand.since).min();
-        let returns = receipts.map(super::delivery::Receipt::returns).max().unwrap_or_default();
+        let oldest = receipts.map(|receipt| receipt.in_hand.since).min();
         context.state.set_oldest(oldest);
         let (started, channel) = (Instant::now(), intake.channel.clone());
         let settle = Settle { context, channel: &channel };
@@ -178,7 +179,7 @@ impl QueueTask {
         intake.while_receiving(context, write.batch(batch)).await?;
         memory.linger = LINGER_FACTOR * started.elapsed();
         context.state.set_oldest(intake.oldest());
-        Ok(returns)
+        Ok(())
     }
 
     /// Takes no more, and writes what is in hand.
