@@ -212,7 +212,7 @@ mod tests {
             ("WEBHOOK_WORKERS", "65"),
         ]));
         let problems = problems.unwrap_err();
-        assert_eq!(problems.problems.len(), 8, "{problems}");
+        assert_eq!(problems.problems.len(), 7, "{problems}");
         assert!(!problems.to_string().contains("secret"));
     }
 }
