@@ -6,6 +6,7 @@ use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable};
 use penstock_tests::broker::{Broker, header};
 use penstock_tests::database::{Database, readable};
+use penstock_tests::feed::burst;
 use penstock_tests::http::{metric, post_received};
 use penstock_tests::poll;
 use penstock_tests::process::{Ingest, Worker, until_idle};
@@ -383,6 +384,8 @@ async fn a_backlog_of_large_bodies_does_not_fill_the_workers_memory_either() {
 
 /// Events in the queue for large bodies, and in the others, of those that a worker is sent while MongoDB stalls.
 const BACKLOG: (u64, u64) = (40, 600);
+/// Events before that, some for each partition.
+const WARM: u64 = 40;
 /// Deliveries of the queue for large bodies that a worker has in hand.
 const LARGE_IN_HAND: u64 = 4;
 
@@ -391,8 +394,10 @@ async fn with_full_hands(place: &Place) -> (Worker, Relay) {
     let broker = Broker::connect(&place.amqp_url).await;
     let (relay, uri) = place.mongo_relay().await;
     let worker = Worker::start(place, &[("MONGO_URI", uri.as_str()), ("SHUTDOWN_GRACE", "5s")]).await;
-    broker.publish_event("faster", "any", 1, br#"{"event_id":"first"}"#).await;
-    Database::of(place, "faster").await.until_stored(1).await;
+    // Each queue begins with a single delivery in hand.
+    burst(&broker, "faster", 0..WARM, WARM).await;
+    broker.publish_event("faster", "any", 1, attachment(0, 40_000).as_bytes()).await;
+    until_stored_and_idle(place, &worker, WARM + 1).await;
     relay.set(Fault::Stall);
     let (large, others) = BACKLOG;
     for n in 0..large + others {
@@ -407,11 +412,15 @@ async fn with_full_hands(place: &Place) -> (Worker, Relay) {
     (worker, relay)
 }
 
+async fn until_stored_and_idle(place: &Place, worker: &Worker, events: u64) {
+    Database::of(place, "faster").await.until_stored(events).await;
+    until_idle(&Broker::connect(&place.amqp_url).await, &[worker]).await;
+}
+
 async fn assert_backlog_stored(place: &Place, worker: Worker) {
     let (broker, database) = (Broker::connect(&place.amqp_url).await, Database::of(place, "faster").await);
-    let all = 1 + BACKLOG.0 + BACKLOG.1;
-    database.until_stored(all).await;
-    until_idle(&broker, &[&worker]).await;
+    let all = WARM + 1 + BACKLOG.0 + BACKLOG.1;
+    until_stored_and_idle(place, &worker, all).await;
     assert_eq!(metric(&worker.admin, "worker_in_flight_bytes", &[]).await, Some(0.0));
     assert_eq!(broker.depth("dead.faster").await, Some(0));
     worker.process.stop().await;
@@ -515,7 +524,7 @@ async fn an_event_that_always_takes_too_long_holds_up_only_its_own_queue_and_onl
     let stored = async || database.count("webhook_events").await;
     poll::until("those of other queues are stored", 64, stored).await;
     let unacknowledged = async || place.unacknowledged("faster").await;
-    poll::until("and acknowledged", Some(2), unacknowledged).await;
+    poll::until("and acknowledged", Some(1), unacknowledged).await;
     assert_eq!(database.find("messages", "a0").await, None);
     assert_eq!(broker.depth("dead.faster").await, Some(0));
     if is_long_run() {

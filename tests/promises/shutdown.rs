@@ -7,7 +7,7 @@ use penstock_tests::database::Database;
 use penstock_tests::http::get;
 use penstock_tests::load::Load;
 use penstock_tests::poll;
-use penstock_tests::process::{Ingest, Worker};
+use penstock_tests::process::{Ingest, Worker, until_idle};
 use penstock_tests::relay::Fault;
 use penstock_tests::stack::Place;
 use serde_json::json;
@@ -51,18 +51,22 @@ async fn a_worker_told_to_stop_finishes_what_it_has_in_hand() {
     let publish = async |n: u64| {
         broker.publish_event("faster", "any", 1, json!({"n": n}).to_string().as_bytes()).await;
     };
-    publish(0).await;
-    database.until_stored(1).await;
+    // Each queue begins with a single delivery in hand.
+    for n in 0..20 {
+        publish(n).await;
+    }
+    database.until_stored(20).await;
+    until_idle(&broker, &[&worker]).await;
     // A transaction then takes seconds: the signal comes in the middle of it.
     relay.set(Fault::Delay(Duration::from_millis(300)));
-    for n in 1..=20 {
+    for n in 20..40 {
         publish(n).await;
     }
     let in_hand = async || penstock_tests::http::metric(&worker.admin, "worker_in_flight", &[]).await;
     poll::until("they are in hand", Some(20.0), in_hand).await;
-    assert_eq!(database.count("webhook_events").await, 1);
+    assert_eq!(database.count("webhook_events").await, 20);
     worker.process.stop().await;
-    assert_eq!(database.count("webhook_events").await, 21);
+    assert_eq!(database.count("webhook_events").await, 40);
     assert_eq!(broker.waiting("faster").await, Some(0));
     place.remove().await;
 }
