@@ -95,17 +95,6 @@ impl Place {
         format!("{}_{tenant}", self.name)
     }
 
-    /// Messages of a tenant's work queues that consumers have and haven't acknowledged. RabbitMQ counts them every few
-    /// seconds.
-    pub async fn unacknowledged(&self, tenant: &str) -> Option<u64> {
-        let (url, prefix) =
-            (format!("{}/api/queues/{}", self.management_url, self.name), format!("webhooks.{tenant}."));
-        let queues: Vec<serde_json::Value> = reqwest::get(url).await.ok()?.json().await.ok()?;
-        let of_tenant =
-            |queue: &&serde_json::Value| queue["name"].as_str().is_some_and(|name| name.starts_with(&prefix));
-        queues.iter().filter(of_tenant).map(|queue| queue.get("messages_unacknowledged")?.as_u64()).sum()
-    }
-
     /// The connections that RabbitMQ sends the events of a tenant's partitions to, by queue. It looks every few seconds.
     pub async fn active_consumers(&self, tenant: &str) -> BTreeMap<String, String> {
         let url = format!("{}/api/consumers/{}", self.management_url, self.name);
