@@ -256,7 +256,6 @@ async fn an_event_that_kills_workers_becomes_a_dead_letter_and_takes_none_of_its
     // As long as its conversation can't be written, the event is in hand; and whoever has it in hand is killed.
     let mut locked = database.lock("conversations", "0").await;
     burst(&broker, "faster", 51..52, 51).await;
-    burst(&broker, "faster", 52..102, 51).await;
     let mut kills = 0;
     loop {
         let dead = async || broker.depth("dead.faster").await > Some(0);
@@ -268,6 +267,12 @@ async fn an_event_that_kills_workers_becomes_a_dead_letter_and_takes_none_of_its
         }
         worker.process.crash().await;
         kills += 1;
+        assert!(kills <= 30, "it comes again and again");
+        if kills == 1 {
+            // From now on the event comes first, and alone. A worker that is killed while it writes several together would
+            // leave an open transaction that locks the neighbours, too.
+            burst(&broker, "faster", 52..102, 51).await;
+        }
         worker = Worker::start(&place, &settings).await;
     }
     println!("dead after {kills} workers were killed");
