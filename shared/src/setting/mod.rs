@@ -14,7 +14,7 @@ pub use all::SETTINGS;
 pub use in_force::in_force;
 
 /// A setting.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Setting {
     /// Its name. Where it belongs to a tenant, without the tenant's prefix.
     pub name: &'static str,

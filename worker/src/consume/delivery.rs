@@ -66,6 +66,7 @@ impl Receipt {
 
 impl Taken {
     /// Takes a delivery in hand.
+    #[must_use]
     pub fn of(context: &QueueContext, delivery: Delivery) -> Self {
         let Delivery { data, properties, redelivered, delivery_tag: tag, .. } = delivery;
         if redelivered {

@@ -91,9 +91,8 @@ impl Write<'_> {
         tenant.state.record_failure(class, &failure);
         tenant.metrics.retries.inc();
         match next {
-            Next::Again(pause) => Attempted::Again(pause),
             Next::HalveIfProbed(_) if tenant.probe().await => Attempted::Suspect(class, failure),
-            Next::HalveIfProbed(pause) => Attempted::Again(pause),
+            Next::Again(pause) | Next::HalveIfProbed(pause) => Attempted::Again(pause),
             Next::Halve => Attempted::Suspect(class, failure),
         }
     }

@@ -55,7 +55,7 @@ pub(super) fn translate<'a>(
         match name {
             _ if !is_on => ignored.add("there is no TLS", given[name].name),
             "tlsallowinvalidhostnames" => {
-                ignored.add("not supported: names of hosts are checked", given[name].name)
+                ignored.add("not supported: names of hosts are checked", given[name].name);
             }
             "tlsdisableocspendpointcheck" => {}
             _ => tls.push((given[name].name.to_owned(), "true".to_owned())),

@@ -109,7 +109,7 @@ pub(super) fn translate(text: &str, is_srv: bool, remarks: &mut Vec<String>) -> 
             Handling::Ignored(_) if AS_ASKED.contains(&(key.as_str(), given.value.as_str())) => {}
             Handling::Ignored(reason) => ignored.add(reason, given.name),
             Handling::Refused(reason) => return Err(refused(given, reason)),
-            handling => match value(key, &handling, given)? {
+            handling => match value(key, handling, given)? {
                 Some(value) => passed.push((given.name.to_owned(), value)),
                 None => ignored.add(MISREAD, given.name),
             },

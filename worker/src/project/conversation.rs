@@ -53,6 +53,7 @@ pub fn touch(conversations: &mut Table, chat_id: &str, event: &Event, now: DateT
 }
 
 /// A conversation without messages, its fields in the bridge's order.
+#[must_use]
 pub fn new(now: DateTime) -> Record {
     Record::from([
         ("created_at", now.into()),

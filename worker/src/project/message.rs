@@ -55,7 +55,9 @@ pub fn apply(documents: &mut Documents, event: &Event, now: DateTime) {
         if let Some(bridges) = bridges {
             bridges.came_again(message, conversations, &id);
         }
-        content::OPTIONAL.iter().for_each(|name| message.remove(name));
+        for name in content::OPTIONAL {
+            message.remove(name);
+        }
         message.extend(content::fields(event, part == CONTENT));
     }
     if is_new {

@@ -47,9 +47,8 @@ impl Attempts {
         let is_suspect = self.failures >= SUSPECT_FAILURES || elapsed >= SUSPECT_TIME;
         let next = match class {
             Class::Data => Next::Halve,
-            Class::Configuration => Next::Again(self.longer_pause()),
             Class::Infrastructure if is_suspect => Next::HalveIfProbed(self.longer_pause()),
-            Class::Infrastructure => Next::Again(self.longer_pause()),
+            Class::Infrastructure | Class::Configuration => Next::Again(self.longer_pause()),
             Class::Conflict if is_suspect => Next::HalveIfProbed(conflict_pause()),
             Class::Conflict => Next::Again(conflict_pause()),
         };
@@ -132,7 +131,7 @@ mod tests {
         let suspects: Vec<_> = (0..3).map(|_| is_suspect(attempts.failed(&TIMED_OUT, SOON))).collect();
         assert_eq!(suspects, [false, false, true]);
         let mut attempts = Attempts::default();
-        assert!(!is_suspect(attempts.failed(&refused(112), SUSPECT_TIME - SOON)));
+        assert!(!is_suspect(attempts.failed(&refused(112), SOON)));
         assert!(is_suspect(attempts.failed(&refused(112), SUSPECT_TIME)));
         assert!(!is_suspect(attempts.failed(&Failure::NoReplicaSet, SUSPECT_TIME)), "somebody has to act");
     }
