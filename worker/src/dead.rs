@@ -93,7 +93,7 @@ pub fn returns(properties: &BasicProperties) -> i64 {
     }
 }
 
-/// Publishes a dead letter, and waits for the confirm for as long as [`CONFIRM_TIMEOUT`].
+/// Publishes a dead letter, and waits five seconds for the confirm at most.
 pub async fn publish(publisher: &Publisher, letter: &DeadLetter<'_>) -> Result<(), DeadLetterError> {
     let text = |text: &str| AMQPValue::LongString(text.into());
     let error: String = letter.error.chars().take(MAX_ERROR_LENGTH).collect();

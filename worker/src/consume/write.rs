@@ -2,7 +2,7 @@
 //!
 //! While MongoDB fails, the batch is held. If MongoDB works and the batch can't be written all the same, it is halved
 //! again and again: what can be written is written first, and what is left alone is dead-lettered. So no event holds up
-//! the others of its queue for longer than [`STUCK_TIMEOUT`].
+//! the others of its queue for longer than two minutes.
 
 use std::time::Duration;
 
