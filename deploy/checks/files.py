@@ -19,15 +19,9 @@ def load_all(text):
 def settings():
     """Name → (default, binaries) of each setting in the table of README.md."""
     table = {}
-    for line in (ROOT / "README.md").read_text().splitlines():
-        cells = [cell.strip() for cell in line.split("|")]
-        if len(cells) != 6 or cells[3] not in ("both", "ingest", "worker"):
-            continue
-        names = re.findall(r"`([A-Z_]+)`", cells[1])
-        defaults = [text.strip("` ") for text in cells[2].split(",")]
-        for position, name in enumerate(names):
-            default = defaults[position] if position < len(defaults) else defaults[-1]
-            table[name] = (default, ("ingest", "worker") if cells[3] == "both" else (cells[3],))
+    for name, default, readers in setting_rows():
+        known = table.get(name, ("", ()))[1]
+        table[name] = (default, known + readers)
     assert len(table) > 30, "README.md: the table of settings can't be read"
     return table
 
@@ -43,11 +37,16 @@ def binaries(name, tenants):
 
 
 def admin_port(binary):
-    return int(re.search(rf"(\d+) {binary}", setting_row("ADMIN_PORT"))[1])
+    return next(int(default) for name, default, readers in setting_rows() if name == "ADMIN_PORT" and binary in readers)
 
 
-def setting_row(name):
-    return next(line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("|") and f"`{name}`" in line)
+def setting_rows():
+    """Name, default and binaries, for each name in the table; a name whose default differs has a row for each binary."""
+    for line in (ROOT / "README.md").read_text().splitlines():
+        cells = [cell.strip() for cell in line.split("|")]
+        if len(cells) == 7 and cells[4] in ("both", "ingest", "worker"):
+            for name in re.findall(r"`([A-Z_]+)`", cells[1]):
+                yield name, cells[2].strip("`"), ("ingest", "worker") if cells[4] == "both" else (cells[4],)
 
 
 def seconds(text):
