@@ -1,4 +1,5 @@
-//! Prints the documents of a tenant's database: `penstock-show MONGO_URI DATABASE [--documents]`.
+//! Prints the documents of a tenant's database, once it has so many events: `penstock-show MONGO_URI DATABASE EVENTS
+//! [--documents]`.
 
 use std::time::{Duration, Instant};
 
@@ -8,22 +9,23 @@ use mongodb::Client;
 use mongodb::bson::{Document, doc};
 use penstock_show::{COLLECTIONS, readable, summary};
 
-/// Longest wait for the first event.
-const FIRST_EVENT_TIMEOUT: Duration = Duration::from_secs(30);
+/// Longest wait for the events.
+const EVENTS_TIMEOUT: Duration = Duration::from_secs(30);
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let (uri, name, in_full) = match &arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        [uri, name] => (*uri, *name, false),
-        [uri, name, "--documents"] => (*uri, *name, true),
-        _ => bail!("usage: penstock-show MONGO_URI DATABASE [--documents]"),
+    let (uri, name, events, in_full) = match &arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        [uri, name, events] => (*uri, *name, *events, false),
+        [uri, name, events, "--documents"] => (*uri, *name, *events, true),
+        _ => bail!("usage: penstock-show MONGO_URI DATABASE EVENTS [--documents]"),
     };
+    let events: u64 = events.parse().context("EVENTS is a number")?;
     let database = Client::with_uri_str(uri).await?.database(name);
-    let deadline = Instant::now() + FIRST_EVENT_TIMEOUT;
-    while database.collection::<Document>(COLLECTIONS[0]).estimated_document_count().await? == 0 {
+    let deadline = Instant::now() + EVENTS_TIMEOUT;
+    while database.collection::<Document>(COLLECTIONS[0]).estimated_document_count().await? < events {
         if Instant::now() > deadline {
-            bail!("no event arrived in {name} within {FIRST_EVENT_TIMEOUT:?}");
+            bail!("{events} events didn't arrive in {name} within {EVENTS_TIMEOUT:?}");
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
