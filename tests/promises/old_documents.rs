@@ -162,7 +162,7 @@ async fn what_the_bridge_stored_continues_and_is_rebuilt_to_the_same() {
     rebuild(&[]);
     expect_continued(&database).await;
 
-    // What the bridge stored may be deleted by its owner. Its counts stay; what events set is mended.
+    // What the bridge stored may be deleted by its owner. Its counts stay; what events set is computed anew.
     let collection = |name: &str| database.0.collection::<Document>(name);
     collection("messages").delete_many(doc! {"chat_id": "+15550100142"}).await.unwrap();
     collection("internal_notes").delete_many(doc! {}).await.unwrap();
