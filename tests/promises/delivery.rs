@@ -185,10 +185,10 @@ async fn what_is_no_event_or_refused_by_mongodb_goes_to_the_dead_letters_and_the
         (database.count("messages").await, database.sum("conversations", "message_count").await),
         (490, 490)
     );
+    until_idle(&broker, &[&worker]).await;
     let dead = [("tenant", "faster"), ("reason", "refused_by_mongodb")];
     assert_eq!(metric(&worker.admin, "worker_dead_lettered_total", &dead).await, Some(10.0));
     assert_eq!(metric(&worker.admin, "worker_redelivered_total", &[("tenant", "faster")]).await, Some(0.0));
-    penstock_tests::process::until_idle(&broker, &[&worker]).await;
     worker.process.stop().await;
     assert_eq!(broker.waiting("faster").await, Some(0));
     place.remove().await;
@@ -290,8 +290,8 @@ async fn strange_messages_past_ingest_are_stored_or_dead_letters_and_harm_no_oth
         dead += 1;
     }
     println!("strange messages: {} stored, {dead} dead letters", strange.len() - dead);
+    until_idle(&broker, &[&worker]).await;
     assert_eq!(metric(&worker.admin, "worker_redelivered_total", &[("tenant", "faster")]).await, Some(0.0));
-    penstock_tests::process::until_idle(&broker, &[&worker]).await;
     worker.process.stop().await;
     place.remove().await;
 }

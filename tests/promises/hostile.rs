@@ -10,7 +10,7 @@ use penstock_tests::broker::{Broker, header};
 use penstock_tests::database::Database;
 use penstock_tests::http::{Answer, client, get, metric, post_received, send};
 use penstock_tests::load::Load;
-use penstock_tests::process::{Ingest, Worker, operate_with, run_with_input};
+use penstock_tests::process::{Ingest, Worker, operate_with, run_with_input, until_idle};
 use penstock_tests::stack::Place;
 use reqwest::Method;
 use serde_json::json;
@@ -178,6 +178,7 @@ async fn strings_of_others_stay_strings() {
     }
     let database = Database::of(&place, "faster").await;
     database.until_stored(keys.len() as u64).await;
+    until_idle(&Broker::connect(&place.amqp_url).await, &[&worker]).await;
     let stored = database.ids("webhook_events").await;
     for key in keys {
         assert_eq!(stored.iter().any(|id| id == key), !key.contains(char::is_control), "{key:?}");

@@ -56,6 +56,7 @@ async fn what_an_index_of_the_customers_own_refuses_is_a_dead_letter_and_nothing
     database.until_stored(40).await;
     let broker = Broker::connect(&place.amqp_url).await;
     poll::until("dead letters", Some(4), async || broker.depth("dead.faster").await).await;
+    until_idle(&broker, &[&worker]).await;
     let log = worker.process.log_text();
     while let Some(letter) = broker.take("dead.faster").await {
         let body: Value = serde_json::from_slice(&letter.data).unwrap();
@@ -68,7 +69,6 @@ async fn what_an_index_of_the_customers_own_refuses_is_a_dead_letter_and_nothing
         assert!(told.contains(&format!("({code})")) && log.contains(told), "{name}: {error}");
         assert!(!log.contains(words), "{name}: {error}");
     }
-    until_idle(&broker, &[&worker]).await;
     assert_eq!(of_worker(&worker, "worker_oldest_in_hand_seconds").await, Some(0.0));
     assert_eq!(of_worker(&worker, "worker_redelivered_total").await, Some(0.0));
     worker.process.stop().await;
