@@ -12,16 +12,12 @@ use shared::setting;
 use crate::settings::Settings;
 use crate::store::failure::Failure;
 
-pub mod aside;
-pub mod changes;
-pub mod groups;
-pub mod letter;
-pub mod queue;
 pub mod rebuild;
 pub mod reconcile;
+pub mod set_aside;
 
-use aside::{DeadCommand, QuarantineCommand};
-use queue::QueueError;
+use set_aside::queue::QueueError;
+use set_aside::{DeadCommand, QuarantineCommand};
 
 /// What operators can do.
 #[derive(Debug, Subcommand)]
@@ -80,8 +76,8 @@ pub enum CommandError {
 /// Runs a command, and writes its answer to `out`.
 pub async fn run(command: Command, env: Env, out: &mut impl Write) -> Result<(), CommandError> {
     match command {
-        Command::Dead(command) => aside::run(command.into(), env, out).await,
-        Command::Quarantine(command) => aside::run(command.into(), env, out).await,
+        Command::Dead(command) => set_aside::run(command.into(), env, out).await,
+        Command::Quarantine(command) => set_aside::run(command.into(), env, out).await,
         Command::Rebuild(arguments) => rebuild::run(arguments, env, out).await,
         Command::Reconcile(arguments) => reconcile::run(arguments, env, out).await,
         Command::Settings => settings(env, out),

@@ -17,7 +17,7 @@ use shared::status::{self, ANNOUNCE_INTERVAL, Announcement, Peers};
 use shared::topology;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use super::queue::{self, Queue, QueueError};
+use super::set_aside::queue::{self, Queue, QueueError};
 use super::{CommandError, parse_duration, printable, progress, say};
 use crate::settings::{Settings, Tenant};
 use crate::store::Store;

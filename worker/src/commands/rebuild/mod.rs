@@ -10,25 +10,28 @@ use std::time::Duration;
 
 use clap::Args;
 use futures_util::{StreamExt, stream};
-use mongodb::Cursor;
-use mongodb::bson::{DateTime, Document, doc};
-use mongodb::options::{ReadConcern, ReadPreference, SelectionCriteria};
+use mongodb::bson::{DateTime, doc};
 use serde::Serialize;
 use serde_json::json;
 use shared::env::Env;
 use shared::telemetry::chain;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::groups::Groups;
-use super::{CommandError, changes, printable, progress, say};
-use crate::decode::Event;
+use super::{CommandError, printable, progress, say};
 use crate::project::table::Change;
-use crate::project::{Wanted, ledger};
+use crate::project::{self, Wanted};
 use crate::settings::Settings;
 use crate::store::Store;
 use crate::store::failure::{Class, Failure};
 use crate::store::retries::{Attempts, Next};
 use crate::store::transaction::{self, Work, Written};
+
+pub mod changes;
+pub mod groups;
+pub mod ledger;
+
+use groups::Groups;
+use ledger::{Reading, before};
 
 /// Longest time for one transaction, and for a part of the ledger to be read.
 const DEADLINE: Duration = Duration::from_mins(1);
@@ -211,26 +214,15 @@ impl Rebuild {
         first
     }
 
-    /// The ledger has every event that was stored since then, and will have it until this is done.
-    async fn horizon(&self, now: DateTime) -> Result<DateTime, Failure> {
-        let by_time = doc! {"stored_at": 1};
-        let oldest = self.ledger(doc! {}, by_time.clone(), Some(by_time)).await?;
-        let oldest = Reading(oldest).next().await?;
-        let oldest = oldest.and_then(|entry| entry.get_datetime("stored_at").ok().copied()).unwrap_or(now);
-        let kept =
-            self.store.retention().await?.map(|retention| before(now, retention.saturating_sub(LONGEST_RUN)));
-        Ok(kept.map_or(oldest, |kept| oldest.max(kept)))
-    }
-
     /// Reads the ledger, to know which events belong together.
     async fn read(&self, rebuilt: &mut Rebuilt) -> Result<Groups, Failure> {
         let count = timeout(DEADLINE, self.store.ledger().estimated_document_count().into_future()).await;
         let bar = progress("reading", count.map_err(|_| Failure::TimedOut(DEADLINE))??);
-        let mut entries = Reading(self.ledger(doc! {}, ledger::fields_of_events(), None).await?);
+        let mut entries = Reading(self.ledger(doc! {}, project::ledger::fields_of_events(), None).await?);
         let mut groups = Groups::default();
         while let Some(entry) = entries.next().await? {
             bar.inc(1);
-            match (entry.get_str("_id"), ledger::event(&self.tenant, &entry)) {
+            match (entry.get_str("_id"), project::ledger::event(&self.tenant, &entry)) {
                 (Ok(id), Some(event)) => {
                     let concerned = Wanted::by(std::slice::from_ref(&event));
                     if concerned.concerns_documents() {
@@ -321,42 +313,6 @@ impl Rebuild {
             }
         }
     }
-
-    /// Reads events from the ledger. Some may have expired meanwhile.
-    async fn events(&self, ids: &[String]) -> Result<Vec<Event>, Failure> {
-        let mut events = Vec::new();
-        // A command must not be larger than 16 MiB.
-        for ids in ids.chunks(1000) {
-            let wanted = doc! {"_id": {"$in": ids}};
-            let mut entries = Reading(self.ledger(wanted, ledger::fields_of_events(), None).await?);
-            while let Some(entry) = entries.next().await? {
-                let Some(mut event) = ledger::event(&self.tenant, &entry) else { continue };
-                if event.is_large() {
-                    event.shed_members();
-                }
-                events.push(event);
-            }
-        }
-        Ok(events)
-    }
-
-    async fn ledger(
-        &self,
-        filter: Document,
-        fields: Document,
-        sort: Option<Document>,
-    ) -> Result<Cursor<Document>, Failure> {
-        let ledger = self.store.ledger();
-        // Whatever the URI says: a secondary may not have yet what workers have just stored.
-        let primary = SelectionCriteria::ReadPreference(ReadPreference::Primary);
-        let find = ledger.find(filter).projection(fields).read_concern(ReadConcern::majority());
-        let mut find = find.selection_criteria(primary);
-        if let Some(sort) = sort {
-            find = find.sort(sort).limit(1);
-        }
-        let found = timeout(DEADLINE, find.into_future()).await;
-        found.map_or(Err(Failure::TimedOut(DEADLINE)), |found| Ok(found?))
-    }
 }
 
 /// What came of a batch.
@@ -377,19 +333,4 @@ fn matters_to_all(failure: &Failure) -> bool {
 
 fn failed(group: &[String], failure: &Failure) -> Option<Failed> {
     Some(Failed { event_key: group.first()?.clone(), events: group.len(), error: chain(failure) })
-}
-
-fn before(at: DateTime, by: Duration) -> DateTime {
-    let by = i64::try_from(by.as_millis()).unwrap_or(i64::MAX);
-    DateTime::from_millis(at.timestamp_millis().saturating_sub(by))
-}
-
-/// A cursor with a deadline.
-struct Reading(Cursor<Document>);
-
-impl Reading {
-    async fn next(&mut self) -> Result<Option<Document>, Failure> {
-        let next = timeout(DEADLINE, self.0.next()).await.map_err(|_| Failure::TimedOut(DEADLINE))?;
-        Ok(next.transpose()?)
-    }
 }

@@ -3,7 +3,7 @@
 use mongodb::bson::{RawBsonRef, RawDocument};
 use serde_json::{Value, json};
 
-use super::rfc3339;
+use crate::commands::rfc3339;
 use crate::project::table::Change;
 
 /// As one object, for programs. `before` is null if the document is new.

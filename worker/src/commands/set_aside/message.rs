@@ -12,7 +12,7 @@ use shared::topology::{
 use shared::verify::Keys;
 use shared::{event, json};
 
-use super::{parse_duration, printable, rfc3339};
+use crate::commands::{parse_duration, printable, rfc3339};
 
 /// Headers that were added when a message was set aside, by a worker or by ingest.
 const ADDED: [&str; 6] =
@@ -23,7 +23,7 @@ const FIRST_DEATH_HEADER: &str = "x-first-death-reason";
 
 /// What is known of a message.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
-pub struct Letter {
+pub struct SetAside {
     /// The tenant.
     pub tenant: String,
     /// The event key.
@@ -49,7 +49,7 @@ pub struct Letter {
     pub set_aside_at_ms: Option<i64>,
 }
 
-impl Letter {
+impl SetAside {
     /// Reads a message's properties.
     #[must_use]
     pub fn of(tenant: &str, properties: &BasicProperties, body: &[u8]) -> Self {
@@ -171,7 +171,7 @@ pub struct Filter {
 impl Filter {
     /// Whether a message is meant; the limit apart.
     #[must_use]
-    pub fn takes(&self, letter: &Letter, now_ms: i64) -> bool {
+    pub fn takes(&self, letter: &SetAside, now_ms: i64) -> bool {
         let fits = |wanted: &[String], is: Option<&String>| {
             wanted.is_empty() || is.is_some_and(|is| wanted.contains(is))
         };
@@ -226,7 +226,7 @@ pub fn of_quarantined(
     body: &[u8],
     keys: Option<&Keys>,
 ) -> Result<Replay, Unfit> {
-    let sent = Letter::of(tenant, properties, body).body_bytes;
+    let sent = SetAside::of(tenant, properties, body).body_bytes;
     if sent.is_some_and(|sent| usize::try_from(sent) != Ok(body.len())) {
         return Err(Unfit::Cut);
     }
@@ -283,7 +283,7 @@ mod tests {
         let death = topology::table(&[("reason", long("delivery_limit")), ("time", AMQPValue::Timestamp(2))])
             .unwrap();
         let deaths = AMQPValue::FieldArray(vec![AMQPValue::FieldTable(death)].into());
-        let letter = Letter::of(
+        let letter = SetAside::of(
             "t",
             &properties(&[("x-death", deaths.clone()), ("received_at_ms", 1000_i64.into())]),
             b"{}",
@@ -292,23 +292,23 @@ mod tests {
         let expired = topology::table(&[("reason", long("expired"))]).unwrap();
         let deaths = AMQPValue::FieldArray(vec![AMQPValue::FieldTable(expired)].into());
         let both = [("x-death", deaths), (REASON_HEADER, long(DELIVERY_LIMIT_REASON))];
-        assert_eq!(Letter::of("t", &properties(&both), b"{}").reason, "expired");
+        assert_eq!(SetAside::of("t", &properties(&both), b"{}").reason, "expired");
         let rejected = [(FIRST_DEATH_HEADER, long("rejected")), (REASON_HEADER, long(DELIVERY_LIMIT_REASON))];
-        assert_eq!(Letter::of("t", &properties(&rejected), b"{}").reason, "rejected");
+        assert_eq!(SetAside::of("t", &properties(&rejected), b"{}").reason, "rejected");
         let ours = [(REASON_HEADER, long("refused_by_mongodb")), ("failed_at_ms", 3000_i64.into())];
-        let letter = Letter::of("t", &properties(&ours), b"{}");
+        let letter = SetAside::of("t", &properties(&ours), b"{}");
         assert_eq!((letter.reason.as_str(), letter.set_aside_at_ms), ("refused_by_mongodb", Some(3000)));
-        assert_eq!(Letter::of("t", &BasicProperties::default(), b"").reason, "unknown");
+        assert_eq!(SetAside::of("t", &BasicProperties::default(), b"").reason, "unknown");
     }
 
     #[test]
     fn a_filter_wants_all_that_is_given() {
-        let letter = Letter {
+        let letter = SetAside {
             key: Some("k".into()),
             event_type: Some("call.ended".into()),
             reason: "r".into(),
             set_aside_at_ms: Some(10_000),
-            ..Letter::default()
+            ..SetAside::default()
         };
         let takes = |filter: Filter| filter.takes(&letter, 70_000);
         let (words, minute) = (|word: &str| vec!["x".to_owned(), word.to_owned()], Duration::from_mins(1));
@@ -323,7 +323,7 @@ mod tests {
         assert!(takes(Filter { older_than: Some(minute), ..Filter::default() }));
         assert!(!takes(Filter { newer_than: Some(minute), ..Filter::default() }));
         assert!(
-            !Filter { newer_than: Some(minute), ..Filter::default() }.takes(&Letter::default(), 0),
+            !Filter { newer_than: Some(minute), ..Filter::default() }.takes(&SetAside::default(), 0),
             "no time at all"
         );
     }
@@ -363,7 +363,7 @@ mod tests {
 
     #[test]
     fn what_a_terminal_shows_is_harmless() {
-        let letter = Letter { key: Some("\u{1b}[2J".into()), ..Letter::default() };
+        let letter = SetAside { key: Some("\u{1b}[2J".into()), ..SetAside::default() };
         assert!(!letter.line().contains('\u{1b}') && letter.line().contains("u{1b}"));
     }
 }

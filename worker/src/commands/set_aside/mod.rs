@@ -1,0 +1,199 @@
+//! `worker dead …` and `worker quarantine …`: looking at what was set aside, putting it back, throwing it away.
+
+use std::io::Write;
+
+use clap::{Args, Subcommand};
+use shared::env::Env;
+use shared::publisher::Publisher;
+use shared::verify::Keys;
+use shared::{amqp, partition, tenant, topology};
+
+use super::CommandError;
+
+pub mod change;
+pub mod chosen;
+pub mod look;
+pub mod message;
+pub mod queue;
+
+use chosen::Chosen;
+use message::Filter;
+use queue::Queue;
+
+/// Which queue of a tenant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Events that could not be stored.
+    Dead,
+    /// Webhooks that could not be used.
+    Quarantine,
+}
+
+impl Kind {
+    fn queue(self, tenant: &str) -> String {
+        match self {
+            Self::Dead => topology::dead_queue(tenant),
+            Self::Quarantine => topology::quarantine_queue(tenant),
+        }
+    }
+}
+
+/// What can be done with dead letters.
+#[derive(Debug, Subcommand)]
+pub enum DeadCommand {
+    /// As with the quarantine.
+    #[command(flatten)]
+    Any(AnyCommand),
+    /// Puts messages back on their way to the workers
+    ///
+    /// Each is removed once RabbitMQ has confirmed the new one. An event keeps its key, so it counts once however often it
+    /// is replayed.
+    Replay(Change),
+}
+
+/// What can be done with quarantined webhooks.
+#[derive(Debug, Subcommand)]
+pub enum QuarantineCommand {
+    /// As with dead letters.
+    #[command(flatten)]
+    Any(AnyCommand),
+    /// Puts webhooks on their way to the workers, if they are events after all
+    ///
+    /// Each is removed once RabbitMQ has confirmed the event. What was not kept whole, or is no JSON object, stays.
+    Replay {
+        /// Which.
+        #[command(flatten)]
+        change: Change,
+        /// Only what the tenant's signing keys, as they are now, find well signed
+        #[arg(long)]
+        reverify: bool,
+    },
+}
+
+/// What can be done with all of them.
+#[derive(Debug, Subcommand)]
+pub enum AnyCommand {
+    /// Lists the messages, a line each, the oldest first
+    List(Selection),
+    /// Shows the messages with headers and body
+    Show(Selection),
+    /// Removes messages for good
+    Drop(Change),
+}
+
+/// Which messages, and how the answer is written.
+#[derive(Debug, Args)]
+pub struct Selection {
+    /// Only this tenant; several may be given [default: all]
+    #[arg(long, value_name = "TENANT", value_delimiter = ',')]
+    tenant: Vec<String>,
+    #[command(flatten)]
+    filter: Filter,
+    /// Write JSON, an object a line
+    #[arg(long)]
+    json: bool,
+}
+
+/// Which messages to change.
+#[derive(Debug, Args)]
+pub struct Change {
+    #[command(flatten)]
+    selection: Selection,
+    /// Only say what would be done
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// A command, taken apart.
+#[derive(Debug)]
+pub struct Task {
+    kind: Kind,
+    action: Action,
+    change: Change,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Action {
+    List,
+    Show,
+    Replay { reverify: bool },
+    Drop,
+}
+
+impl From<DeadCommand> for Task {
+    fn from(command: DeadCommand) -> Self {
+        match command {
+            DeadCommand::Any(command) => Self::of(Kind::Dead, command),
+            DeadCommand::Replay(change) => {
+                Self { kind: Kind::Dead, action: Action::Replay { reverify: false }, change }
+            }
+        }
+    }
+}
+
+impl From<QuarantineCommand> for Task {
+    fn from(command: QuarantineCommand) -> Self {
+        match command {
+            QuarantineCommand::Any(command) => Self::of(Kind::Quarantine, command),
+            QuarantineCommand::Replay { change, reverify } => {
+                Self { kind: Kind::Quarantine, action: Action::Replay { reverify }, change }
+            }
+        }
+    }
+}
+
+impl Task {
+    fn of(kind: Kind, command: AnyCommand) -> Self {
+        let looking = |selection| Change { selection, dry_run: true };
+        let (action, change) = match command {
+            AnyCommand::List(selection) => (Action::List, looking(selection)),
+            AnyCommand::Show(selection) => (Action::Show, looking(selection)),
+            AnyCommand::Drop(change) => (Action::Drop, change),
+        };
+        Self { kind, action, change }
+    }
+}
+
+/// Runs a command.
+pub async fn run(task: Task, mut env: Env, out: &mut impl Write) -> Result<(), CommandError> {
+    let Task { kind, action, change } = task;
+    let selection = &change.selection;
+    // No MongoDB is needed, so that tenants are known by their names alone.
+    let url = amqp::url(&mut env);
+    let known = tenant::served(&mut env);
+    let partitions = partition::partitions(&mut env);
+    let is_named = !selection.tenant.is_empty();
+    let tenants = if is_named { selection.tenant.clone() } else { known };
+    let keys: Vec<Keys> = tenants.iter().map(|tenant| Keys::read(&mut env, tenant)).collect();
+    let url = env.finish(url)?;
+    let broker = queue::connect(url).await?;
+    for (tenant, keys) in tenants.into_iter().zip(keys) {
+        let name = kind.queue(&tenant);
+        let Some(mut queue) = Queue::open(&broker, &name).await? else {
+            if is_named {
+                return Err(CommandError::NoQueue(name));
+            }
+            continue;
+        };
+        let work = Work { kind, action, tenant: &tenant, keys, broker: &broker, partitions };
+        let done = match action {
+            Action::List | Action::Show => work.look(&mut queue, selection, out).await,
+            Action::Replay { .. } | Action::Drop => work.change(&mut queue, &change, out).await,
+        };
+        let closed = queue.close().await;
+        done?;
+        closed?;
+    }
+    broker.link().close().await;
+    Ok(())
+}
+
+/// Work on a tenant's queue.
+struct Work<'a> {
+    kind: Kind,
+    action: Action,
+    tenant: &'a str,
+    keys: Keys,
+    broker: &'a Publisher,
+    partitions: u16,
+}
