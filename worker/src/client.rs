@@ -8,8 +8,7 @@ use mongodb::error::Error;
 use mongodb::options::{ClientOptions, ConnectionString, HostInfo, ServerAddress};
 
 use crate::settings::{Settings, Tenant};
-use crate::store::failure::Failure;
-use crate::store::within;
+use crate::store::failure::{Failure, within};
 
 /// A server under load may take so long to answer a heartbeat.
 const SHORTEST_CONNECT_TIMEOUT: Duration = Duration::from_secs(1);

@@ -5,8 +5,8 @@ use mongodb::IndexModel;
 use mongodb::bson::Document;
 use tracing::warn;
 
-use crate::store::failure::Failure;
-use crate::store::{Names, Store, is_missing, within};
+use crate::store::failure::{Failure, within};
+use crate::store::{Names, Store, is_missing};
 
 /// Warns once of all indexes that get in the way.
 pub async fn warn_of_indexes(tenant: &str, store: &Store) {

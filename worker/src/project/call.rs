@@ -3,12 +3,12 @@
 use mongodb::bson::{DateTime, RawBson};
 use shared::json::Json;
 
-use super::Stamp;
 use super::record::Record;
+use super::stamp::Stamp;
 use super::table::Table;
-use crate::convert::{self, or_null};
 use crate::decode::Event;
-use crate::moment;
+use crate::decode::moment;
+use crate::project::convert::{self, or_null};
 
 /// The `_id` of a call.
 #[must_use]

@@ -4,10 +4,11 @@ use mongodb::bson::{DateTime, RawArrayBuf, RawBson, RawDocument, RawDocumentBuf,
 use shared::json::{Json, Object};
 
 use super::record::Record;
+use super::stamp::Stamp;
 use super::table::Table;
-use super::{Stamp, bridge, rebuild, tags};
-use crate::convert::{self, or_null};
+use super::{bridge, tags};
 use crate::decode::{self, Event, Kind};
+use crate::project::convert::{self, or_null};
 
 /// Fields of a contact that every snapshot has.
 const NINE: [&str; 9] =
@@ -56,11 +57,11 @@ pub fn forget(contact: &mut Record) {
     let new = empty(DateTime::MIN);
     for (part, fields) in PARTS {
         if !Stamp::is_on(contact, part) {
-            rebuild::reset(contact, fields, &new);
+            contact.reset(fields, &new);
         }
     }
     tags::reapply_changes(contact);
-    rebuild::reset(contact, &["lifecycle_history"], &new);
+    contact.reset(&["lifecycle_history"], &new);
 }
 
 /// Applies a contact event.
@@ -76,7 +77,7 @@ pub fn apply(contacts: &mut Table, event: &Event, now: DateTime) {
     if stamp.claim_as_latest(contact, "contact") {
         contact.extend(nine_fields(Some(sent)));
     }
-    if let Some(at) = sent.get("created_at").and_then(crate::moment::read)
+    if let Some(at) = sent.get("created_at").and_then(decode::moment::read)
         && stamp.claim_as_latest(contact, "created_at")
     {
         contact.set("created_at", convert::date(at));

@@ -4,8 +4,8 @@ use mongodb::bson::{RawBson, RawDocumentBuf};
 use shared::json::Json;
 
 use super::record::Record;
-use crate::convert::{self, or_null};
 use crate::decode::{self, Direction, Event, Kind};
+use crate::project::convert::{self, or_null};
 
 /// Fields that only some messages have. A later delivery without one takes it away.
 pub const OPTIONAL: [&str; 10] = [

@@ -5,14 +5,14 @@ use std::borrow::Cow;
 use mongodb::bson::{DateTime, RawArrayBuf, RawBson, RawBsonRef, RawDocumentBuf};
 use shared::json::Json;
 
-use super::message::Counted;
+use super::counted::Counted;
 use super::record::Record;
-use super::stamp::MERGE_FIELD;
+use super::stamp::{MERGE_FIELD, Stamp};
 use super::table::Table;
-use super::{Stamp, bridge, contact, rebuild};
-use crate::convert::{self, or_null};
+use super::{bridge, contact};
+use crate::decode::moment;
 use crate::decode::{self, Event, Kind};
-use crate::moment;
+use crate::project::convert::{self, or_null};
 
 /// Whether events of this kind create the conversation, and change it.
 #[must_use]
@@ -129,7 +129,7 @@ pub fn forget(conversation: &mut Record) {
     let new = new(DateTime::MIN);
     for (part, fields) in PARTS {
         if !Stamp::is_on(conversation, part) {
-            rebuild::reset(conversation, fields, &new);
+            conversation.reset(fields, &new);
         }
     }
     let is_on = |part| Stamp::is_on(conversation, part);
@@ -139,7 +139,7 @@ pub fn forget(conversation: &mut Record) {
         let stays = std::mem::replace(contact, no_contact());
         contact.extend(stays);
     });
-    rebuild::reset(conversation, &GROWING, &new);
+    conversation.reset(&GROWING, &new);
 }
 
 /// Applies what a delivery of a message says of its conversation, except the counts.

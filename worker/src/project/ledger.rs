@@ -5,14 +5,20 @@ use std::collections::{BTreeMap, BTreeSet};
 use mongodb::bson::{DateTime, Document, doc};
 use shared::event::Stream;
 
-use super::Outcome;
 use super::record::Record;
+use super::stamp::VARIANT_DIGITS;
 use super::table::Table;
-use crate::convert::{self, or_null};
 use crate::decode::{Envelope, Event};
+use crate::project::convert::{self, or_null};
 
-/// Hexadecimal digits of a body's SHA-256 that name it beside others of the same key.
-pub const VARIANT_DIGITS: usize = 16;
+/// What became of an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is new.
+    Stored,
+    /// It was there already.
+    Duplicate,
+}
 
 /// Fields by which duplicates are known; the body itself isn't read for that.
 pub const KNOWN_BY: [&str; 3] = ["body_sha256", "received_at", "stream"];

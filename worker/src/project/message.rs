@@ -3,19 +3,23 @@
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
-use mongodb::bson::{Bson, DateTime, RawArrayBuf, RawBson, RawBsonRef, RawDocument};
+use mongodb::bson::{Bson, DateTime, RawArrayBuf, RawBson, RawBsonRef};
 use shared::json::Json;
 
+use super::counted::{COUNTED_PARTS, Counted};
+use super::documents::Documents;
 use super::record::Record;
+use super::returned::{self, Returned};
+use super::stamp::Stamp;
 use super::table::Table;
-use super::{Documents, Stamp, bridge, content, conversation};
-use crate::convert;
+use super::{content, conversation};
+use crate::decode::moment;
 use crate::decode::{Event, Kind};
-use crate::moment;
+use crate::project::convert;
 
 /// The parts of a message's document that its deliveries claim: with content, without, and with statuses alone. A part has
 /// the say over those behind it, whatever their times.
-const PARTS: [&str; 3] = ["message", "bare", "status_only"];
+const PARTS: [&str; 3] = [COUNTED_PARTS[0], COUNTED_PARTS[1], "status_only"];
 const CONTENT: usize = 0;
 const BARE: usize = 1;
 const STATUS_ONLY: usize = 2;
@@ -44,7 +48,7 @@ pub fn apply(documents: &mut Documents, event: &Event, now: DateTime) {
     let stored = messages.get(&id);
     let is_new = stored.is_none();
     let before = stored.and_then(Counted::of);
-    let bridges = bridge::Stored::find(stored, conversations, chat_id, bridge::MESSAGES, &id);
+    let bridges = Returned::find(stored, conversations, chat_id, returned::MESSAGES, &id);
 
     let message = messages.get_or_insert(&id, || Record::from([("created_at", now.into())]));
     let told = event.member("message").and_then(|message| message.get("status"));
@@ -102,51 +106,6 @@ fn claim(message: &mut Record, stamp: &Stamp<'_>, part: usize) -> bool {
 /// Takes away what deliveries have added, if all of them are at hand.
 pub fn forget(message: &mut Record) {
     message.set("status", RawArrayBuf::new());
-}
-
-/// What a message adds to its conversation's counts.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Counted {
-    /// The conversation.
-    pub chat_id: Option<String>,
-    /// The kind of medium, if it is one.
-    pub media: Option<String>,
-}
-
-impl Counted {
-    /// What a stored message adds; nothing, if only statuses of it are known, or if the bridge has counted it.
-    #[must_use]
-    pub fn of(message: &Record) -> Option<Self> {
-        let is_counted = PARTS[..STATUS_ONLY].iter().any(|part| Stamp::is_on(message, part));
-        (is_counted && !bridge::wrote(message)).then(|| Self::by_looks_of(message))
-    }
-
-    /// What a message has added if the bridge wrote it, as far as that can be told.
-    #[must_use]
-    pub fn by_the_bridge(message: &Record) -> Option<Self> {
-        let chat_id = bridge::counted_in(message)?.to_owned();
-        Some(Self { chat_id: Some(chat_id), ..Self::by_looks_of(message) })
-    }
-
-    fn by_looks_of(message: &Record) -> Self {
-        let media = match message.document("raw_message") {
-            Some(raw) => media_kind(raw.get_str("type").ok(), raw.get_document("attachment").ok()),
-            // The bridge's oldest messages have none.
-            None => media_kind(message.text("type"), message.document("attachment")),
-        };
-        Self { chat_id: message.text("chat_id").map(str::to_owned), media }
-    }
-}
-
-fn media_kind(kind: Option<&str>, attachment: Option<&RawDocument>) -> Option<String> {
-    match kind? {
-        "attachment" => {
-            let kind = attachment.and_then(|attachment| attachment.get_str("type").ok());
-            Some(kind.unwrap_or("file").to_owned())
-        }
-        kind @ ("image" | "video" | "document" | "audio" | "file" | "media") => Some(kind.to_owned()),
-        _ => None,
-    }
 }
 
 /// All statuses that deliveries told, each (value, timestamp) once, in the order of their timestamps.

@@ -3,10 +3,13 @@
 use mongodb::bson::RawBson;
 use shared::json::Json;
 
+use super::documents::Documents;
 use super::record::Record;
-use super::{Documents, Stamp, bridge, contact, conversation};
-use crate::convert::{self, or_null};
+use super::returned::{self, Returned};
+use super::stamp::Stamp;
+use super::{bridge, contact, conversation};
 use crate::decode::Event;
+use crate::project::convert::{self, or_null};
 
 /// Fields of the contact, in the bridge's order.
 const CONTACT: [&str; 9] =
@@ -19,7 +22,7 @@ pub fn apply(documents: &mut Documents, event: &Event) {
     let stored = notes.get(id);
     let is_new = stored.is_none();
     let before = stored.and_then(counted_in);
-    let bridges = bridge::Stored::find(stored, conversations, chat_id, bridge::NOTES, id);
+    let bridges = Returned::find(stored, conversations, chat_id, returned::NOTES, id);
 
     let note = notes.get_or_insert(id, Record::default);
     if Stamp::of(event).claim_as_latest(note, "note") {

@@ -7,7 +7,7 @@ use mongodb::bson::raw::CStr;
 use mongodb::bson::{RawArrayBuf, RawBson, RawBsonRef, RawDocument, RawDocumentBuf};
 use shared::json::Object;
 
-use crate::convert;
+use crate::project::convert;
 
 /// A document: its fields, in their order.
 ///
@@ -98,6 +98,16 @@ impl Record {
         let mut inner = self.document(name).and_then(|inner| Self::read(inner).ok()).unwrap_or_default();
         change(&mut inner);
         self.set(name, inner);
+    }
+
+    /// Gives fields the values that they have in another document, or none.
+    pub fn reset(&mut self, fields: &[&'static str], other: &Self) {
+        for name in fields {
+            match other.get(name) {
+                Some(value) => self.set(*name, value),
+                None => self.remove(name),
+            }
+        }
     }
 
     /// Gives a field of the document that is the value of a field a value, and puts its fields in the order of their names. Anything

@@ -5,11 +5,12 @@ use std::collections::BTreeSet;
 use mongodb::bson::{DateTime, RawDocument};
 
 use super::conversation::{self, COUNTS, count_message, count_note, move_date, whole};
-use super::message::Counted;
-use super::rebuild::{self, Neighbours, Tally};
+use super::counted::Counted;
+use super::documents::Documents;
+use super::neighbours::{Neighbours, Tally};
 use super::record::Record;
 use super::table::Table;
-use super::{Documents, bridge, note};
+use super::{bridge, note};
 
 /// Counts the messages and notes that are there: those of these documents, and their neighbours. What the bridge had counted
 /// is taken from its share, if that is remembered.
@@ -49,7 +50,7 @@ fn start_counting(conversation: &mut Record) {
         return;
     }
     let share = bridge::share(conversation).and_then(|share| Record::read(share).ok());
-    rebuild::reset(conversation, &COUNTS, &share.unwrap_or_else(|| conversation::new(DateTime::MIN)));
+    conversation.reset(&COUNTS, &share.unwrap_or_else(|| conversation::new(DateTime::MIN)));
 }
 
 /// Whether the bridge wrote the conversation, so that what it stored is counted there.

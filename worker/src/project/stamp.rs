@@ -2,9 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use super::ledger::VARIANT_DIGITS;
 use super::record::Record;
 use crate::decode::Event;
+
+/// Hexadecimal digits of a body's SHA-256 that name it beside others of the same key.
+pub const VARIANT_DIGITS: usize = 16;
 
 /// The field in which documents remember, per part, the stamp of the event that it comes from.
 pub const MERGE_FIELD: &str = "_merge";

@@ -7,7 +7,7 @@ use mongodb::bson::raw::CStr;
 use mongodb::bson::{DateTime, RawBson, RawBsonRef, RawDocument, RawDocumentBuf, cstr, rawdoc};
 
 use super::record::Record;
-use crate::convert;
+use crate::project::convert;
 
 /// Documents by `_id`.
 #[derive(Clone, Debug, Default)]

@@ -5,11 +5,10 @@ use std::collections::BTreeSet;
 use mongodb::bson::{RawArrayBuf, RawBson, RawBsonRef, RawDocument, RawDocumentBuf, rawdoc};
 use shared::json::Json;
 
-use super::Stamp;
 use super::record::Record;
-use super::stamp::MERGE_FIELD;
-use crate::convert;
+use super::stamp::{MERGE_FIELD, Stamp};
 use crate::decode::Event;
+use crate::project::convert;
 
 /// The field, and the part of the document that a snapshot claims.
 const TAGS: &str = "tags";

@@ -9,7 +9,8 @@ use mongodb::error::{
     Error, ErrorKind, RETRYABLE_WRITE_ERROR, TRANSIENT_TRANSACTION_ERROR, UNKNOWN_TRANSACTION_COMMIT_RESULT,
     WriteFailure,
 };
-use tokio::task::JoinError;
+use tokio::task::{JoinError, JoinHandle};
+use tokio::time::timeout;
 
 /// The kinds of failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -220,6 +221,14 @@ impl fmt::Display for Redacted<'_> {
             }
             other => write!(f, "{other}"),
         }
+    }
+}
+
+/// The result of a task, if it comes in time.
+pub(crate) async fn within<T>(limit: Duration, task: JoinHandle<T>) -> Result<T, Failure> {
+    match timeout(limit, task).await {
+        Ok(ended) => Ok(ended?),
+        Err(_) => Err(Failure::TimedOut(limit)),
     }
 }
 

@@ -14,7 +14,6 @@ use mongodb::bson::{DateTime, Document, doc};
 use mongodb::{Client, Collection, Database, IndexModel};
 use shared::telemetry::chain;
 use tokio::sync::Semaphore;
-use tokio::time::timeout;
 use tracing::warn;
 
 use crate::client;
@@ -24,7 +23,7 @@ pub mod failure;
 pub mod retries;
 pub mod transaction;
 
-use failure::Failure;
+use failure::{Failure, within};
 
 /// Most bytes of large bodies that a tenant's queues unfold at the same time: a body like `[0,0,0]` takes two hundred
 /// times its size when it is parsed and made into documents.
@@ -197,12 +196,4 @@ pub(crate) fn is_missing(error: &mongodb::error::Error) -> bool {
 
 fn exists(error: &mongodb::error::Error) -> bool {
     matches!(&*error.kind, mongodb::error::ErrorKind::Command(command) if INDEX_EXISTS.contains(&command.code))
-}
-
-/// The result of a task, if it comes in time.
-pub(crate) async fn within<T>(limit: Duration, task: tokio::task::JoinHandle<T>) -> Result<T, Failure> {
-    match timeout(limit, task).await {
-        Ok(ended) => Ok(ended?),
-        Err(_) => Err(Failure::TimedOut(limit)),
-    }
 }

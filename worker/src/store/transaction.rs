@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::failure::Failure;
 use super::{Store, UNFOLDED_BYTES, refused};
 use crate::decode::Event;
-use crate::project::rebuild::{self, Neighbours};
+use crate::project::neighbours::{self, Neighbours};
 use crate::project::record::Record;
 use crate::project::table::{Change, Table, Writes};
 use crate::project::{Documents, Outcome, Wanted, ledger};
@@ -208,7 +208,7 @@ impl Attempt {
         }
         documents.contacts.load(self.find_ids(session, &names.contacts, &wanted.contacts, None).await?)?;
         let mut conversations = wanted.conversations;
-        conversations.extend(documents.conversations_left());
+        conversations.extend(documents.previous_conversations());
         let found = self.find_ids(session, &names.conversations, &conversations, None).await?;
         documents.conversations.load(found)?;
         Ok(documents)
@@ -222,14 +222,14 @@ impl Attempt {
         events: &[Event],
     ) -> Result<Neighbours, Failure> {
         let mut chats = Wanted::by(events).conversations;
-        chats.extend(documents.conversations_left());
+        chats.extend(documents.previous_conversations());
         let in_chats = doc! {"chat_id": {"$in": chats.into_iter().collect::<Vec<_>>()}};
         let (names, mut neighbours) = (&self.store.names, Neighbours::default());
         let is_here = |table: &Table, found: &Record| found.get("_id").is_some_and(|id| table.has(id));
 
         self.check_deadline()?;
         let collection = self.store.database.collection::<RawDocumentBuf>(&names.messages);
-        let messages = collection.find(in_chats.clone()).projection(fields(&rebuild::MESSAGES_COUNTED_BY));
+        let messages = collection.find(in_chats.clone()).projection(fields(&neighbours::MESSAGES_COUNTED_BY));
         let mut messages = messages.session(&mut *session).await?;
         while let Some(message) = messages.next(session).await.transpose()? {
             let message = Record::read(&message)?;
@@ -239,7 +239,7 @@ impl Attempt {
         }
         self.check_deadline()?;
         let collection = self.store.database.collection::<RawDocumentBuf>(&names.notes);
-        let notes = collection.find(in_chats).projection(fields(&rebuild::NOTES_COUNTED_BY));
+        let notes = collection.find(in_chats).projection(fields(&neighbours::NOTES_COUNTED_BY));
         let mut notes = notes.session(&mut *session).await?;
         while let Some(note) = notes.next(session).await.transpose()? {
             let note = Record::read(&note)?;

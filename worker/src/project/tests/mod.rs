@@ -136,7 +136,7 @@ impl Database {
         self.calls.find(&wanted.calls, None, &mut documents.calls);
         self.contacts.find(&wanted.contacts, None, &mut documents.contacts);
         let mut conversations = wanted.conversations;
-        conversations.extend(documents.conversations_left());
+        conversations.extend(documents.previous_conversations());
         self.conversations.find(&conversations, None, &mut documents.conversations);
         documents
     }

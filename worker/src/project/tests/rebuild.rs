@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::order::arrivals;
 use super::*;
 use crate::project::Stamp;
-use crate::project::rebuild::{MESSAGES_COUNTED_BY, NOTES_COUNTED_BY, Neighbours};
+use crate::project::neighbours::{MESSAGES_COUNTED_BY, NOTES_COUNTED_BY, Neighbours};
 use crate::project::stamp::MERGE_FIELD;
 
 impl Database {
@@ -20,7 +20,7 @@ impl Database {
         let mut documents = self.load(events);
         documents.ledger = Table::default();
         let mut chats = Wanted::by(events).conversations;
-        chats.extend(documents.conversations_left());
+        chats.extend(documents.previous_conversations());
         let in_chats = |collection: &Collection, fields: &[&str], known: &Table| -> Vec<Document> {
             let is_in = |document: &&Document| {
                 document.get_str("chat_id").is_ok_and(|chat_id| chats.contains(chat_id))

@@ -4,7 +4,7 @@ use shared::event::{self, Stream};
 use shared::json::{self, Json, Object, Unusable};
 use shared::partition;
 
-use crate::moment;
+pub mod moment;
 
 /// Larger bodies are parsed again rather than held parsed. In bytes.
 const LARGE_BODY: usize = 4 << 10;
