@@ -13,6 +13,7 @@ use actix_web::middleware::from_fn;
 use actix_web::{App, HttpServer, web};
 use shared::admin::{self, Admin};
 use shared::amqp::{Link, Purpose};
+use shared::host;
 use shared::publisher::Publisher;
 use shared::status;
 use shared::traces::{self, Traces};
@@ -176,7 +177,7 @@ fn bind_public(gateway: &web::Data<Gateway>, stop: CancellationToken) -> Result<
         tokio::time::sleep(delay).await;
     })
     .bind((host.as_str(), *port))
-    .map_err(|source| StartError::Bind { address: format!("{host}:{port}"), source })?;
+    .map_err(|source| StartError::Bind { address: host::with_port(host, *port), source })?;
     log_addresses("public", &server.addrs());
     Ok(server.run())
 }
@@ -191,7 +192,7 @@ fn bind_admin(gateway: &web::Data<Gateway>) -> Result<Server, StartError> {
         health: Some(Arc::new(move || told.health())),
     };
     let (addresses, server) = admin::bind((host, *port), admin)
-        .map_err(|source| StartError::Bind { address: format!("{host}:{port}"), source })?;
+        .map_err(|source| StartError::Bind { address: host::with_port(host, *port), source })?;
     log_addresses("admin", &addresses);
     Ok(server)
 }

@@ -104,8 +104,8 @@ impl Settings {
         let mut settings = Self {
             tenants: tenants.collect(),
             amqp_url: amqp::url(env),
-            public: (env.text_or_default("HOST"), env.number("PORT")),
-            admin: (env.text_or_default("ADMIN_HOST"), env.number("ADMIN_PORT")),
+            public: (env.host("HOST"), env.number("PORT")),
+            admin: (env.host("ADMIN_HOST"), env.number("ADMIN_PORT")),
             test_mode: env.flag("TEST_MODE"),
             partitions: partition::partitions(env),
             max_body_bytes: env.number("MAX_BODY_BYTES"),

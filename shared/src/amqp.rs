@@ -13,9 +13,10 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::env::{self, Env};
+use crate::env::Env;
 use crate::server_version::{self, Unsupported};
 use crate::topology::{self, DeclareError};
+use crate::{amqp_url, host};
 
 /// Longest time for a connection to be opened and logged in, and for its channels.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -44,14 +45,13 @@ pub enum Purpose {
 /// Reads `AMQP_URL`.
 pub fn url(env: &mut Env) -> AMQPUri {
     let text = env.text_or_default("AMQP_URL");
-    match text.parse::<AMQPUri>() {
+    match amqp_url::parse(&text) {
         Ok(mut url) => {
             url.query.heartbeat.get_or_insert(HEARTBEAT_SECONDS);
             url
         }
-        // The text may hold a password, and so may the parser's message.
-        Err(_) => {
-            env.problem("AMQP_URL: is not a URL like amqp://user:password@host:5672/vhost");
+        Err(refused) => {
+            env.problem(format!("AMQP_URL: {refused}"));
             AMQPUri::default()
         }
     }
@@ -61,7 +61,7 @@ pub fn url(env: &mut Env) -> AMQPUri {
 #[must_use]
 pub fn exposed(url: &AMQPUri) -> Option<String> {
     let AMQPUri { scheme, authority, .. } = url;
-    (*scheme == AMQPScheme::AMQP && !env::is_local(&authority.host)).then(|| {
+    (*scheme == AMQPScheme::AMQP && !host::is_local(&authority.host)).then(|| {
         format!(
             "AMQP_URL: the password goes to {} unencrypted; use amqps:// outside a trusted network",
             authority.host

@@ -2,11 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::setting::{self, Binary, Setting};
-use crate::{dotenv, similar};
+use crate::{dotenv, host, similar};
 
 /// Exit status for a bad configuration: `EX_USAGE` of sysexits.h.
 pub const EXIT_BAD_CONFIGURATION: u8 = 64;
@@ -224,6 +223,19 @@ impl Env {
         value
     }
 
+    /// The address to listen on; an IPv6 address without the brackets that it may stand in.
+    pub fn host(&mut self, name: &str) -> String {
+        let text = self.text_or_default(name);
+        let Some(host) = host::parse(&text) else {
+            let port = name.replace("HOST", "PORT");
+            self.problem(format!(
+                "{name}: {text:?} is neither an address nor a name; the port stands in {port}"
+            ));
+            return text;
+        };
+        host
+    }
+
     /// A number within the setting's range, or its default.
     pub fn number<T: TryFrom<u64> + Default>(&mut self, name: &str) -> T {
         let number = self.checked(name).and_then(|(_, value)| value.parse::<u64>().ok());
@@ -322,14 +334,6 @@ fn unquoted(value: &str) -> &str {
         }
     }
     value
-}
-
-/// Whether a host is this machine, so that what goes there stays here.
-#[must_use]
-pub fn is_local(host: &str) -> bool {
-    let host = host.trim_start_matches('[').trim_end_matches(']');
-    let is_loopback = |ip: IpAddr| ip.is_loopback();
-    host.eq_ignore_ascii_case("localhost") || host.starts_with('/') || host.parse().is_ok_and(is_loopback)
 }
 
 /// Reads a duration like `250ms`, `5s`, `30m`, `12h` or `30d`.

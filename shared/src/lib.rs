@@ -2,10 +2,12 @@
 
 pub mod admin;
 pub mod amqp;
+pub mod amqp_url;
 pub mod dotenv;
 pub mod env;
 pub mod event;
 mod gate;
+pub mod host;
 pub mod json;
 pub mod partition;
 pub mod publisher;

@@ -1,6 +1,7 @@
 //! What Penstock promises, checked from outside against real servers. Run with `tests/run`.
 #![expect(clippy::disallowed_methods, reason = "tests talk to the script that starts them by variables")]
 
+mod addresses;
 mod bench;
 mod bridge;
 mod clusters;

@@ -42,7 +42,12 @@ impl Relay {
 
     /// Starts relaying to these targets in turn, past those that nobody listens on: a load balancer.
     pub async fn balance(targets: Vec<SocketAddr>) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        Self::listen("127.0.0.1:0", targets).await
+    }
+
+    /// The same, listening on an address of the caller's choice.
+    pub async fn listen(on: &str, targets: Vec<SocketAddr>) -> Self {
+        let listener = TcpListener::bind(on).await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let fault = Arc::new(watch::Sender::new(Fault::None));
         let breaks = Arc::new(watch::Sender::new(()));

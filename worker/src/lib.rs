@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use actix_web::dev::Server;
 use shared::amqp::{Link, Purpose};
+use shared::host;
 use shared::publisher::Publisher;
 use shared::telemetry::chain;
 use shared::traces::{self, Traces};
@@ -120,7 +121,7 @@ pub async fn build(
     let health = Health { publisher: publisher.clone(), links: links.clone(), announcer: announcer.clone() };
     let (host, port) = &settings.admin;
     let (addresses, admin) = health::bind((host, *port), Arc::new(health), metrics.clone(), stop.clone())
-        .map_err(|source| StartError::Bind { address: format!("{host}:{port}"), source })?;
+        .map_err(|source| StartError::Bind { address: host::with_port(host, *port), source })?;
     for address in addresses {
         info!(port = "admin", %address, "listening");
     }

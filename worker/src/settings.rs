@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use lapin::uri::AMQPUri;
 use mongodb::options::{ConnectionString, HostInfo, ServerAddress, Tls};
-use shared::env::{self, Env, Problems};
+use shared::env::{Env, Problems};
 use shared::setting::Binary;
 use shared::traces::{self, Export};
-use shared::{amqp, partition, shutdown, tenant};
+use shared::{amqp, host, partition, shutdown, tenant};
 
 use crate::breaker::Limits;
 use crate::{client, mongo_uri};
@@ -81,7 +81,7 @@ impl Settings {
         let mut settings = Self {
             tenants: tenants(env),
             amqp_url: amqp::url(env),
-            admin: (env.text_or_default("ADMIN_HOST"), env.number("ADMIN_PORT")),
+            admin: (env.host("ADMIN_HOST"), env.number("ADMIN_PORT")),
             test_mode: env.flag("TEST_MODE"),
             partitions: partition::partitions(env),
             batch_size: env.number("BATCH_SIZE"),
@@ -139,7 +139,7 @@ impl Tenant {
         // With a DNS record for the servers, TLS is the rule.
         let HostInfo::HostIdentifiers(hosts) = &uri.host_info else { return None };
         let is_far = |host: &&ServerAddress| match host {
-            ServerAddress::Tcp { host, .. } => !env::is_local(host),
+            ServerAddress::Tcp { host, .. } => !host::is_local(host),
             _ => false,
         };
         let far = hosts.iter().find(is_far).filter(|_| uri.credential.is_some() && !is_encrypted)?;
