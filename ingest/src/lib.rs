@@ -118,7 +118,7 @@ pub fn durable(settings: &Settings, metrics: &Arc<Metrics>) -> Result<Durable, O
 
 fn link(settings: &Settings, name: &str, purpose: Purpose) -> Link {
     let tenants = settings.tenants.keys().cloned().collect();
-    Link::start(settings.amqp_url.clone(), name, purpose, tenants, settings.partitions)
+    Link::start(settings.rabbitmq.clone(), name, purpose, tenants, settings.partitions)
 }
 
 /// Opens the spool, binds the ports and starts connecting to RabbitMQ, under a name that no other process has. Needs a

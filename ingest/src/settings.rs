@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use lapin::uri::AMQPUri;
+use shared::address::Address;
 use shared::env::{Env, Problems};
 use shared::setting::Binary;
 use shared::traces::Export;
 use shared::verify::Keys;
-use shared::{amqp, partition, shutdown, tenant};
+use shared::{partition, shutdown, tenant};
 
 use crate::STOPPING;
 
@@ -17,7 +17,7 @@ use crate::STOPPING;
 #[derive(Debug)]
 pub struct Settings {
     /// Where RabbitMQ is.
-    pub amqp_url: AMQPUri,
+    pub rabbitmq: Address,
     /// Address of the public port.
     pub public: (String, u16),
     /// Address of the admin port.
@@ -103,7 +103,7 @@ impl Settings {
         let tenants = names.iter().map(|name| (name.clone(), Signing::read(env, name, policy)));
         let mut settings = Self {
             tenants: tenants.collect(),
-            amqp_url: amqp::url(env),
+            rabbitmq: Address::read(env),
             public: (env.host("HOST"), env.number("PORT")),
             admin: (env.host("ADMIN_HOST"), env.number("ADMIN_PORT")),
             test_mode: env.flag("TEST_MODE"),
@@ -136,7 +136,7 @@ impl Settings {
         let unchecked = unchecked.map(|(tenant, _)| {
             format!("tenant {tenant}: signatures are not checked: anybody who knows the URL can send events")
         });
-        self.noticed.iter().cloned().chain(unchecked).chain(amqp::exposed(&self.amqp_url)).collect()
+        self.noticed.iter().cloned().chain(unchecked).chain(self.rabbitmq.exposed()).collect()
     }
 }
 

@@ -6,24 +6,20 @@ use std::time::Duration;
 use crate::telemetry::chain;
 use futures_util::StreamExt;
 use lapin::options::ConfirmSelectOptions;
-use lapin::uri::{AMQPScheme, AMQPUri};
 use lapin::{Channel, Connection, ConnectionProperties, Event};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::env::Env;
+use crate::address::Address;
 use crate::server_version::{self, Unsupported};
 use crate::topology::{self, DeclareError};
-use crate::{amqp_url, host};
 
 /// Longest time for a connection to be opened and logged in, and for its channels.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest time to say goodbye.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
-/// Heartbeat interval unless `AMQP_URL` names one: a dead peer is noticed after twice this, in seconds.
-const HEARTBEAT_SECONDS: u16 = 5;
 /// First and longest pause between attempts to connect.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 /// lapin tells of a lost connection by an event; this is how often we look ourselves, should one be missing.
@@ -40,33 +36,6 @@ pub enum Purpose {
     },
     /// Consuming; the consumer opens its channels.
     Consume,
-}
-
-/// Reads `AMQP_URL`.
-pub fn url(env: &mut Env) -> AMQPUri {
-    let text = env.text_or_default("AMQP_URL");
-    match amqp_url::parse(&text) {
-        Ok(mut url) => {
-            url.query.heartbeat.get_or_insert(HEARTBEAT_SECONDS);
-            url
-        }
-        Err(refused) => {
-            env.problem(format!("AMQP_URL: {refused}"));
-            AMQPUri::default()
-        }
-    }
-}
-
-/// A warning, if the password in `AMQP_URL` goes to another machine for everybody on the way to read.
-#[must_use]
-pub fn exposed(url: &AMQPUri) -> Option<String> {
-    let AMQPUri { scheme, authority, .. } = url;
-    (*scheme == AMQPScheme::AMQP && !host::is_local(&authority.host)).then(|| {
-        format!(
-            "AMQP_URL: the password goes to {} unencrypted; use amqps:// outside a trusted network",
-            authority.host
-        )
-    })
 }
 
 /// A channel in confirm mode.
@@ -137,7 +106,7 @@ impl Link {
     /// on each connection before it is used.
     #[must_use]
     pub fn start(
-        url: AMQPUri,
+        address: Address,
         name: &str,
         purpose: Purpose,
         tenants: Arc<[String]>,
@@ -145,7 +114,7 @@ impl Link {
     ) -> Self {
         let (sender, session) = watch::channel(None);
         let stop = CancellationToken::new();
-        let opener = Opener { url, name: name.to_owned(), purpose, tenants, partitions };
+        let opener = Opener { address, name: name.to_owned(), purpose, tenants, partitions };
         tokio::spawn(supervise(opener, sender, stop.clone()));
         Self { session, stop }
     }
@@ -202,7 +171,7 @@ enum OpenError {
 }
 
 struct Opener {
-    url: AMQPUri,
+    address: Address,
     name: String,
     purpose: Purpose,
     tenants: Arc<[String]>,
@@ -211,15 +180,15 @@ struct Opener {
 
 impl Opener {
     async fn open(&self) -> Result<Session, OpenError> {
-        let (connection, setup) = in_time(self.connect()).await?;
+        let (connection, setup) = in_time(Box::pin(self.connect())).await?;
         topology::declare(&setup, &self.tenants, self.partitions).await?;
         in_time(self.session(connection, setup)).await
     }
 
     async fn connect(&self) -> Result<(Connection, Channel), OpenError> {
-        server_version::check(&self.url).await?;
+        server_version::check(&self.address).await?;
         let properties = ConnectionProperties::default().with_connection_name(self.name.as_str().into());
-        let connection = Connection::connect_uri(self.url.clone(), properties).await?;
+        let connection = self.address.connect(properties).await?;
         let setup = connection.create_channel().await?;
         Ok((connection, setup))
     }
@@ -244,7 +213,7 @@ async fn in_time<T>(opening: impl Future<Output = Result<T, OpenError>>) -> Resu
 }
 
 async fn supervise(opener: Opener, sender: watch::Sender<Option<Arc<Session>>>, stop: CancellationToken) {
-    let (connection, broker) = (opener.name.as_str(), opener.url.authority.host.as_str());
+    let (connection, broker) = (opener.name.as_str(), opener.address.host());
     let mut pause = BACKOFF.0;
     loop {
         let opened = tokio::select! {

@@ -5,10 +5,14 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::setting::{self, Binary, Setting};
-use crate::{dotenv, host, similar};
+use crate::dotenv::{self, Dotenv};
+use crate::{host, similar};
 
 /// Exit status for a bad configuration: `EX_USAGE` of sysexits.h.
 pub const EXIT_BAD_CONFIGURATION: u8 = 64;
+
+/// What some editors write before a text.
+const BYTE_ORDER_MARK: char = '\u{feff}';
 
 /// Everything that is wrong with a configuration, a line each, and what else should be known. Never holds a
 /// setting's value if that could be a secret.
@@ -103,9 +107,13 @@ impl Env {
 
     /// Adds what a `.env` text assigns, where it isn't set already.
     pub fn add_dotenv(&mut self, text: &str) {
-        match dotenv::parse(text, &self.environment) {
-            Ok(assigned) => self.dotenv = assigned,
-            Err(line) => self.problem(format!(".env: line {line} can't be understood")),
+        let Dotenv { variables, ignored } = dotenv::parse(text, &self.environment);
+        self.dotenv = variables;
+        for line in ignored {
+            self.warning(format!(".env: line {line} can't be understood, and is ignored, as in the bridge"));
+        }
+        if text.starts_with(BYTE_ORDER_MARK) {
+            self.warning(".env: begins with a byte order mark, which belongs to the first name, as in the bridge");
         }
     }
 
@@ -155,25 +163,38 @@ impl Env {
 
     /// Where a setting is given; not at all, if it is blank.
     fn origin(&self, name: &str) -> Option<Origin> {
-        let file = || self.variable(&file_variable(name)).map(|(path, _)| Origin::File(path.to_owned()));
-        self.variable(name).map(|(_, origin)| origin).or_else(file)
+        self.source(name).map(|(_, origin)| origin)
     }
 
-    /// A variable that isn't blank. The environment wins, also if it is blank there.
-    fn variable(&self, name: &str) -> Option<(&str, Origin)> {
-        let (value, origin) = match self.environment.get(name) {
-            Some(value) => (value, Origin::Environment),
-            None => (self.dotenv.get(name)?, Origin::Dotenv),
+    /// A setting's value, or the path of the file that holds it. The environment comes before `.env`, and `NAME` before
+    /// `NAME_FILE`.
+    fn source(&self, name: &str) -> Option<(String, Origin)> {
+        [Origin::Environment, Origin::Dotenv].into_iter().find_map(|origin| {
+            if let Some(value) = self.variable(name, &origin) {
+                return Some((value.to_owned(), origin));
+            }
+            let path = unquoted(self.variable(&file_variable(name), &origin)?).to_owned();
+            Some((path.clone(), Origin::File(path)))
+        })
+    }
+
+    /// A variable that isn't blank. One of the environment hides that of `.env`, also if it is blank.
+    fn variable(&self, name: &str, origin: &Origin) -> Option<&str> {
+        let value = match (origin, self.environment.get(name)) {
+            (Origin::Dotenv, None) => self.dotenv.get(name)?.trim(),
+            (Origin::Environment, Some(value)) if !unquoted(value.trim()).is_empty() => value.trim(),
+            _ => return None,
         };
-        let value = value.trim();
-        (!unquoted(value).is_empty()).then_some((value, origin))
+        (!value.is_empty()).then_some(value)
     }
 
     /// A value as it is given, in `NAME` or in the file that `NAME_FILE` names.
     fn given(&mut self, name: &str) -> Option<(String, Origin)> {
-        let (text, origin) = match self.variable(name) {
-            Some((value, origin)) => (value.to_owned(), origin),
-            None => self.in_file(name)?,
+        let (text, origin) = match self.source(name)? {
+            (path, Origin::File(_)) => self.in_file(name, path)?,
+            // Of these quotes, python-dotenv has taken off what it takes off.
+            (value, Origin::Dotenv) => return Some((value, Origin::Dotenv)),
+            given => given,
         };
         let bare = unquoted(&text);
         if bare != text {
@@ -182,9 +203,8 @@ impl Env {
         Some((bare.to_owned(), origin))
     }
 
-    fn in_file(&mut self, name: &str) -> Option<(String, Origin)> {
+    fn in_file(&mut self, name: &str, path: String) -> Option<(String, Origin)> {
         let variable = file_variable(name);
-        let path = unquoted(self.variable(&variable)?.0).to_owned();
         match std::fs::read_to_string(&path) {
             Ok(text) if unquoted(text.trim()).is_empty() => {
                 self.problem(format!("{variable}: {path} is empty"));
@@ -295,7 +315,10 @@ impl Env {
             return;
         }
         let names: BTreeSet<&String> = self.environment.keys().chain(self.dotenv.keys()).collect();
-        let given = names.into_iter().filter(|name| self.variable(name).is_some());
+        let is_set = |name: &str| {
+            [Origin::Environment, Origin::Dotenv].iter().any(|origin| self.variable(name, origin).is_some())
+        };
+        let given = names.into_iter().filter(|name| is_set(name));
         let warnings = similar::warnings(&given.map(String::as_str).collect(), tenants);
         for warning in warnings {
             self.warning(warning);
@@ -386,12 +409,10 @@ mod tests {
         env.duration("DRAIN_DELAY");
         env.text("SPOOL_DIR");
         env.number::<u16>("NONE_OF_OURS");
-        env.add_dotenv("A=1\n=");
         let problems = env.finish(()).unwrap_err().problems;
         assert_eq!(problems[0], "PORT: \"x\" is not a whole number from 0 to 65535 (environment)");
         assert!(problems[1].starts_with("DRAIN_DELAY: ") && problems[1].ends_with(" (.env)"), "{problems:?}");
         assert!(problems[2].starts_with("SPOOL_DIR_FILE: /nowhere/at/all: "), "{problems:?}");
-        assert_eq!(problems[4], ".env: line 2 can't be understood");
     }
 
     #[test]
@@ -422,6 +443,36 @@ mod tests {
     }
 
     #[test]
+    fn a_file_that_the_environment_names_wins_over_a_value_in_the_file() {
+        let path = std::env::temp_dir().join(format!("penstock-precedence-{}", std::process::id()));
+        std::fs::write(&path, "mounted").unwrap();
+        let path = path.to_str().unwrap();
+        let read = |environment: &[(&str, &str)], dotenv: &str| {
+            let mut env = Env::of(environment);
+            env.add_dotenv(dotenv);
+            env.text_or_default("SPOOL_DIR")
+        };
+        let (file, named) = ([("SPOOL_DIR_FILE", path)], format!("SPOOL_DIR_FILE={path}"));
+        assert_eq!(read(&file, "SPOOL_DIR=dotenv"), "mounted");
+        assert_eq!(read(&[("SPOOL_DIR", "environment")], &named), "environment");
+        assert_eq!(read(&[("SPOOL_DIR", "environment"), file[0]], ""), "environment");
+        assert_eq!(read(&[], &format!("SPOOL_DIR=dotenv\n{named}")), "dotenv");
+        assert_eq!(read(&[("SPOOL_DIR", "")], "SPOOL_DIR=dotenv"), "spool", "blank in the environment");
+        std::fs::remove_file(path).unwrap();
+    }
+
+    #[test]
+    fn lines_that_make_no_sense_are_ignored_with_a_warning() {
+        let mut env = Env::of(&[]);
+        env.add_dotenv("HOST=a\nwhat is this\n");
+        assert_eq!((env.text_or_default("HOST"), env.warnings().len()), ("a".into(), 1));
+        assert!(env.warnings()[0].contains("line 2"), "{:?}", env.warnings());
+        let mut marked = Env::of(&[]);
+        marked.add_dotenv("\u{feff}HOST=a\n");
+        assert_eq!((marked.text("HOST").as_deref(), marked.warnings().len()), (None, 1));
+    }
+
+    #[test]
     fn quotes_around_a_whole_value_are_taken_off() {
         for (given, meant) in [
             (r#""8000""#, "8000"),
@@ -436,6 +487,9 @@ mod tests {
             assert_eq!(env.text_or_default("HOST"), meant);
             assert_eq!(env.warnings().len(), usize::from(given.trim() != meant), "{given}");
         }
+        let mut env = Env::of(&[]);
+        env.add_dotenv(r#"HOST='"h"'"#);
+        assert_eq!(env.text_or_default("HOST"), r#""h""#, "python-dotenv has taken its own off");
     }
 
     #[test]

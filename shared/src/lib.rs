@@ -1,8 +1,9 @@
 //! What both binaries of Penstock share: the event, the broker, settings, telemetry and shutdown.
 
+pub mod address;
 pub mod admin;
 pub mod amqp;
-pub mod amqp_url;
+mod amqp_url;
 pub mod dotenv;
 pub mod env;
 pub mod event;

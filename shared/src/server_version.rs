@@ -4,10 +4,10 @@ use std::io;
 
 use futures_util::{AsyncReadExt, AsyncWriteExt};
 use lapin::protocol::{AMQPClass, connection, parse_class};
-use lapin::tcp::AMQPUriTcpExt;
 use lapin::types::AMQPValue;
-use lapin::uri::AMQPUri;
 use tokio::sync::OnceCell;
+
+use crate::address::Address;
 
 /// The oldest major version that has everything that is relied on.
 const OLDEST_MAJOR: u32 = 4;
@@ -31,18 +31,17 @@ pub enum Unsupported {
 
 /// Refuses what is older than RabbitMQ 4.0. Asks once per process, which uses one RabbitMQ only: lapin keeps the server's
 /// answer to itself, so that this takes a connection, and RabbitMQ logs that it was given up.
-pub async fn check(url: &AMQPUri) -> Result<(), Unsupported> {
+pub async fn check(address: &Address) -> Result<(), Unsupported> {
     static CHECKED: OnceCell<()> = OnceCell::const_new();
     let ask = async || {
-        let version = ask(url).await?;
+        let version = ask(address).await?;
         if is_supported(&version) { Ok(()) } else { Err(Unsupported::TooOld(version)) }
     };
     CHECKED.get_or_try_init(ask).await.copied()
 }
 
-async fn ask(url: &AMQPUri) -> io::Result<String> {
-    let runtime = lapin::runtime::default_runtime().map_err(io::Error::other)?;
-    let mut stream = url.connect_async(&runtime).await?;
+async fn ask(address: &Address) -> io::Result<String> {
+    let mut stream = address.stream().await?;
     stream.write_all(PROTOCOL_HEADER).await?;
     stream.flush().await?;
     let mut head = [0; FRAME_HEAD];

@@ -124,7 +124,7 @@ mod tests {
             "OTEL_TRACES_SAMPLER",
             "OTEL_EXPORTER_OTLP_HEADERS",
             "KUBERNETES_SERVICE_PORT",
-            "SSL_CERT_FILE",
+            "SSL_CERT_DIR",
             "ADMIN_USER",
             "FLASK_ENV",
             "SOME_TEXT",

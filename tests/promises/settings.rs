@@ -45,6 +45,33 @@ async fn the_flask_bridges_env_file_works_unchanged() {
     place.remove().await;
 }
 
+#[tokio::test]
+async fn what_python_dotenv_ignores_is_ignored_and_the_environment_names_the_file_that_counts() {
+    let place = Place::new().await;
+    let env_file = "[production]\nMONGO_URI=mongodb://h/d\nexport HOST = ${NONE:-::1}\nA='B' C\nSPOOL_DIR='a\\'b'\nPORT=80\nPORT\nSIGNING_KEYS=file\n";
+    std::fs::write(place.folder.join(".env"), env_file).unwrap();
+    std::fs::write(place.folder.join("keys"), "mounted").unwrap();
+    for binary in ["ingest", "worker"] {
+        let (status, said) = check(binary, &place, &[]);
+        assert_eq!(status, Some(0), "{binary}: {said}");
+        let ignored = |line: &str| said.contains(&format!("warning: .env: line {line} can't be understood"));
+        assert!(ignored("1") && ignored("4"), "{binary}: {said}");
+    }
+    let output = run("ingest", &place.folder, &["settings"], &[("SIGNING_KEYS_FILE", "keys")]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    let lines: Vec<String> =
+        text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+    for line in [
+        "HOST ::1 (.env)",
+        "SPOOL_DIR a'b (.env)",
+        "PORT 8000 (default)",
+        "SIGNING_KEYS (not shown) (file keys)",
+    ] {
+        assert!(lines.iter().any(|shown| shown == line), "{line}: {text}");
+    }
+    place.remove().await;
+}
+
 /// What a run with `--check` says.
 fn check(binary: &str, place: &Place, settings: &[(&str, &str)]) -> (Option<i32>, String) {
     let output = run(binary, &place.folder, &["--check"], settings);

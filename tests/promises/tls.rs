@@ -4,7 +4,7 @@ use penstock_tests::certificates::Certificates;
 use penstock_tests::database::Database;
 use penstock_tests::http::{get, post_received};
 use penstock_tests::poll;
-use penstock_tests::process::{Ingest, Worker};
+use penstock_tests::process::{Ingest, Worker, run};
 use penstock_tests::replica_set::ReplicaSet;
 use penstock_tests::stack::{OwnRabbit, Place};
 
@@ -34,6 +34,17 @@ async fn events_go_through_encrypted_connections() {
     let stranger = Worker::start(place, &plain).await;
     let refused = async || stranger.process.log_text().contains("MongoDB refuses us");
     poll::until("MongoDB isn't trusted", true, refused).await;
+
+    // Known by the file `.env` alone.
+    std::fs::write(place.folder.join(".env"), format!("SSL_CERT_FILE={authority}\n")).unwrap();
+    let by_file = (Ingest::start(place, &unknown).await, Worker::start(place, &unknown).await);
     worker.process.stop().await;
+    post_received(&by_file.0.path("/webhook/faster"), r#"{"event_id":"by file"}"#).await;
+    Database::on(&set.uri(), place, "faster").await.until_stored(2).await;
+    let broken = [("AMQP_URL", amqps.as_str()), ("SSL_CERT_FILE", "/nowhere/ca.crt")];
+    let check = run("ingest", &place.folder, &["--check"], &broken);
+    let said = String::from_utf8(check.stderr).unwrap();
+    assert!(check.status.code() == Some(64) && said.starts_with("SSL_CERT_FILE: /nowhere/ca.crt: "), "{said}");
+    by_file.1.process.stop().await;
     common.remove().await;
 }

@@ -1,11 +1,12 @@
 //! How a tenant's MongoDB is opened: in one way, whether it is to be used or the settings are only checked.
 
+use std::path::Path;
 use std::time::Duration;
 
 use futures_util::FutureExt;
 use mongodb::Client;
 use mongodb::error::Error;
-use mongodb::options::{ClientOptions, ConnectionString, HostInfo, ServerAddress};
+use mongodb::options::{ClientOptions, ConnectionString, HostInfo, ServerAddress, Tls};
 
 use crate::settings::{Settings, Tenant};
 use crate::store::failure::{Failure, within};
@@ -53,6 +54,12 @@ pub fn parse(uri: &str) -> Result<ClientOptions, Error> {
 /// The options with what is not left to the URI. Pure.
 fn completed(mut options: ClientOptions, settings: &Settings) -> ClientOptions {
     let deadline = settings.mongo_timeout;
+    // As OpenSSL does, which the bridge's driver uses.
+    if let Some(Tls::Enabled(tls)) = &mut options.tls
+        && tls.ca_file_path.is_none()
+    {
+        tls.ca_file_path = settings.rabbitmq.authorities().map(Path::to_owned);
+    }
     options.app_name.get_or_insert_with(|| "penstock-worker".to_owned());
     options.min_pool_size = Some(settings.pool.0);
     options.max_pool_size = Some(settings.pool.1);

@@ -103,7 +103,7 @@ pub async fn build(
     refuse_standalone(&settings).await?;
     let names: Vec<String> = settings.tenants.iter().map(|tenant| tenant.name.clone()).collect();
     let link = |name: &str, purpose, declares: &[String]| {
-        Link::start(settings.amqp_url.clone(), name, purpose, declares.into(), settings.partitions)
+        Link::start(settings.rabbitmq.clone(), name, purpose, declares.into(), settings.partitions)
     };
     let publishing = link("worker publish", Purpose::Publish { channels: 1 }, &names);
     let publisher = Arc::new(Publisher::new(publishing, MAX_PUBLISHES_IN_FLIGHT));

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use lapin::uri::AMQPUri;
 use mongodb::options::{ConnectionString, HostInfo, ServerAddress, Tls};
+use shared::address::Address;
 use shared::env::{Env, Problems};
 use shared::setting::Binary;
 use shared::traces::{self, Export};
-use shared::{amqp, host, partition, shutdown, tenant};
+use shared::{host, partition, shutdown, tenant};
 
 use crate::breaker::Limits;
 use crate::{client, mongo_uri};
@@ -16,7 +16,7 @@ use crate::{client, mongo_uri};
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// Where RabbitMQ is.
-    pub amqp_url: AMQPUri,
+    pub rabbitmq: Address,
     /// Address of the admin port.
     pub admin: (String, u16),
     /// The tenants served.
@@ -80,7 +80,7 @@ impl Settings {
         env.read_by(Binary::Worker);
         let mut settings = Self {
             tenants: tenants(env),
-            amqp_url: amqp::url(env),
+            rabbitmq: Address::read(env),
             admin: (env.host("ADMIN_HOST"), env.number("ADMIN_PORT")),
             test_mode: env.flag("TEST_MODE"),
             partitions: partition::partitions(env),
@@ -113,7 +113,7 @@ impl Settings {
     #[must_use]
     pub fn warnings(&self) -> Vec<String> {
         let exposed = self.tenants.iter().filter_map(Tenant::exposed);
-        self.noticed.iter().cloned().chain(amqp::exposed(&self.amqp_url)).chain(exposed).collect()
+        self.noticed.iter().cloned().chain(self.rabbitmq.exposed()).chain(exposed).collect()
     }
 }
 

@@ -10,8 +10,14 @@ pub const SETTINGS: &[Setting] = &[
         "AMQP_URL",
         Both,
         Some("amqp://127.0.0.1:5672/%2f"),
-        "where RabbitMQ is; `amqps://` for TLS, with the system's certificates or those in the file that `SSL_CERT_FILE` names",
+        "where RabbitMQ is; `amqps://` for TLS, with the system's certificates or those of `SSL_CERT_FILE`",
     )),
+    text(
+        "SSL_CERT_FILE",
+        Both,
+        None,
+        "a file with the certificates to trust with TLS, instead of the system's; for RabbitMQ, and for a MongoDB without `tlsCAFile`",
+    ),
     text("TENANTS", Both, None, "the tenants, comma separated; see below"),
     of_tenant(secret(text(
         "MONGO_URI",

@@ -85,7 +85,7 @@ pub async fn run(arguments: Arguments, env: Env, out: &mut impl Write) -> Result
         Some(path) => Some(read_accepted(path, &tenants, &settings.tenants)?),
         None => None,
     };
-    let broker = queue::connect(settings.amqp_url.clone()).await?;
+    let broker = queue::connect(settings.rabbitmq.clone()).await?;
     let (mut accepted, mut missing) = (accepted, 0);
     for tenant in &tenants {
         let keys = accepted.as_mut().map(|accepted| accepted.remove(&tenant.name).unwrap_or_default());

@@ -3,10 +3,11 @@
 use std::io::Write;
 
 use clap::{Args, Subcommand};
+use shared::address::Address;
 use shared::env::Env;
 use shared::publisher::Publisher;
 use shared::verify::Keys;
-use shared::{amqp, partition, tenant, topology};
+use shared::{partition, tenant, topology};
 
 use super::CommandError;
 
@@ -159,14 +160,13 @@ pub async fn run(task: Task, mut env: Env, out: &mut impl Write) -> Result<(), C
     let Task { kind, action, change } = task;
     let selection = &change.selection;
     // No MongoDB is needed, so that tenants are known by their names alone.
-    let url = amqp::url(&mut env);
+    let address = Address::read(&mut env);
     let known = tenant::served(&mut env);
     let partitions = partition::partitions(&mut env);
     let is_named = !selection.tenant.is_empty();
     let tenants = if is_named { selection.tenant.clone() } else { known };
     let keys: Vec<Keys> = tenants.iter().map(|tenant| Keys::read(&mut env, tenant)).collect();
-    let url = env.finish(url)?;
-    let broker = queue::connect(url).await?;
+    let broker = queue::connect(env.finish(address)?).await?;
     for (tenant, keys) in tenants.into_iter().zip(keys) {
         let name = kind.queue(&tenant);
         let Some(mut queue) = Queue::open(&broker, &name).await? else {

@@ -6,8 +6,8 @@ use std::time::Duration;
 use lapin::message::BasicGetMessage;
 use lapin::options::{BasicAckOptions, BasicGetOptions, BasicNackOptions, QueueDeclareOptions};
 use lapin::types::{FieldTable, ShortStringError};
-use lapin::uri::AMQPUri;
 use lapin::{Channel, ErrorKind};
+use shared::address::Address;
 use shared::amqp::{Link, Purpose, next_session};
 use shared::partition::WorkQueue;
 use shared::publisher::Publisher;
@@ -48,8 +48,8 @@ pub enum QueueError {
 }
 
 /// Connects, declaring nothing for any tenant: an operator's slip of the pen must not leave queues behind.
-pub async fn connect(url: AMQPUri) -> Result<Publisher, QueueError> {
-    let link = Link::start(url, "worker command", Purpose::Publish { channels: 1 }, [].into(), 0);
+pub async fn connect(address: Address) -> Result<Publisher, QueueError> {
+    let link = Link::start(address, "worker command", Purpose::Publish { channels: 1 }, [].into(), 0);
     let connected = timeout(PATIENCE, next_session(&mut link.sessions())).await;
     connected.ok().flatten().ok_or(QueueError::NotConnected)?;
     Ok(Publisher::new(link, WINDOW))
