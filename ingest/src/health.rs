@@ -56,6 +56,8 @@ pub struct Seen<'a> {
     pub spool_writable: bool,
     /// Refusals that are harmless within the window, and how many are left.
     pub refusals: (usize, usize),
+    /// Tenants whose signatures nobody checks.
+    pub unchecked: &'a [String],
 }
 
 /// The report. Pure.
@@ -81,6 +83,7 @@ pub fn report(seen: &Seen<'_>) -> Value {
             "writable": seen.spool_writable,
         },
         "refusals": {"budget": seen.refusals.0, "left": seen.refusals.1},
+        "signatures": seen.tenants.iter().map(|tenant| (tenant.clone(), signatures(tenant, seen))).collect::<Map<_, _>>(),
         "endpoints": ENDPOINTS,
         "mongodb": tenants.iter().map(|(tenant, status)| ((*tenant).clone(), mongodb(status.as_ref())))
             .collect::<Map<_, _>>(),
@@ -194,6 +197,11 @@ fn circuit_breaker(threshold: u32, tenants: &[(&String, Option<TenantStatus>)]) 
     report
 }
 
+fn signatures(tenant: &String, seen: &Seen<'_>) -> Value {
+    // Whoever knows the URL can send events of this tenant.
+    if seen.unchecked.contains(tenant) { "unchecked" } else { "checked" }.into()
+}
+
 fn mongodb(status: Option<&TenantStatus>) -> Value {
     match status {
         Some(status) if status.mongodb_connected => "connected".into(),
@@ -253,6 +261,7 @@ mod tests {
             spool_oldest_age: Duration::from_millis(2500),
             spool_writable: true,
             refusals: (10, 9),
+            unchecked: &tenants[..1],
         }
     }
 
@@ -277,6 +286,7 @@ mod tests {
         assert_eq!(report["circuit_breaker"]["seconds_in_state"], 7);
         assert_eq!(report["circuit_breaker"]["tenants"]["faster"]["status"], "CLOSED");
         assert_eq!(report["mongodb"], json!({"faster": "connected", "vip": "disconnected"}));
+        assert_eq!(report["signatures"], json!({"faster": "unchecked", "vip": "checked"}));
         let healthy = super::report(&seen(&names, &workers[..1]));
         assert_eq!(healthy["status"], "healthy");
     }

@@ -79,9 +79,11 @@ impl Gateway {
     #[must_use]
     pub fn health(&self) -> serde_json::Value {
         let tenants: Vec<String> = self.settings.tenants.keys().cloned().collect();
+        let unchecked: Vec<String> = self.settings.unchecked().cloned().collect();
         let (publisher, spool) = (self.durable.publisher(), self.durable.spool());
         health::report(&Seen {
             tenants: &tenants,
+            unchecked: &unchecked,
             test_mode: self.settings.test_mode,
             waiting: &self.pipeline.waiting(),
             peers: &self.pipeline.peers(Instant::now()),

@@ -129,11 +129,15 @@ impl Settings {
         settings
     }
 
+    /// The tenants whose signatures nobody checks.
+    pub fn unchecked(&self) -> impl Iterator<Item = &String> {
+        self.tenants.iter().filter(|(_, signing)| signing.policy == Policy::Off).map(|(tenant, _)| tenant)
+    }
+
     /// What is not forbidden, but should be known.
     #[must_use]
     pub fn warnings(&self) -> Vec<String> {
-        let unchecked = self.tenants.iter().filter(|(_, signing)| signing.policy == Policy::Off);
-        let unchecked = unchecked.map(|(tenant, _)| {
+        let unchecked = self.unchecked().map(|tenant| {
             format!("tenant {tenant}: signatures are not checked: anybody who knows the URL can send events")
         });
         self.noticed.iter().cloned().chain(unchecked).chain(self.rabbitmq.exposed()).collect()
@@ -153,9 +157,24 @@ fn policy(env: &mut Env) -> Option<Policy> {
 impl Signing {
     fn read(env: &mut Env, tenant: &str, policy: Option<Policy>) -> Self {
         let keys = Keys::read(env, tenant);
-        // Without keys nothing could be verified; start-up warns about it.
-        let policy = if keys.is_empty() { Policy::Off } else { policy.unwrap_or(Policy::Quarantine) };
-        Self { policy, keys }
+        if !keys.is_empty() {
+            return Self { policy: policy.unwrap_or(Policy::Quarantine), keys };
+        }
+        let names = tenant::setting_names(tenant, "SIGNING_KEYS");
+        let spelled = tenant::spelled(env, tenant, "SIGNING_KEYS");
+        if names.iter().any(|name| env.is_given(name)) {
+            // Not if the file that should hold them can't be read, which has been said.
+            if !env.is_wrong(&spelled) {
+                env.problem(format!("{spelled}: names no key"));
+            }
+        } else if matches!(policy, Some(Policy::Quarantine | Policy::Reject)) {
+            env.problem(format!(
+                "{spelled}: is not set, but SIGNATURE_POLICY wants the webhooks of tenant {tenant} to be signed; \
+                 set it, or leave {tenant} out of TENANTS"
+            ));
+        }
+        // Nothing could be verified; start-up and /health warn about it.
+        Self { policy: Policy::Off, keys }
     }
 }
 
@@ -183,12 +202,33 @@ mod tests {
 
     #[test]
     fn signatures_are_checked_where_there_are_keys() {
-        let env = [("VIP_SIGNING_KEYS", "a, b"), ("SIGNATURE_POLICY", "reject")];
+        let env = [("VIP_SIGNING_KEYS", "a, b"), ("SIGNATURE_POLICY", "reject"), ("TENANTS", "vip")];
         let settings = Settings::read(Env::of(&env)).unwrap();
         assert_eq!(settings.tenants["vip"].policy, Policy::Reject);
-        assert_eq!(settings.tenants["faster"].policy, Policy::Off);
         let settings = Settings::read(Env::of(&env[..1])).unwrap();
         assert_eq!(settings.tenants["vip"].policy, Policy::Quarantine);
+        assert_eq!(settings.tenants["faster"].policy, Policy::Off);
+        assert_eq!(settings.unchecked().collect::<Vec<_>>(), ["faster"]);
+    }
+
+    #[test]
+    fn a_policy_without_keys_is_an_error_that_names_the_tenant() {
+        for (env, named) in [
+            (&[("SIGNATURE_POLICY", "reject"), ("SIGNING_KEYS", "k")][..], &["VIP_SIGNING_KEYS: is not set"][..]),
+            (&[("SIGNATURE_POLICY", "quarantine")], &["FASTER_SIGNING_KEYS or SIGNING_KEYS: ", "VIP_SIGNING_KEYS: "]),
+            (&[("SIGNATURE_POLICY", "off")], &[]),
+            (&[("SIGNING_KEYS", " , ")], &["SIGNING_KEYS: names no key"]),
+            (&[("SIGNATURE_POLICY", "off"), ("VIP_SIGNING_KEYS", ",")], &["VIP_SIGNING_KEYS: names no key"]),
+            (
+                &[("SIGNATURE_POLICY", "reject"), ("TENANTS", "vip"), ("VIP_SIGNING_KEYS_FILE", "/nowhere/at/all")],
+                &["VIP_SIGNING_KEYS_FILE: /nowhere/at/all: "],
+            ),
+        ] {
+            let read = Settings::read(Env::of(env));
+            let problems = read.err().map(|refused| refused.problems).unwrap_or_default();
+            let are_named = problems.iter().zip(named).all(|(problem, named)| problem.starts_with(named));
+            assert!(problems.len() == named.len() && are_named, "{env:?}: {problems:?}");
+        }
     }
 
     #[test]

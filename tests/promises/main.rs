@@ -13,6 +13,7 @@ mod evidence;
 mod exactly_once;
 mod holding;
 mod hostile;
+mod keys;
 mod mongodb;
 mod old_documents;
 mod order;

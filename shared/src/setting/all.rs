@@ -36,7 +36,7 @@ pub const SETTINGS: &[Setting] = &[
         "SIGNATURE_POLICY",
         Ingest,
         None,
-        "what becomes of a webhook without a good signature: `quarantine`, `reject` or `off`; without it, `quarantine` for tenants with keys, `off` for others",
+        "what becomes of a webhook without a good signature: `quarantine`, `reject` or `off`; with one of the first two, each tenant needs keys. Without it, `quarantine` for tenants with keys, `off` for others",
     ),
     text("HOST", Ingest, Some("0.0.0.0"), "address of the public port; `::` for IPv6 too"),
     number("PORT", Ingest, "8000", (0, 65535), "the public port; 0 takes any that is free"),
