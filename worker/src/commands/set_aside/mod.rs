@@ -165,7 +165,7 @@ pub async fn run(task: Task, mut env: Env, out: &mut impl Write) -> Result<(), C
     let partitions = partition::partitions(&mut env);
     let is_named = !selection.tenant.is_empty();
     let tenants = if is_named { selection.tenant.clone() } else { known };
-    let keys: Vec<Keys> = tenants.iter().map(|tenant| Keys::read(&mut env, tenant)).collect();
+    let keys = keys(&mut env, &tenants, action, is_named);
     let broker = queue::connect(env.finish(address)?).await?;
     for (tenant, keys) in tenants.into_iter().zip(keys) {
         let name = kind.queue(&tenant);
@@ -186,6 +186,24 @@ pub async fn run(task: Task, mut env: Env, out: &mut impl Write) -> Result<(), C
     }
     broker.link().close().await;
     Ok(())
+}
+
+/// The senders' keys, which nothing but `--reverify` needs; there none are found good without one.
+fn keys(env: &mut Env, tenants: &[String], action: Action, is_named: bool) -> Vec<Keys> {
+    if !matches!(action, Action::Replay { reverify: true }) {
+        return vec![Keys::default(); tenants.len()];
+    }
+    let keys: Vec<Keys> = tenants.iter().map(|tenant| Keys::read(env, tenant)).collect();
+    // Of all tenants, some may have none.
+    let is_fine = if is_named { !keys.iter().any(Keys::is_empty) } else { !keys.iter().all(Keys::is_empty) };
+    let missing = tenants.iter().zip(&keys).filter(|(_, keys)| keys.is_empty() && !is_fine);
+    for (tenant, _) in missing {
+        let name = tenant::spelled(env, tenant, "SIGNING_KEYS");
+        if !env.is_wrong(&name) {
+            env.problem(format!("{name}: is not set, but --reverify needs the keys of tenant {tenant}"));
+        }
+    }
+    keys
 }
 
 /// Work on a tenant's queue.
