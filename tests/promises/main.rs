@@ -24,6 +24,7 @@ mod refused;
 mod settings;
 mod shutdown;
 mod spool;
+mod tenants;
 mod tls;
 mod traces;
 mod visible;

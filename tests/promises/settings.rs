@@ -9,7 +9,7 @@ use penstock_tests::database::Database;
 use penstock_tests::http::{get, post_received, send};
 use penstock_tests::poll;
 use penstock_tests::process::{Ingest, Process, Worker, run};
-use penstock_tests::stack::{Place, server_env, variable};
+use penstock_tests::stack::Place;
 use reqwest::Method;
 use sha2::Sha256;
 
@@ -304,44 +304,5 @@ async fn a_good_configuration_passes_the_check_without_any_server() {
         let text = String::from_utf8(version.stdout).unwrap();
         assert_eq!(text.trim(), format!("{binary} {}", env!("CARGO_PKG_VERSION")));
     }
-    place.remove().await;
-}
-
-#[tokio::test]
-async fn a_standalone_mongodb_is_refused_in_plain_words() {
-    let place = Place::new().await;
-    let stack = std::path::PathBuf::from(variable("PENSTOCK_STACK"));
-    let pid = &server_env(&stack.join("mongod"))["MONGO_PID"];
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
-    let data = place.folder.join("data");
-    std::fs::create_dir(&data).unwrap();
-    let mut mongod = std::process::Command::new("setpriv")
-        .args([
-            "--pdeathsig",
-            "KILL",
-            &format!("/proc/{pid}/exe"),
-            "--nounixsocket",
-            "--port",
-            &port,
-            "--dbpath",
-        ])
-        .arg(&data)
-        .stdout(std::process::Stdio::null())
-        .spawn()
-        .unwrap();
-    let address: std::net::SocketAddr = format!("127.0.0.1:{port}").parse().unwrap();
-    penstock_tests::poll::until("mongod listens", true, async || {
-        std::net::TcpStream::connect(address).is_ok()
-    })
-    .await;
-
-    let uri = format!("mongodb://127.0.0.1:{port}/");
-    let settings = [("AMQP_URL", place.amqp_url.as_str()), ("MONGO_URI", &uri), ("DB_NAME", "d")];
-    let mut worker = Process::start(&place, "worker", &settings);
-    let status = worker.ended().await;
-    assert_eq!(status.code(), Some(1));
-    assert!(worker.log_text().contains("replSet"), "{}", worker.log_text());
-    mongod.kill().unwrap();
-    mongod.wait().unwrap();
     place.remove().await;
 }

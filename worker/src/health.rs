@@ -38,15 +38,22 @@ impl Health {
         self.all_links().any(Link::is_blocked)
     }
 
+    /// The tenants whose queues aren't consumed, and why.
+    fn down(&self) -> BTreeMap<&String, String> {
+        let tenants = self.announcer.tenants.iter();
+        tenants.filter_map(|(tenant, state)| Some((tenant, state.down()?))).collect()
+    }
+
     fn report(&self) -> serde_json::Value {
-        let tenants = self.announcer.statuses();
-        let well = self.is_up() && tenants.values().all(|tenant| tenant.mongodb_connected);
+        let (tenants, down) = (self.announcer.statuses(), self.down());
+        let well = self.is_up() && down.is_empty() && tenants.values().all(|tenant| tenant.mongodb_connected);
         json!({
             "status": if well { "healthy" } else { "degraded" },
             "broker": {"connected": self.is_up(), "blocked": self.is_blocked()},
             "worker": self.announcer.worker,
             "partitions": self.announcer.partitions,
             "tenants": tenants,
+            "down": down,
         })
     }
 
@@ -62,9 +69,16 @@ impl Health {
         } else if !self.is_up() {
             "not connected to RabbitMQ"
         } else {
-            return None;
+            return self.all_down();
         };
         Some(reason.to_owned())
+    }
+
+    /// What is wrong with every tenant, if something is: one that works makes a worker useful.
+    fn all_down(&self) -> Option<String> {
+        let down = self.down();
+        let reasons: Vec<String> = down.iter().map(|(tenant, reason)| format!("{tenant}: {reason}")).collect();
+        (down.len() == self.announcer.tenants.len()).then(|| reasons.join("; "))
     }
 }
 

@@ -15,9 +15,10 @@ use shared::publisher::Publisher;
 use shared::telemetry::chain;
 use shared::traces::{self, Traces};
 use tokio::sync::watch;
-use tokio::task::{JoinError, JoinSet};
-use tokio::time::sleep;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use tracing::{error, info};
 
 pub mod announce;
@@ -48,6 +49,8 @@ use store::failure::{Class, Failure};
 
 /// Dead letters and announcements under way at the same time.
 const MAX_PUBLISHES_IN_FLIGHT: u32 = 64;
+/// First and longest pause before a tenant is served again after a defect.
+const RESTART_PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_mins(1));
 /// Pause before MongoDB is tried again at start.
 const PREPARE_PAUSE: Duration = Duration::from_secs(2);
 /// Confirms under way get this long when stopping.
@@ -70,14 +73,6 @@ pub enum StartError {
     /// Traces can't be exported.
     #[error(transparent)]
     Traces(#[from] traces::StartError),
-    /// A tenant's MongoDB can't be used, and waiting won't change that.
-    #[error("tenant {tenant}")]
-    MongoDb {
-        /// The tenant.
-        tenant: String,
-        /// What is wrong.
-        source: Failure,
-    },
 }
 
 /// The worker, bound to its port and ready to run.
@@ -93,14 +88,9 @@ pub struct Worker {
     stop: CancellationToken,
 }
 
-/// Binds the port and starts connecting to RabbitMQ. Fails if a MongoDB that answers can't do transactions;
-/// one that doesn't answer is waited for. Needs a tokio runtime.
-pub async fn build(
-    settings: Settings,
-    worker: String,
-    stop: CancellationToken,
-) -> Result<Worker, StartError> {
-    refuse_standalone(&settings).await?;
+/// Binds the port and starts connecting to RabbitMQ. A MongoDB that can't be used concerns its tenant alone, whenever that
+/// is found out. Needs a tokio runtime.
+pub fn build(settings: Settings, worker: String, stop: CancellationToken) -> Result<Worker, StartError> {
     let names: Vec<String> = settings.tenants.iter().map(|tenant| tenant.name.clone()).collect();
     let link = |name: &str, purpose, declares: &[String]| {
         Link::start(settings.rabbitmq.clone(), name, purpose, declares.into(), settings.partitions)
@@ -126,26 +116,6 @@ pub async fn build(
         info!(port = "admin", %address, "listening");
     }
     Ok(Worker { settings, metrics, publisher, links, announcer, roster, traces, admin, stop })
-}
-
-async fn refuse_standalone(settings: &Settings) -> Result<(), StartError> {
-    let mut checks = JoinSet::new();
-    for tenant in settings.tenants.clone() {
-        let settings = settings.clone();
-        checks.spawn(async move {
-            let checked = match Store::open(&tenant, &settings).await {
-                Ok(store) => store.check_replica_set().await,
-                Err(failure) => Err(failure),
-            };
-            (tenant.name, checked)
-        });
-    }
-    while let Some(checked) = checks.join_next().await {
-        if let Ok((tenant, Err(source @ Failure::NoReplicaSet))) = checked {
-            return Err(StartError::MongoDb { tenant, source });
-        }
-    }
-    Ok(())
 }
 
 impl Worker {
@@ -176,10 +146,13 @@ impl Worker {
                 worker: announcer.worker.clone(),
                 views: views.clone(),
             };
-            let (name, serving) = (tenant.name.clone(), tokio::spawn(serving.run(stop.clone())));
-            tenants.spawn(async move { (name, serving.await) });
+            let (state, stop) = (serving.state.clone(), stop.clone());
+            tenants.spawn(async move {
+                let serve = || serving.clone().run(stop.clone());
+                serve_again_and_again(&serving.tenant.name, &state, &stop, serve).await;
+            });
         }
-        let served = until_all_end(tenants, &stop).await;
+        while tenants.join_next().await.is_some() {}
         following.abort();
         let _ = announcing.await;
         for link in links.values() {
@@ -190,29 +163,41 @@ impl Worker {
         traces.stop().await;
         info!("stopped");
         admin.await??;
-        served
+        Ok(())
     }
 }
 
-/// Waits for the tenants' tasks. If one ends before it was told to, all are told, and it is an error: without its
-/// tenant this process is of little use, and whoever runs it will start it again.
-async fn until_all_end(
-    mut tenants: JoinSet<(String, Result<(), JoinError>)>,
+/// Serves a tenant until told to stop. If that ends by itself, it is a defect of ours: it begins anew after a pause, and the
+/// other tenants go on.
+async fn serve_again_and_again<F: Future<Output = ()> + Send + 'static>(
+    tenant: &str,
+    state: &TenantState,
     stop: &CancellationToken,
-) -> io::Result<()> {
-    let mut failed = Ok(());
-    while let Some(Ok((tenant, ended))) = tenants.join_next().await {
-        if ended.is_err() || !stop.is_cancelled() {
-            let panicked = ended.is_err();
-            error!(tenant, panicked, "the tenant's task has ended by itself, stopping");
-            failed = Err(io::Error::other(format!("the task of tenant {tenant} has ended by itself")));
-            stop.cancel();
+    serve: impl Fn() -> F,
+) {
+    let mut pause = RESTART_PAUSE.0;
+    loop {
+        let started = Instant::now();
+        let ended = AbortOnDropHandle::new(tokio::spawn(serve())).await;
+        if stop.is_cancelled() {
+            return;
         }
+        if started.elapsed() > RESTART_PAUSE.1 {
+            pause = RESTART_PAUSE.0;
+        }
+        state.set_down("its task has ended by itself, which is a defect of the worker".to_owned());
+        let panicked = ended.is_err();
+        error!(tenant, panicked, ?pause, "the tenant's task has ended by itself, will start again: a defect");
+        tokio::select! {
+            () = sleep(pause) => {}
+            () = stop.cancelled() => return,
+        }
+        pause = (pause * 2).min(RESTART_PAUSE.1);
     }
-    failed
 }
 
 /// One tenant's share of the worker.
+#[derive(Clone)]
 struct Serving {
     tenant: Tenant,
     settings: Settings,
@@ -228,6 +213,7 @@ struct Serving {
 impl Serving {
     async fn run(self, stop: CancellationToken) {
         let Some(store) = self.prepared(&stop).await else { return };
+        self.state.set_up();
         let context = TenantContext {
             name: self.tenant.name,
             worker: self.worker,
@@ -255,7 +241,10 @@ impl Serving {
                     self.state.record_success();
                     return Some(store);
                 }
-                Err(failure) => self.state.record_failure(not_of_documents(&failure), &failure),
+                Err(failure) => {
+                    self.state.set_down(chain(&failure));
+                    self.state.record_failure(not_of_documents(&failure), &failure);
+                }
             }
             tokio::select! {
                 () = sleep(PREPARE_PAUSE) => {}
@@ -289,31 +278,37 @@ async fn probe(context: Arc<TenantContext>) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
     use super::*;
+    use crate::breaker::Limits;
 
-    /// What comes of a tenant whose task ends like this, beside one that works until told to stop.
-    async fn beside_another(
-        task: impl Future<Output = ()> + Send + 'static,
-        stop: &CancellationToken,
-    ) -> io::Result<()> {
-        let mut tenants = JoinSet::new();
-        let (told, failing) = (stop.clone(), tokio::spawn(task));
-        tenants.spawn(async move { ("vip".to_owned(), failing.await) });
-        let works = tokio::spawn(async move { told.cancelled().await });
-        tenants.spawn(async move { ("faster".to_owned(), works.await) });
-        until_all_end(tenants, stop).await
-    }
+    const LIMITS: Limits = Limits { failures: 10, longest_open: Duration::from_mins(1), successes: 3 };
 
-    #[tokio::test]
-    async fn a_tenant_that_ends_by_itself_ends_all_and_is_an_error() {
+    #[tokio::test(start_paused = true)]
+    async fn a_tenant_whose_task_ends_by_itself_is_down_and_begins_anew_while_others_go_on() {
         for panics in [true, false] {
-            let stop = CancellationToken::new();
-            let error = beside_another(async move { assert!(!panics, "a defect") }, &stop).await.unwrap_err();
-            assert!(stop.is_cancelled() && error.to_string().contains("vip"), "{error}");
+            let (state, stop) = (TenantState::new("vip", LIMITS), CancellationToken::new());
+            let starts = Arc::new(AtomicU32::new(0));
+            state.set_up();
+            let serve = || {
+                let (nth, stop) = (starts.fetch_add(1, Ordering::Relaxed), stop.clone());
+                async move {
+                    assert!(nth >= 3 || !panics, "a defect");
+                    if nth >= 3 {
+                        stop.cancelled().await;
+                    }
+                }
+            };
+            let serving = serve_again_and_again("vip", &state, &stop, serve);
+            let watching = async {
+                // One, two and four seconds later.
+                sleep(Duration::from_secs(8)).await;
+                assert_eq!(starts.load(Ordering::Relaxed), 4);
+                assert!(state.down().unwrap().contains("defect"));
+                stop.cancel();
+            };
+            tokio::join!(serving, watching);
         }
-        let stop = CancellationToken::new();
-        stop.cancel();
-        assert!(beside_another(async {}, &stop).await.is_ok());
-        assert!(beside_another(async { panic!("a defect") }, &stop).await.is_err());
     }
 }

@@ -62,7 +62,7 @@ fn main() -> ExitCode {
             warn!("{warning}");
         }
         let stop = shutdown::on_signal()?;
-        worker::build(settings, name, stop).await?.run().await?;
+        worker::build(settings, name, stop)?.run().await?;
         Ok(())
     });
     match served {

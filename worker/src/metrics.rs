@@ -49,6 +49,7 @@ pub struct Metrics {
     conflicts: IntGaugeVec,
     oldest_in_hand: GaugeVec,
     refusing_queues: IntGaugeVec,
+    up: IntGaugeVec,
     in_flight: IntGauge,
     bytes_in_flight: IntGauge,
     /// 1 while RabbitMQ can be reached.
@@ -105,6 +106,7 @@ impl Metrics {
                 "worker_refusing_queues",
                 "Queues that hold, since MongoDB refuses one event after the other",
             )?,
+            up: gauges("worker_tenant_up", "1 while the tenant's queues are consumed")?,
             in_flight: IntGauge::new("worker_in_flight", "Events received and not settled yet")?,
             bytes_in_flight: IntGauge::new("worker_in_flight_bytes", "Bytes of the bodies in flight")?,
             amqp_up: IntGauge::new("amqp_connection_up", "1 while RabbitMQ can be reached")?,
@@ -131,6 +133,7 @@ impl Metrics {
         register(Box::new(self.conflicts.clone()))?;
         register(Box::new(self.oldest_in_hand.clone()))?;
         register(Box::new(self.refusing_queues.clone()))?;
+        register(Box::new(self.up.clone()))?;
         register(Box::new(self.in_flight.clone()))?;
         register(Box::new(self.bytes_in_flight.clone()))?;
         register(Box::new(self.amqp_up.clone()))?;
@@ -152,6 +155,7 @@ impl Metrics {
         self.conflicts.with_label_values(&[tenant]);
         self.oldest_in_hand.with_label_values(&[tenant]);
         self.refusing_queues.with_label_values(&[tenant]);
+        self.up.with_label_values(&[tenant]);
         self.breaker(tenant, BreakerState::Closed);
     }
 
@@ -200,6 +204,7 @@ impl Metrics {
             self.conflicts.with_label_values(of_tenant).set(state.conflicts().try_into().unwrap_or(i64::MAX));
             self.oldest_in_hand.with_label_values(of_tenant).set(state.oldest_in_hand().as_secs_f64());
             self.refusing_queues.with_label_values(of_tenant).set(whole(state.refusing_queues()));
+            self.up.with_label_values(of_tenant).set(i64::from(state.down().is_none()));
         }
     }
 

@@ -23,6 +23,7 @@ pub struct TenantState {
     tenant: String,
     breaker: Breaker,
     connected: AtomicBool,
+    down: Mutex<Option<String>>,
     conflicts: AtomicU64,
     logged: Mutex<BTreeMap<Class, Instant>>,
     queues: Mutex<BTreeMap<WorkQueue, Arc<QueueState>>>,
@@ -45,6 +46,7 @@ impl TenantState {
             tenant: tenant.to_owned(),
             breaker: Breaker::new(tenant, limits),
             connected: AtomicBool::new(false),
+            down: Mutex::new(Some("MongoDB has not answered yet".to_owned())),
             conflicts: AtomicU64::new(0),
             logged: Mutex::default(),
             queues: Mutex::default(),
@@ -61,6 +63,22 @@ impl TenantState {
     #[must_use]
     pub fn queue(&self, queue: WorkQueue) -> Arc<QueueState> {
         lock(&self.queues).entry(queue).or_default().clone()
+    }
+
+    /// Why the tenant's queues aren't consumed, if they aren't. May name servers.
+    #[must_use]
+    pub fn down(&self) -> Option<String> {
+        lock(&self.down).clone()
+    }
+
+    /// The tenant's queues aren't consumed, for this reason.
+    pub fn set_down(&self, reason: String) {
+        *lock(&self.down) = Some(reason);
+    }
+
+    /// The tenant's queues are consumed from now on.
+    pub fn set_up(&self) {
+        *lock(&self.down) = None;
     }
 
     /// MongoDB has answered.

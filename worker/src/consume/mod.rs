@@ -19,6 +19,7 @@ use shared::traces::Traces;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use tracing::{error, info};
 
 use crate::metrics::Metrics;
@@ -156,7 +157,7 @@ impl Tasks {
         let sessions = self.link.sessions();
         self.running.spawn(async move {
             // A task of its own, so that a panic in it is seen here.
-            if let Err(ended) = tokio::spawn(task.run(sessions)).await {
+            if let Err(ended) = AbortOnDropHandle::new(tokio::spawn(task.run(sessions))).await {
                 error!(
                     error = chain(&ended),
                     "the task of a queue failed, its events will be delivered again"

@@ -68,6 +68,8 @@ struct Memory {
 impl QueueTask {
     /// Consumes the queue until told to stop.
     pub async fn run(mut self, mut sessions: watch::Receiver<Option<Arc<Session>>>) {
+        // A task before this one may have been cut short.
+        self.context.state.set_oldest(None);
         // The first delivery may be what has killed the worker before this one.
         let mut memory = Memory { careful: true, refusals: Refusals::default(), linger: Duration::ZERO };
         let mut pause = REOPEN_PAUSE.0;
