@@ -12,6 +12,7 @@ mod documents;
 mod evidence;
 mod exactly_once;
 mod holding;
+mod fitness;
 mod hostile;
 mod keys;
 mod mongodb;

@@ -34,7 +34,15 @@ impl ReplicaSet {
     /// Starts so many members, and waits until one is the primary and the others follow it.
     pub async fn start(members: usize) -> Self {
         let set = Self { members: (0..members).map(|_| Member::start(false)).collect() };
-        set.initiate().await;
+        set.initiate(None).await;
+        set.until_settled().await;
+        set
+    }
+
+    /// Starts two members with data and a third one that only votes.
+    pub async fn with_arbiter() -> Self {
+        let set = Self { members: (0..3).map(|_| Member::start(false)).collect() };
+        set.initiate(Some(2)).await;
         set.until_settled().await;
         set
     }
@@ -42,7 +50,9 @@ impl ReplicaSet {
     /// Waits until every member is the primary or follows it.
     pub async fn until_settled(&self) {
         for member in &self.members {
-            let settled = async || member.is_primary().await || member.says("secondary").await;
+            let settled = async || {
+                member.is_primary().await || member.says("secondary").await || member.says("arbiterOnly").await
+            };
             poll::until("the set is complete", true, settled).await;
         }
     }
@@ -54,14 +64,14 @@ impl ReplicaSet {
         server.start();
         let address = server.env("MONGO_ADDRESS").parse().expect("an address");
         let set = Self { members: vec![Member { server, address }] };
-        set.initiate().await;
+        set.initiate(None).await;
         set
     }
 
     /// Starts a single member that lets nobody in without a password, and gives a client of its administrator.
     pub async fn guarded() -> (Self, Client) {
         let set = Self { members: vec![Member::start(true)] };
-        set.initiate().await;
+        set.initiate(None).await;
         let create = doc! {"createUser": "root", "pwd": "root", "roles": ["root"]};
         let address = set.primary().await.address;
         // As long as there is no user, whoever comes from the same machine may create one.
@@ -78,10 +88,13 @@ impl ReplicaSet {
         set
     }
 
-    async fn initiate(&self) {
+    /// The member of this number, if one is named, holds no data.
+    async fn initiate(&self, arbiter: Option<i32>) {
         let members: Vec<Document> = (0..)
             .zip(&self.members)
-            .map(|(id, member): (i32, _)| doc! {"_id": id, "host": member.address.to_string()})
+            .map(|(id, member): (i32, _)| {
+                doc! {"_id": id, "host": member.address.to_string(), "arbiterOnly": arbiter == Some(id)}
+            })
             .collect();
         // Elections as quick as a test wants them; MongoDB waits for ten seconds before it calls one.
         let settings = doc! {"electionTimeoutMillis": 2000, "heartbeatIntervalMillis": 500};

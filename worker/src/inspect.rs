@@ -8,23 +8,31 @@ use tracing::warn;
 use crate::store::failure::{Failure, within};
 use crate::store::{Names, Store, is_missing};
 
-/// Warns once of all indexes that get in the way.
-pub async fn warn_of_indexes(tenant: &str, store: &Store) {
+pub mod server;
+
+/// Logs once what an operator should know.
+pub async fn warn(tenant: &str, store: &Store) {
     match indexes_in_the_way(store).await {
         Ok(found) if found.is_empty() => {}
-        Ok(found) => {
-            let indexes = found.join("; ");
-            warn!(
-                tenant,
-                indexes, "indexes get in the way: events that they make MongoDB refuse are dead-lettered"
-            );
-        }
+        Ok(found) => warn!(tenant, indexes = found.join("; "), "{INDEXES}"),
         Err(failure) => {
             let error = shared::telemetry::chain(&failure);
             warn!(tenant, error, "can't look whether indexes get in the way");
         }
     }
+    for warning in server::warnings(store).await {
+        warn!(tenant, "{warning}");
+    }
 }
+
+/// The same, for `--check`.
+pub async fn warnings(store: &Store) -> Result<Vec<String>, Failure> {
+    let indexes = indexes_in_the_way(store).await?.into_iter().map(|index| format!("{INDEXES}: {index}"));
+    Ok(indexes.chain(server::warnings(store).await).collect())
+}
+
+/// What is wrong with indexes that get in the way.
+const INDEXES: &str = "indexes get in the way: events that they make MongoDB refuse are dead-lettered";
 
 /// The indexes that get in the way, each with the reason.
 pub async fn indexes_in_the_way(store: &Store) -> Result<Vec<String>, Failure> {

@@ -23,6 +23,7 @@ use tracing::{error, info};
 
 pub mod announce;
 pub mod breaker;
+pub mod check;
 pub mod client;
 pub mod commands;
 pub mod consume;
@@ -51,6 +52,8 @@ use store::failure::{Class, Failure};
 const MAX_PUBLISHES_IN_FLIGHT: u32 = 64;
 /// First and longest pause before a tenant is served again after a defect.
 const RESTART_PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_mins(1));
+/// How often an idle tenant's MongoDB is tried.
+const WATCH_INTERVAL: Duration = Duration::from_secs(5);
 /// Pause before MongoDB is tried again at start.
 const PREPARE_PAUSE: Duration = Duration::from_secs(2);
 /// Confirms under way get this long when stopping.
@@ -229,6 +232,7 @@ impl Serving {
         tokio::select! {
             () = consume::serve(context.clone(), self.link, self.views, stop) => {}
             () = tending => {}
+            () = watch(&context) => {}
         }
     }
 
@@ -237,7 +241,7 @@ impl Serving {
         loop {
             match self.prepare().await {
                 Ok(store) => {
-                    inspect::warn_of_indexes(&self.tenant.name, &store).await;
+                    inspect::warn(&self.tenant.name, &store).await;
                     self.state.record_success();
                     return Some(store);
                 }
@@ -255,8 +259,22 @@ impl Serving {
 
     async fn prepare(&self) -> Result<Store, Failure> {
         let store = Store::open(&self.tenant, &self.settings).await?;
+        inspect::server::check(&store).await?;
         store.prepare(self.settings.event_retention).await?;
         Ok(store)
+    }
+}
+
+/// Tries MongoDB now and then while nothing is written: so an outage shows before the next event comes.
+async fn watch(context: &TenantContext) {
+    loop {
+        sleep(WATCH_INTERVAL).await;
+        let seen = context.state.breaker().seen();
+        let is_known = seen.succeeded_at.is_some_and(|at| at.elapsed() < WATCH_INTERVAL);
+        // What is in hand tells by itself, and so does the breaker.
+        if !is_known && context.state.in_flight() == 0 && context.state.breaker().is_closed() {
+            context.probe().await;
+        }
     }
 }
 

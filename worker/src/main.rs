@@ -8,6 +8,7 @@ use shared::env::{EXIT_BAD_CONFIGURATION, Env};
 use shared::telemetry::chain;
 use shared::{shutdown, status, telemetry};
 use tracing::{error, warn};
+use worker::check::Found;
 use worker::commands::{self, Command, CommandError};
 use worker::settings::Settings;
 
@@ -24,6 +25,9 @@ struct Arguments {
     /// Validate the configuration, print every problem, and exit with 0 or 64.
     #[arg(long)]
     check: bool,
+    /// With --check: connect to RabbitMQ and each MongoDB, too, and say what is wrong with them.
+    #[arg(long, requires = "check")]
+    connect: bool,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -52,6 +56,9 @@ fn main() -> ExitCode {
         for warning in settings.warnings() {
             eprintln!("warning: {warning}");
         }
+        if arguments.connect {
+            return check_servers(settings);
+        }
         println!("the configuration is fine");
         return ExitCode::SUCCESS;
     }
@@ -70,6 +77,28 @@ fn main() -> ExitCode {
         Err(error) => {
             error!(error = chain(error.as_ref()), "the worker failed");
             ExitCode::FAILURE
+        }
+    }
+}
+
+fn check_servers(settings: Settings) -> ExitCode {
+    telemetry::start_logging_of_command(None);
+    let checked = on_tasks(async move {
+        let Found { problems, warnings } = worker::check::servers(&settings).await;
+        for warning in warnings {
+            eprintln!("warning: {warning}");
+        }
+        anyhow::ensure!(problems.is_empty(), problems.join("\n"));
+        Ok(())
+    });
+    match checked {
+        Ok(()) => {
+            println!("the configuration is fine, and so are RabbitMQ and MongoDB");
+            ExitCode::SUCCESS
+        }
+        Err(problems) => {
+            eprintln!("{problems}");
+            ExitCode::from(EXIT_BAD_CONFIGURATION)
         }
     }
 }

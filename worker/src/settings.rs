@@ -68,6 +68,9 @@ impl std::fmt::Debug for Tenant {
 /// Time after `SHUTDOWN_GRACE` to write acknowledgements, give back what is left, close connections and send traces.
 const CLOSING: Duration = Duration::from_secs(15 + traces::FLUSH_TIMEOUT.as_secs());
 
+/// Connections beside those of the partitions: for large bodies, and for the probe.
+const OTHER_CONNECTIONS: u32 = 2;
+
 impl Settings {
     /// Reads the settings, or reports all that is wrong with them.
     pub fn read(mut env: Env) -> Result<Self, Problems> {
@@ -104,6 +107,13 @@ impl Settings {
                 let name = tenant::spelled(env, &tenant.name, "MONGO_URI");
                 env.problem(format!("{name}: can't be used: {}", error.kind));
             }
+        }
+        let at_once = u32::from(settings.partitions) + OTHER_CONNECTIONS;
+        if settings.pool.1 < at_once && !env.is_wrong("MONGO_MAX_POOL_SIZE") {
+            let most = settings.pool.1;
+            env.warning(format!(
+                "MONGO_MAX_POOL_SIZE: {at_once} connections may be needed at the same time, by WEBHOOK_WORKERS, but {most} are allowed"
+            ));
         }
         settings.noticed = env.warnings().to_vec();
         settings
@@ -254,6 +264,16 @@ mod tests {
             Settings::read(Env::of(&env)).unwrap().pool
         };
         assert_eq!((pool(""), pool("5")), ((10, 50), (5, 5)));
+    }
+
+    #[test]
+    fn a_pool_that_is_smaller_than_what_is_done_at_once_is_warned_about() {
+        let warnings = |most, partitions| {
+            let env =
+                [("MONGO_URI", "mongodb://h/d"), ("MONGO_MAX_POOL_SIZE", most), ("WEBHOOK_WORKERS", partitions)];
+            Settings::read(Env::of(&env)).unwrap().warnings().len()
+        };
+        assert_eq!([warnings("6", "4"), warnings("5", "4"), warnings("50", "64")], [0, 1, 1]);
     }
 
     #[test]

@@ -30,12 +30,16 @@ pub enum Class {
 const CONFLICT: [i32; 5] = [112, 251, 24, 246, DUPLICATE_KEY];
 /// `UserNotFound`, `Unauthorized`, `AuthenticationFailed`, `IllegalOperation` (a standalone server), Atlas's `AtlasError`.
 const CONFIGURATION: [i32; 5] = [11, 13, 18, 20, 8000];
+/// `IllegalOperation`, `CommandNotFound`, `InvalidOptions`, `CommandNotSupported`, `OperationNotSupportedInTransaction`, and
+/// DocumentDB's code for what it doesn't have: this server can't do what every batch needs, whatever the batch.
+const UNSUPPORTED: [i32; 6] = [20, 59, 72, 115, 263, 303];
 /// `HostUnreachable`, `HostNotFound`, `MaxTimeMSExpired`, `WriteConcernFailed`, `NetworkTimeout`, `ShutdownInProgress`,
 /// `ReadConcernMajorityNotAvailableYet`, `FailedToSatisfyReadPreference`, `PrimarySteppedDown`, `ExceededTimeLimit`,
 /// `SocketException`, `NotYetInitialized`, `NotWritablePrimary`, `InterruptedAtShutdown`, `Interrupted`,
-/// `InterruptedDueToReplStateChange`, `NotPrimaryNoSecondaryOk`, `NotPrimaryOrSecondary`, and the codes of older servers.
-const INFRASTRUCTURE: [i32; 20] = [
-    6, 7, 50, 64, 89, 91, 134, 133, 189, 262, 9001, 94, 10058, 10107, 11600, 11601, 11602, 13435, 13436, 202,
+/// `InterruptedDueToReplStateChange`, `NotPrimaryNoSecondaryOk`, `NotPrimaryOrSecondary`, the codes of older servers, and
+/// what a service answers for which a request was one too many.
+const INFRASTRUCTURE: [i32; 21] = [
+    6, 7, 50, 64, 89, 91, 134, 133, 189, 262, 9001, 94, 10058, 10107, 11600, 11601, 11602, 13435, 13436, 202, 16500,
 ];
 /// The server's words for code 18, and rustls's for a certificate that isn't trusted.
 const CONFIGURATION_WORDS: [&str; 2] = ["Authentication failed", "invalid peer certificate"];
@@ -66,6 +70,12 @@ pub enum Failure {
         "MongoDB is no replica set, but transactions need one: start mongod with --replSet and call rs.initiate()"
     )]
     NoReplicaSet,
+    /// The server lacks something, in words.
+    #[error("{0}")]
+    Unfit(String),
+    /// A write is where it should be, but not enough members have it.
+    #[error("a majority of MongoDB's members doesn't confirm writes: is one down, or too far behind?")]
+    NoMajority,
     /// The task that wrote the batch was cancelled, since the worker ends.
     #[error("the attempt was cut short")]
     Cancelled,
@@ -98,10 +108,10 @@ impl Failure {
     #[must_use]
     pub fn class(&self, duplicate_keys: u32) -> Class {
         match self {
-            Self::TimedOut(_) | Self::Cancelled => Class::Infrastructure,
+            Self::TimedOut(_) | Self::NoMajority | Self::Cancelled => Class::Infrastructure,
             // It would do so again: the event must be found and set aside, or it would hold up all others.
             Self::Panicked => Class::Data,
-            Self::NoReplicaSet => Class::Configuration,
+            Self::NoReplicaSet | Self::Unfit(_) => Class::Configuration,
             Self::Refused { code, .. } => by_code(*code, duplicate_keys),
             Self::Mongo(error) => match &*error.kind {
                 ErrorKind::Authentication { .. } | ErrorKind::InvalidTlsConfig { .. } => Class::Configuration,
@@ -136,6 +146,12 @@ impl Failure {
         }
     }
 
+    /// Whether the server says that it has no such thing.
+    #[must_use]
+    pub fn is_unsupported(&self) -> bool {
+        self.code().is_some_and(|code| UNSUPPORTED.contains(&code))
+    }
+
     /// What went wrong, with the server's words, which may quote documents: for a dead letter, never for a log.
     #[must_use]
     pub fn in_full(&self) -> String {
@@ -165,7 +181,7 @@ fn by_code(code: i32, duplicate_keys: u32) -> Class {
     match code {
         DUPLICATE_KEY if duplicate_keys >= DUPLICATE_KEY_ATTEMPTS => Class::Data,
         code if CONFLICT.contains(&code) => Class::Conflict,
-        code if CONFIGURATION.contains(&code) => Class::Configuration,
+        code if CONFIGURATION.contains(&code) || UNSUPPORTED.contains(&code) => Class::Configuration,
         code if INFRASTRUCTURE.contains(&code) => Class::Infrastructure,
         // Indexes and validators of our users refuse documents with codes of their own: nobody has a list of them.
         _ => Class::Data,
@@ -247,7 +263,9 @@ mod tests {
     #[test]
     fn failures_are_told_apart_by_code() {
         assert_eq!(refused(112), Class::Conflict);
-        assert_eq!(refused(13), Class::Configuration);
+        for code in CONFIGURATION.into_iter().chain(UNSUPPORTED) {
+            assert_eq!(refused(code), Class::Configuration, "{code}");
+        }
         for code in INFRASTRUCTURE {
             assert_eq!(refused(code), Class::Infrastructure, "{code}");
         }

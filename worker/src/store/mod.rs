@@ -28,6 +28,8 @@ use failure::{Failure, within};
 /// Most bytes of large bodies that a tenant's queues unfold at the same time: a body like `[0,0,0]` takes two hundred
 /// times its size when it is parsed and made into documents.
 pub(crate) const UNFOLDED_BYTES: usize = 1 << 20;
+/// Share of the deadline in which a majority of the members has to confirm a probe: so it can be told what is missing.
+const CONFIRM_SHARE: f64 = 0.8;
 /// Building an index on a large collection takes its time.
 const INDEX_TIMEOUT: Duration = Duration::from_mins(10);
 /// `NamespaceNotFound`: there is no such collection.
@@ -76,13 +78,12 @@ impl Store {
         Ok(Self { database: client.database(&tenant.database), client, names, deadline, unfolding })
     }
 
-    /// Checks that the server can do transactions, and makes the collections and indexes that are missing.
+    /// Makes the collections and indexes that are missing.
     pub async fn prepare(&self, retention: Duration) -> Result<(), Failure> {
-        self.check_replica_set().await?;
         for (collection, index) in [self.ledger_index(retention)].into_iter().chain(self.other_indexes()) {
             self.ensure_index(collection, index).await?;
         }
-        self.probe().await
+        Ok(())
     }
 
     /// Makes the indexes that are missing, other than the ledger's.
@@ -164,14 +165,16 @@ impl Store {
     /// Tries MongoDB with a small write of our own, as durable as those of events.
     pub async fn probe(&self) -> Result<(), Failure> {
         let (database, collection) = (self.database.clone(), self.names.probe.clone());
+        let patience = i64::try_from(self.deadline.mul_f64(CONFIRM_SHARE).as_millis()).unwrap_or(i64::MAX);
         let update = doc! {
             "update": collection,
             "updates": [{"q": {"_id": "probe"}, "u": {"$set": {"at": DateTime::now()}}, "upsert": true}],
-            "writeConcern": {"w": "majority"},
+            "writeConcern": {"w": "majority", "wtimeout": patience},
         };
         let run = tokio::spawn(async move { database.run_command(update).await });
         let reply = within(self.deadline, run).await??;
-        refused(&reply)
+        refused(&reply)?;
+        if reply.contains_key("writeConcernError") { Err(Failure::NoMajority) } else { Ok(()) }
     }
 
     /// The collection `webhook_events`.
