@@ -135,7 +135,7 @@ pub const SETTINGS: &[Setting] = &[
         Worker,
         "50ms",
         ("0ms", "1s"),
-        "longest wait of a batch for more events; it waits twice as long as the last one took to be written",
+        "how long an event in hand waits for others to share its transaction",
     ),
     duration("MONGO_TIMEOUT", Worker, "5s", ("100ms", "60s"), "longest time for an attempt to write a batch"),
     counting(

@@ -141,10 +141,10 @@ impl Intake {
         self.waiting.iter().any(|taken| taken.receipt.returns() >= returns)
     }
 
-    /// A batch of what waits, and of what comes until `linger` has passed.
+    /// A batch of what waits, and of what comes before the first of it has waited for `linger`.
     pub async fn gather(&mut self, context: &QueueContext, linger: Duration) -> Batch {
         let most = context.tenant.settings.batch_size.min(usize::from(self.prefetch));
-        let deadline = Instant::now() + linger;
+        let deadline = self.oldest().unwrap_or_else(Instant::now) + linger;
         let (mut batch, mut bytes, mut deliveries) = (Batch::default(), 0, 0);
         while deliveries < most && bytes < MAX_BATCH_BYTES {
             if self.waiting.is_empty() {

@@ -28,9 +28,6 @@ const REOPEN_PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration
 const SUSPECT_RETURNS: i64 = 3;
 /// A delivery in hand for so long while MongoDB works is a defect of ours.
 const STANDSTILL: Duration = Duration::from_mins(5);
-/// A batch waits for more events this many times as long as the last one took to be written: a transaction costs much,
-/// however few events share it, so the slower they get, the fewer there should be.
-const LINGER_FACTOR: u32 = 2;
 
 /// Why consuming ended in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,7 +59,6 @@ struct Memory {
     /// Whether one delivery is taken at a time.
     careful: bool,
     refusals: Refusals,
-    linger: Duration,
 }
 
 impl QueueTask {
@@ -71,7 +67,7 @@ impl QueueTask {
         // A task before this one may have been cut short.
         self.context.state.set_oldest(None);
         // The first delivery may be what has killed the worker before this one.
-        let mut memory = Memory { careful: true, refusals: Refusals::default(), linger: Duration::ZERO };
+        let mut memory = Memory { careful: true, refusals: Refusals::default() };
         let mut pause = REOPEN_PAUSE.0;
         while !self.stop.is_cancelled() {
             let session = tokio::select! {
@@ -164,22 +160,26 @@ impl QueueTask {
                 self.consume_anew(session, intake, preference, memory).await?;
                 continue;
             }
-            self.write_batch(intake, memory).await?;
+            self.write_batch(intake, memory, self.context.tenant.settings.batch_linger).await?;
         }
     }
 
     /// Gathers a batch and writes it.
-    async fn write_batch(&self, intake: &mut Intake, memory: &mut Memory) -> Result<(), IntakeError> {
-        let (context, settings) = (&self.context, &self.context.tenant.settings);
-        let batch = intake.gather(context, memory.linger.min(settings.batch_linger)).await;
+    async fn write_batch(
+        &self,
+        intake: &mut Intake,
+        memory: &mut Memory,
+        linger: Duration,
+    ) -> Result<(), IntakeError> {
+        let context = &self.context;
+        let batch = intake.gather(context, linger).await;
         let receipts = batch.receipts.iter().chain(batch.undecodable.iter().map(|(_, receipt)| receipt));
         let oldest = receipts.map(|receipt| receipt.in_hand.since).min();
         context.state.set_oldest(oldest);
-        let (started, channel) = (Instant::now(), intake.channel.clone());
+        let channel = intake.channel.clone();
         let settle = Settle { context, channel: &channel };
         let mut write = Write { context, settle, refusals: &mut memory.refusals };
         intake.while_receiving(context, write.batch(batch)).await?;
-        memory.linger = LINGER_FACTOR * started.elapsed();
         context.state.set_oldest(intake.oldest());
         Ok(())
     }
@@ -187,9 +187,8 @@ impl QueueTask {
     /// Takes no more, and writes what is in hand.
     async fn finish(&self, intake: &mut Intake, memory: &mut Memory) -> Result<Ended, IntakeError> {
         intake.cancel(&self.context).await?;
-        memory.linger = Duration::ZERO;
         while !intake.is_empty() {
-            self.write_batch(intake, memory).await?;
+            self.write_batch(intake, memory, Duration::ZERO).await?;
         }
         Ok(Ended::Stopped)
     }
