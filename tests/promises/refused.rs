@@ -4,7 +4,7 @@ use mongodb::bson::doc;
 use penstock_tests::broker::{Broker, header};
 use penstock_tests::database::Database;
 use penstock_tests::feed::burst;
-use penstock_tests::http::{metric, post_received};
+use penstock_tests::http::{get, metric, post_received};
 use penstock_tests::poll;
 use penstock_tests::process::{Ingest, Worker, operate_well, until_idle};
 use penstock_tests::relay::{Fault, Relay};
@@ -146,6 +146,40 @@ async fn an_event_whose_conversation_is_locked_waits_while_the_others_of_its_bat
     until_idle(&broker, &[&worker]).await;
     assert_eq!(broker.depth("dead.faster").await, Some(0));
     assert_eq!(database.sum("conversations", "message_count").await, 82);
+    worker.process.stop().await;
+    place.remove().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transaction_that_a_killed_worker_left_open_is_ended_by_the_next_owner_of_the_queue() {
+    let (place, mongo) = (Place::new().await, ReplicaSet::patient().await);
+    let uri = mongo.uri();
+    let worker = Worker::start(&place, &[("MONGO_URI", &uri), ("WEBHOOK_WORKERS", "1")]).await;
+    let broker = Broker::connect(&place.amqp_url).await;
+    let database = Database::on(&uri, &place, "faster").await;
+    burst(&broker, "faster", 0..41, 41).await;
+    database.until_stored(41).await;
+    until_idle(&broker, &[&worker]).await;
+
+    // To MongoDB it is a worker's, of which nothing more is heard; and one of somebody else's, which is left alone.
+    let gone = Database::on(&format!("{uri}&appName=penstock-worker"), &place, "faster").await;
+    let mut left = gone.lock("conversations", "0").await;
+    let mut others = database.lock("conversations", "1").await;
+    burst(&broker, "faster", 41..82, 41).await;
+    database.until_stored(81).await;
+    assert_eq!(database.find("webhook_events", "42").await, None);
+    others.abort_transaction().await.unwrap();
+    database.until_stored(82).await;
+    until_idle(&broker, &[&worker]).await;
+    assert_eq!(of_worker(&worker, "worker_abandoned_transactions_total").await, Some(1.0));
+    let said = worker.process.log_text().matches("a worker that is gone had left documents locked").count();
+    assert_eq!(said, 1, "{}", worker.process.log_text());
+    let health = get(&format!("{}/health", worker.admin)).await.body["tenants"]["faster"].clone();
+    assert_eq!((&health["breaker"], &health["failures"]), (&json!("CLOSED"), &json!(0)));
+    assert_eq!(health["seconds_since_failure"], json!(null), "it doesn't count for the breaker");
+    assert_eq!(broker.depth("dead.faster").await, Some(0));
+    assert_eq!(of_worker(&worker, "worker_redelivered_total").await, Some(0.0));
+    assert!(left.commit_transaction().await.is_err());
     worker.process.stop().await;
     place.remove().await;
 }

@@ -59,6 +59,7 @@ async fn every_series_exists_from_the_start() {
         r#"worker_oldest_in_hand_seconds{tenant="vip"} 0"#,
         r#"worker_refusing_queues{tenant="faster"} 0"#,
         r#"worker_tenant_up{tenant="vip"} "#,
+        r#"worker_abandoned_transactions_total{tenant="vip"} 0"#,
         r#"worker_dead_lettered_total{reason="stuck",tenant="faster"} 0"#,
         r#"worker_dead_lettered_total{reason="refused_by_mongodb",tenant="vip"} 0"#,
         "worker_in_flight 0",

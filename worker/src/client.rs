@@ -8,7 +8,7 @@ use mongodb::Client;
 use mongodb::error::Error;
 use mongodb::options::{ClientOptions, ConnectionString, HostInfo, ServerAddress, Tls};
 
-use crate::settings::{Settings, Tenant};
+use crate::settings::{Purpose, Settings, Tenant};
 use crate::store::failure::{Failure, within};
 
 /// A server under load may take so long to answer a heartbeat.
@@ -17,12 +17,15 @@ const SHORTEST_CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 const SHORTEST_HEARTBEAT: Duration = Duration::from_millis(500);
 const LONGEST_HEARTBEAT: Duration = Duration::from_secs(10);
 
-/// A client whose server is contacted when it is first used. May look up the server's name, though.
-pub async fn open(tenant: &Tenant, settings: &Settings) -> Result<Client, Failure> {
+/// A client whose server is contacted when it is first used, and the name under which MongoDB knows it. May look up the
+/// server's name, though.
+pub async fn open(tenant: &Tenant, settings: &Settings) -> Result<(Client, String), Failure> {
     let uri = tenant.mongo_uri.clone();
     let parsed = tokio::spawn(async move { ClientOptions::parse(uri).await });
     let options = within(settings.mongo_timeout, parsed).await??;
-    Ok(Client::with_options(completed(options, settings))?)
+    let options = completed(options, settings);
+    let app_name = options.app_name.clone().unwrap_or_default();
+    Ok((Client::with_options(options)?, app_name))
 }
 
 /// Whether [`open`] would take the settings.
@@ -60,7 +63,12 @@ fn completed(mut options: ClientOptions, settings: &Settings) -> ClientOptions {
     {
         tls.ca_file_path = settings.rabbitmq.authorities().map(Path::to_owned);
     }
-    options.app_name.get_or_insert_with(|| "penstock-worker".to_owned());
+    let app_name = options.app_name.take();
+    options.app_name = Some(match settings.purpose {
+        Purpose::Work => app_name.unwrap_or_else(|| "penstock-worker".to_owned()),
+        // Its transactions may be open for longer than a worker's.
+        Purpose::Rebuild => app_name.unwrap_or_else(|| "penstock".to_owned()) + "-rebuild",
+    });
     options.min_pool_size = Some(settings.pool.0);
     options.max_pool_size = Some(settings.pool.1);
     // It is also how long the driver waits for a heartbeat, and without one it drops all connections.

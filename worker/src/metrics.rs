@@ -47,6 +47,7 @@ pub struct Metrics {
     /// Attempts after the first.
     pub retries: IntCounter,
     conflicts: IntGaugeVec,
+    abandoned: IntCounterVec,
     oldest_in_hand: GaugeVec,
     refusing_queues: IntGaugeVec,
     up: IntGaugeVec,
@@ -98,6 +99,11 @@ impl Metrics {
                 "worker_conflicts_total",
                 "Conflicts with other writers of the same documents",
             )?,
+            abandoned: counters(
+                "worker_abandoned_transactions_total",
+                "Transactions that killed workers have left open, and that were ended",
+                &["tenant"],
+            )?,
             oldest_in_hand: GaugeVec::new(
                 Opts::new("worker_oldest_in_hand_seconds", "How long the oldest event has been in hand"),
                 &["tenant"],
@@ -131,6 +137,7 @@ impl Metrics {
         register(Box::new(self.redelivered.clone()))?;
         register(Box::new(self.retries.clone()))?;
         register(Box::new(self.conflicts.clone()))?;
+        register(Box::new(self.abandoned.clone()))?;
         register(Box::new(self.oldest_in_hand.clone()))?;
         register(Box::new(self.refusing_queues.clone()))?;
         register(Box::new(self.up.clone()))?;
@@ -153,6 +160,7 @@ impl Metrics {
         self.event_age.with_label_values(&[tenant]);
         self.redelivered.with_label_values(&[tenant]);
         self.conflicts.with_label_values(&[tenant]);
+        self.abandoned.with_label_values(&[tenant]);
         self.oldest_in_hand.with_label_values(&[tenant]);
         self.refusing_queues.with_label_values(&[tenant]);
         self.up.with_label_values(&[tenant]);
@@ -186,6 +194,11 @@ impl Metrics {
     pub fn dead_lettered(&self, tenant: &str, event_type: &str, reason: Reason) {
         self.dead_lettered.with_label_values(&[tenant, reason.name()]).inc();
         self.settled(tenant, event_type, DEAD);
+    }
+
+    /// So many transactions of killed workers were ended.
+    pub fn ended_abandoned(&self, tenant: &str, transactions: usize) {
+        self.abandoned.with_label_values(&[tenant]).inc_by(transactions as u64);
     }
 
     /// RabbitMQ has delivered an event once more.

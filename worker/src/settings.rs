@@ -41,8 +41,19 @@ pub struct Settings {
     pub shutdown_grace: Duration,
     /// Where traces go.
     pub traces: Export,
+    /// What MongoDB is used for.
+    pub purpose: Purpose,
     /// What was noticed while they were read.
     pub noticed: Vec<String>,
+}
+
+/// What MongoDB is used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// To write events.
+    Work,
+    /// To compute documents anew.
+    Rebuild,
 }
 
 /// A tenant's database.
@@ -99,6 +110,7 @@ impl Settings {
             },
             shutdown_grace: env.duration("SHUTDOWN_GRACE"),
             traces: Export::read(env),
+            purpose: Purpose::Work,
             noticed: Vec::new(),
         };
         shutdown::spare_grace(env, settings.shutdown_grace + CLOSING, "SHUTDOWN_GRACE");

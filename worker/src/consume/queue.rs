@@ -178,7 +178,7 @@ impl QueueTask {
         context.state.set_oldest(oldest);
         let channel = intake.channel.clone();
         let settle = Settle { context, channel: &channel };
-        let mut write = Write { context, settle, refusals: &mut memory.refusals };
+        let mut write = Write { context, settle, refusals: &mut memory.refusals, looked_at: None };
         intake.while_receiving(context, write.batch(batch)).await?;
         context.state.set_oldest(intake.oldest());
         Ok(())

@@ -8,13 +8,14 @@ use std::time::Duration;
 
 use shared::telemetry::chain;
 use tokio::time::{Instant, sleep};
-use tracing::{debug, error, info};
+use tracing::{debug, error, info, warn};
 
 use super::QueueContext;
 use super::intake::{Batch, IntakeError};
 use super::parts::{Left, Part, STUCK_TIMEOUT};
 use super::settle::{Settle, Unstorable};
 use crate::dead::Reason;
+use crate::store::abandoned;
 use crate::store::failure::{Class, Failure};
 use crate::store::retries::{Next, Refusals};
 use crate::store::transaction::{self, Work, Written};
@@ -23,6 +24,9 @@ use crate::store::transaction::{self, Work, Written};
 const ROUND_PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
 /// Pause between tries of the event at which a queue holds, since MongoDB refuses one after the other.
 const REFUSED_PAUSE: Duration = Duration::from_secs(10);
+
+/// How often it is looked for transactions that killed workers have left open, while documents are locked.
+const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 
 /// What became of an attempt.
 enum Attempted {
@@ -42,6 +46,8 @@ pub struct Write<'a> {
     pub settle: Settle<'a>,
     /// What MongoDB has refused since it last stored something of this queue.
     pub refusals: &'a mut Refusals,
+    /// When it was last looked for abandoned transactions.
+    pub looked_at: Option<Instant>,
 }
 
 impl Write<'_> {
@@ -67,8 +73,9 @@ impl Write<'_> {
     }
 
     /// One attempt, as soon as the breaker is closed.
-    async fn attempt(&self, part: &mut Part, elapsed: Duration) -> Attempted {
-        let tenant = &self.context.tenant;
+    async fn attempt(&mut self, part: &mut Part, elapsed: Duration) -> Attempted {
+        let context = self.context;
+        let tenant = &context.tenant;
         tenant.state.breaker().closed().await;
         let started = Instant::now();
         let failure = match transaction::attempt(&tenant.store, part.events.clone(), Work::Apply, false).await
@@ -83,7 +90,7 @@ impl Write<'_> {
         let (class, next) = part.attempts.failed(&failure, elapsed + started.elapsed());
         debug!(
             tenant = tenant.name,
-            queue = self.context.name,
+            queue = context.name,
             ?class,
             error = chain(&failure),
             "not written"
@@ -91,14 +98,42 @@ impl Write<'_> {
         tenant.state.record_failure(class, &failure);
         tenant.metrics.retries.inc();
         match next {
+            Next::HalveIfProbed(pause) if class == Class::Conflict && self.end_abandoned().await => {
+                Attempted::Again(pause)
+            }
             Next::HalveIfProbed(_) if tenant.probe().await => Attempted::Suspect(class, failure),
             Next::Again(pause) | Next::HalveIfProbed(pause) => Attempted::Again(pause),
             Next::Halve => Attempted::Suspect(class, failure),
         }
     }
 
+    /// Ends transactions that killed workers have left open, and says whether there were any. Looks for them now and then.
+    async fn end_abandoned(&mut self) -> bool {
+        if self.looked_at.is_some_and(|at| at.elapsed() < LOOK_INTERVAL) {
+            return false;
+        }
+        self.looked_at = Some(Instant::now());
+        let (tenant, queue) = (&self.context.tenant, &self.context.name);
+        match abandoned::end(&tenant.store).await {
+            Ok(0) => false,
+            Ok(transactions) => {
+                warn!(tenant = tenant.name, queue, transactions, "a worker that is gone had left documents locked, ended that");
+                tenant.metrics.ended_abandoned(&tenant.name, transactions);
+                true
+            }
+            Err(failure) => {
+                debug!(tenant = tenant.name, queue, error = chain(&failure), "can't look for abandoned transactions");
+                false
+            }
+        }
+    }
+
     /// Writes what can be written of a batch that can't be written as a whole, and dead-letters the rest.
     async fn part_by_part(&mut self, whole: Part, class: Class, failure: Failure) -> Result<(), IntakeError> {
+        if class == Class::Conflict {
+            let (tenant, queue, events) = (&self.context.tenant.name, &self.context.name, whole.events.len());
+            warn!(tenant, queue, events, "another transaction holds documents locked, writing the events that don't need them");
+        }
         let mut left = Left::of(whole, class, failure);
         loop {
             self.rounds(&mut left).await?;

@@ -4,6 +4,7 @@
 //!   happens, or nothing.
 //! - `failure`: what kind of failure it was, and so who has to act.
 //! - `retries`: what follows from it. Pure.
+//! - `abandoned`: transactions that killed workers have left behind.
 //! - here: the connection, what has to be there before the first event, and the probe.
 
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use tracing::warn;
 use crate::client;
 use crate::settings::{Settings, Tenant};
 
+pub mod abandoned;
 pub mod failure;
 pub mod retries;
 pub mod transaction;
@@ -53,6 +55,8 @@ pub(crate) struct Names {
 #[derive(Clone, Debug)]
 pub struct Store {
     pub(crate) client: Client,
+    /// The name under which MongoDB knows workers of this tenant.
+    pub(crate) app_name: String,
     pub(crate) database: Database,
     pub(crate) names: Names,
     pub(crate) deadline: Duration,
@@ -62,7 +66,8 @@ pub struct Store {
 impl Store {
     /// A store whose server is contacted when it is first used. May look up the server's name, though.
     pub async fn open(tenant: &Tenant, settings: &Settings) -> Result<Self, Failure> {
-        let (client, deadline) = (client::open(tenant, settings).await?, settings.mongo_timeout);
+        let (client, app_name) = client::open(tenant, settings).await?;
+        let deadline = settings.mongo_timeout;
         let prefixed =
             |name: &str| if settings.test_mode { format!("test_{name}") } else { String::from(name) };
         let names = Names {
@@ -75,7 +80,8 @@ impl Store {
             probe: prefixed("penstock_probe"),
         };
         let unfolding = Arc::new(Semaphore::new(UNFOLDED_BYTES));
-        Ok(Self { database: client.database(&tenant.database), client, names, deadline, unfolding })
+        let database = client.database(&tenant.database);
+        Ok(Self { client, app_name, database, names, deadline, unfolding })
     }
 
     /// Makes the collections and indexes that are missing.

@@ -28,7 +28,7 @@ const MAX_UPDATES: usize = 1000;
 
 /// How long an attempt that missed its deadline may take to end: the next one would only wait for its locks. One
 /// whose connection hangs never ends.
-const ABANDONED_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const ABANDONED_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What to do with a batch of events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -20,7 +20,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::{CommandError, printable, progress, say};
 use crate::project::table::Change;
 use crate::project::{self, Wanted};
-use crate::settings::Settings;
+use crate::settings::{Purpose, Settings};
 use crate::store::Store;
 use crate::store::failure::{Class, Failure};
 use crate::store::retries::{Attempts, Next};
@@ -90,6 +90,7 @@ pub async fn run(arguments: Arguments, env: Env, out: &mut impl Write) -> Result
     let Arguments { tenant, dry_run, json } = arguments;
     let mut settings = Settings::read(env)?;
     settings.mongo_timeout = settings.mongo_timeout.max(DEADLINE);
+    settings.purpose = Purpose::Rebuild;
     let known = settings.tenants.iter().find(|known| known.name == tenant).cloned();
     let known = known.ok_or_else(|| CommandError::UnknownTenant(tenant.clone()))?;
     let store = Store::open(&known, &settings).await?;
