@@ -70,7 +70,7 @@ impl Address {
             let stream = address.unencrypted().connect_async(&runtime).await?;
             Ok(address.encrypted(stream).await?)
         };
-        Connection::connector(self.url.clone(), runtime, open, properties).await
+        Box::pin(Connection::connector(self.url.clone(), runtime, open, properties)).await
     }
 
     /// Connects, and says nothing.

@@ -130,9 +130,8 @@ fn host_and_port(text: &str) -> Result<(String, Option<u16>), Refused> {
 
 fn vhost(path: &str) -> Result<String, Refused> {
     let name = match path.strip_prefix('/') {
-        None => return Ok(DEFAULT_VHOST.to_owned()),
+        None | Some(DEFAULT_VHOST) => return Ok(DEFAULT_VHOST.to_owned()),
         Some("") => return Err(Refused::NoVhost),
-        Some(DEFAULT_VHOST) => return Ok(DEFAULT_VHOST.to_owned()),
         Some(name) if name.contains('/') => return Err(Refused::Vhost),
         Some(name) => decoded(name)?,
     };

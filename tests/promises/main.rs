@@ -15,6 +15,7 @@ mod holding;
 mod fitness;
 mod hostile;
 mod keys;
+mod memory;
 mod mongodb;
 mod old_documents;
 mod order;

@@ -41,6 +41,7 @@ pub mod store;
 use announce::Announcer;
 use consume::TenantContext;
 use consume::roster::{Roster, View};
+use consume::share::Consumed;
 use health::Health;
 use metrics::Metrics;
 use settings::{Settings, Tenant};
@@ -136,6 +137,8 @@ impl Worker {
             let publisher = publisher.clone();
             tokio::spawn(async move { roster.run(publisher.link()).await })
         };
+        let served = settings.tenants.iter().map(|tenant| tenant.name.as_str());
+        let consumed = Arc::new(watch::Sender::new(Consumed::new(served, settings.partitions)));
         let mut tenants = JoinSet::new();
         for tenant in &settings.tenants {
             let serving = Serving {
@@ -148,6 +151,7 @@ impl Worker {
                 link: links[&tenant.name].clone(),
                 worker: announcer.worker.clone(),
                 views: views.clone(),
+                consumed: consumed.clone(),
             };
             let (state, stop) = (serving.state.clone(), stop.clone());
             tenants.spawn(async move {
@@ -211,6 +215,7 @@ struct Serving {
     link: Arc<Link>,
     worker: String,
     views: watch::Receiver<View>,
+    consumed: Arc<watch::Sender<Consumed>>,
 }
 
 impl Serving {
@@ -226,6 +231,7 @@ impl Serving {
             metrics: self.metrics,
             traces: self.traces,
             state: self.state,
+            consumed: self.consumed,
         };
         let context = Arc::new(context);
         let tending = context.state.breaker().tend(|| probe(context.clone()));

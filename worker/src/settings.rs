@@ -10,6 +10,7 @@ use shared::traces::{self, Export};
 use shared::{host, partition, shutdown, tenant};
 
 use crate::breaker::Limits;
+use crate::consume::share;
 use crate::{client, mongo_uri};
 
 /// Everything that can be set from outside, checked.
@@ -119,6 +120,13 @@ impl Settings {
                 let name = tenant::spelled(env, &tenant.name, "MONGO_URI");
                 env.problem(format!("{name}: can't be used: {}", error.kind));
             }
+        }
+        let queues = settings.tenants.len() * usize::from(settings.partitions);
+        if queues > share::MAX_QUEUES && !env.is_wrong("WEBHOOK_WORKERS") {
+            env.problem(format!(
+                "WEBHOOK_WORKERS: with so many tenants these are {queues} queues, and a worker can have {} in hand: give some tenants a worker of their own",
+                share::MAX_QUEUES
+            ));
         }
         let at_once = u32::from(settings.partitions) + OTHER_CONNECTIONS;
         if settings.pool.1 < at_once && !env.is_wrong("MONGO_MAX_POOL_SIZE") {
@@ -276,6 +284,19 @@ mod tests {
             Settings::read(Env::of(&env)).unwrap().pool
         };
         assert_eq!((pool(""), pool("5")), ((10, 50), (5, 5)));
+    }
+
+    #[test]
+    fn more_queues_than_can_be_in_hand_are_refused() {
+        let problems = |tenants: u32| {
+            let names: Vec<String> = (0..tenants).map(|n| format!("t{n}")).collect();
+            let uris: Vec<_> = (0..tenants).map(|n| (format!("T{n}_MONGO_URI"), format!("mongodb://h/d{n}"))).collect();
+            let names = names.join(",");
+            let mut env = vec![("TENANTS", names.as_str()), ("WEBHOOK_WORKERS", "64"), ("MONGO_MAX_POOL_SIZE", "66")];
+            env.extend(uris.iter().map(|(name, uri)| (name.as_str(), uri.as_str())));
+            Settings::read(Env::of(&env)).err().map_or(0, |refused| refused.problems.len())
+        };
+        assert_eq!((problems(64), problems(65)), (0, 1));
     }
 
     #[test]

@@ -35,17 +35,12 @@ pub mod preference;
 pub mod queue;
 pub mod roster;
 pub mod settle;
+pub mod share;
 pub mod write;
 
 use queue::QueueTask;
 use roster::View;
-
-/// Most bytes of bodies that all queues of a worker may have in hand, if all are as large as those of partitions get.
-const MAX_BYTES_IN_HAND: usize = 256 << 20;
-/// Fewest deliveries in hand of a queue: enough to write while the next ones come.
-const MIN_PREFETCH: usize = 8;
-/// Deliveries in hand of the queue for large bodies.
-const LARGE_PREFETCH: u16 = 4;
+use share::Consumed;
 
 /// What the tasks of a tenant share.
 #[derive(Debug)]
@@ -66,6 +61,8 @@ pub struct TenantContext {
     pub traces: Arc<Traces>,
     /// What others see of the tenant.
     pub state: Arc<TenantState>,
+    /// The queues of all tenants, which share what may be in hand.
+    pub consumed: Arc<watch::Sender<Consumed>>,
 }
 
 impl TenantContext {
@@ -117,6 +114,7 @@ pub async fn serve(
     tasks.start(WorkQueue::Large);
     let (mut started, mut wanted, mut found) = (0, told, false);
     while !stop.is_cancelled() {
+        share::set_partitions(&tasks.context.consumed, &tasks.context.name, wanted);
         for n in started..wanted {
             tasks.start(WorkQueue::Partition(n));
         }
@@ -151,9 +149,9 @@ impl Tasks {
             state: tenant.state.queue(queue),
             tenant: tenant.clone(),
         };
-        let prefetch = prefetch(queue, &tenant.settings);
-        info!(tenant = tenant.name, queue = context.name, prefetch, "consuming");
-        let task = QueueTask { context, views: self.views.clone(), prefetch, stop: self.stop.clone() };
+        info!(tenant = tenant.name, queue = context.name, "consuming");
+        let consumed = tenant.consumed.subscribe();
+        let task = QueueTask { context, views: self.views.clone(), consumed, stop: self.stop.clone() };
         let sessions = self.link.sessions();
         self.running.spawn(async move {
             // A task of its own, so that a panic in it is seen here.
@@ -206,40 +204,4 @@ async fn exists(session: &Session, tenant: &str, queue: WorkQueue) -> Option<boo
         channel.close(200, topology::short("done").ok()?).await.ok()?;
     }
     exists
-}
-
-/// Most deliveries in hand of a queue: bounded in bytes, since a body of a partition is bounded, whatever the number of
-/// tenants.
-fn prefetch(queue: WorkQueue, settings: &Settings) -> u16 {
-    if queue == WorkQueue::Large {
-        return LARGE_PREFETCH;
-    }
-    let queues = settings.tenants.len() * usize::from(settings.partitions);
-    let bounded = MAX_BYTES_IN_HAND / (queues.max(1) * shared::partition::LARGE_BODY);
-    let most = 2 * settings.batch_size;
-    u16::try_from(bounded.max(MIN_PREFETCH).min(most)).unwrap_or(u16::MAX)
-}
-
-#[cfg(test)]
-mod tests {
-    use shared::env::Env;
-
-    use super::*;
-
-    fn settings(tenants: usize, partitions: &str) -> Settings {
-        let names: Vec<String> = (0..tenants).map(|n| format!("t{n}")).collect();
-        let uris: Vec<(String, String)> =
-            (0..tenants).map(|n| (format!("T{n}_MONGO_URI"), format!("mongodb://h/d{n}"))).collect();
-        let listed = names.join(",");
-        let mut env = vec![("TENANTS", listed.as_str()), ("WEBHOOK_WORKERS", partitions)];
-        env.extend(uris.iter().map(|(name, uri)| (name.as_str(), uri.as_str())));
-        Settings::read(Env::of(&env)).unwrap()
-    }
-
-    #[test]
-    fn what_is_in_hand_is_bounded_whatever_the_number_of_tenants() {
-        let of = |tenants, partitions| prefetch(WorkQueue::Partition(0), &settings(tenants, partitions));
-        assert_eq!([of(1, "4"), of(2, "4"), of(4, "4"), of(50, "8"), of(50, "64")], [400, 400, 256, 10, 8]);
-        assert_eq!(prefetch(WorkQueue::Large, &settings(1, "4")), 4);
-    }
 }

@@ -18,6 +18,7 @@ use super::QueueContext;
 use super::intake::{Intake, IntakeError};
 use super::roster::{Preference, View};
 use super::settle::Settle;
+use super::share::Consumed;
 use super::write::Write;
 use crate::store::retries::Refusals;
 
@@ -48,8 +49,8 @@ pub struct QueueTask {
     pub context: QueueContext,
     /// Who else is there, from which follows how much this worker is to have the queue.
     pub views: watch::Receiver<View>,
-    /// Most deliveries in hand.
-    pub prefetch: u16,
+    /// The queues of all tenants, from which follows how much it may have in hand.
+    pub consumed: watch::Receiver<Consumed>,
     /// Cancelled when the worker stops.
     pub stop: CancellationToken,
 }
@@ -102,6 +103,7 @@ impl QueueTask {
     /// Consumes over one connection.
     async fn consume(&mut self, session: &Session, memory: &mut Memory) -> Result<Ended, IntakeError> {
         self.views.mark_unchanged();
+        self.consumed.mark_unchanged();
         let preference = self.preference();
         let prefetch = self.prefetch(memory);
         let opened = Intake::open(&self.context, session, prefetch, preference.priority);
@@ -142,6 +144,12 @@ impl QueueTask {
                     let next = self.preference();
                     if next.priority != preference.priority {
                         preference = next;
+                        self.consume_anew(session, intake, preference, memory).await?;
+                    }
+                    continue;
+                }
+                Ok(()) = self.consumed.changed() => {
+                    if self.prefetch(memory) != intake.prefetch {
                         self.consume_anew(session, intake, preference, memory).await?;
                     }
                     continue;
@@ -213,7 +221,8 @@ impl QueueTask {
     }
 
     fn prefetch(&self, memory: &Memory) -> u16 {
-        if memory.careful { 1 } else { self.prefetch }
+        let QueueContext { tenant, queue, .. } = &self.context;
+        if memory.careful { 1 } else { self.consumed.borrow().prefetch(*queue, tenant.settings.batch_size) }
     }
 
     fn preference(&self) -> Preference {

@@ -73,6 +73,9 @@ pub enum Failure {
     /// The server lacks something, in words.
     #[error("{0}")]
     Unfit(String),
+    /// The documents of a batch are too large together: half of it needs less.
+    #[error("the documents that a batch concerns have more than {0} bytes")]
+    TooMuch(usize),
     /// A write is where it should be, but not enough members have it.
     #[error("a majority of MongoDB's members doesn't confirm writes: is one down, or too far behind?")]
     NoMajority,
@@ -110,7 +113,7 @@ impl Failure {
         match self {
             Self::TimedOut(_) | Self::NoMajority | Self::Cancelled => Class::Infrastructure,
             // It would do so again: the event must be found and set aside, or it would hold up all others.
-            Self::Panicked => Class::Data,
+            Self::Panicked | Self::TooMuch(_) => Class::Data,
             Self::NoReplicaSet | Self::Unfit(_) => Class::Configuration,
             Self::Refused { code, .. } => by_code(*code, duplicate_keys),
             Self::Mongo(error) => match &*error.kind {

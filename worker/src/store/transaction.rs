@@ -2,13 +2,13 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use futures_util::TryStreamExt;
-use mongodb::ClientSession;
 use mongodb::bson::{DateTime, Document, RawArrayBuf, RawDocumentBuf, doc, rawdoc};
 use mongodb::options::{ReadConcern, ReadPreference, SelectionCriteria, WriteConcern};
+use mongodb::{ClientSession, SessionCursor};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -25,6 +25,9 @@ const COMMIT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Updates in one command, which must stay below 48 MB. A batch of a worker has hardly more.
 const MAX_UPDATES: usize = 1000;
+
+/// Most bytes of documents that a batch of several events may load: one event may need more, a batch can be halved.
+const MAX_LOADED: usize = 64 << 20;
 
 /// How long an attempt that missed its deadline may take to end: the next one would only wait for its locks. One
 /// whose connection hangs never ends.
@@ -80,6 +83,7 @@ pub async fn attempt(
         dry_run,
         abandoned: abandoned.clone(),
         session: session.clone(),
+        loaded: AtomicUsize::new(0),
     };
     // A task of its own, since dropping the driver's futures half way would leave the session and its
     // locks behind, and since nothing in the driver has a deadline of its own.
@@ -119,6 +123,8 @@ struct Attempt {
     abandoned: CancellationToken,
     /// The id of its session, once there is one.
     session: Arc<OnceLock<Document>>,
+    /// Bytes of documents that were loaded so far.
+    loaded: AtomicUsize,
 }
 
 impl Attempt {
@@ -261,8 +267,8 @@ impl Attempt {
         let collection = self.store.database.collection::<RawDocumentBuf>(&self.store.names.messages);
         let event_ids: Vec<&String> = event_ids.iter().collect();
         let filter = doc! {"_id": {"$type": "objectId"}, "event_id": {"$in": event_ids}};
-        let mut cursor = collection.find(filter).sort(doc! {"_id": 1}).session(&mut *session).await?;
-        Ok(cursor.stream(session).try_collect().await?)
+        let cursor = collection.find(filter).sort(doc! {"_id": 1}).session(&mut *session).await?;
+        self.collect(cursor, session).await
     }
 
     async fn find_ids(
@@ -284,8 +290,27 @@ impl Attempt {
         if let Some(fields) = fields {
             find = find.projection(fields);
         }
-        let mut cursor = find.session(&mut *session).await?;
-        Ok(cursor.stream(session).try_collect().await?)
+        let cursor = find.session(&mut *session).await?;
+        self.collect(cursor, session).await
+    }
+
+    /// All that a cursor finds, if a batch may have as much.
+    async fn collect(
+        &self,
+        mut cursor: SessionCursor<RawDocumentBuf>,
+        session: &mut ClientSession,
+    ) -> Result<Vec<RawDocumentBuf>, Failure> {
+        let mut found = Vec::new();
+        let is_bounded = self.events.len() > 1 && !matches!(self.work, Work::Rebuild { .. });
+        while let Some(document) = cursor.next(session).await.transpose()? {
+            let bytes = document.as_bytes().len();
+            let loaded = self.loaded.fetch_add(bytes, Ordering::Relaxed) + bytes;
+            if is_bounded && loaded > MAX_LOADED {
+                return Err(Failure::TooMuch(MAX_LOADED));
+            }
+            found.push(document);
+        }
+        Ok(found)
     }
 
     async fn save(
