@@ -136,7 +136,10 @@ mod tests {
             assert_eq!(as_expected(&text), Some((base64.clone(), spelling.to_owned())), "{text}");
         }
         for text in ["", "sha256=%", "\u{e9}\u{e9}\u{e9}\u{e9}"] {
-            assert_eq!(as_expected(text).map(|(signature, _)| signature).filter(|text| !text.is_empty()), None);
+            assert_eq!(
+                as_expected(text).map(|(signature, _)| signature).filter(|text| !text.is_empty()),
+                None
+            );
         }
     }
 }

@@ -214,13 +214,23 @@ mod tests {
     #[test]
     fn a_policy_without_keys_is_an_error_that_names_the_tenant() {
         for (env, named) in [
-            (&[("SIGNATURE_POLICY", "reject"), ("SIGNING_KEYS", "k")][..], &["VIP_SIGNING_KEYS: is not set"][..]),
-            (&[("SIGNATURE_POLICY", "quarantine")], &["FASTER_SIGNING_KEYS or SIGNING_KEYS: ", "VIP_SIGNING_KEYS: "]),
+            (
+                &[("SIGNATURE_POLICY", "reject"), ("SIGNING_KEYS", "k")][..],
+                &["VIP_SIGNING_KEYS: is not set"][..],
+            ),
+            (
+                &[("SIGNATURE_POLICY", "quarantine")],
+                &["FASTER_SIGNING_KEYS or SIGNING_KEYS: ", "VIP_SIGNING_KEYS: "],
+            ),
             (&[("SIGNATURE_POLICY", "off")], &[]),
             (&[("SIGNING_KEYS", " , ")], &["SIGNING_KEYS: names no key"]),
             (&[("SIGNATURE_POLICY", "off"), ("VIP_SIGNING_KEYS", ",")], &["VIP_SIGNING_KEYS: names no key"]),
             (
-                &[("SIGNATURE_POLICY", "reject"), ("TENANTS", "vip"), ("VIP_SIGNING_KEYS_FILE", "/nowhere/at/all")],
+                &[
+                    ("SIGNATURE_POLICY", "reject"),
+                    ("TENANTS", "vip"),
+                    ("VIP_SIGNING_KEYS_FILE", "/nowhere/at/all"),
+                ],
                 &["VIP_SIGNING_KEYS_FILE: /nowhere/at/all: "],
             ),
         ] {

@@ -127,11 +127,7 @@ fn meant(escaped: char, quote: char) -> Option<char> {
 }
 
 /// The value with what `${NAME}` and `${NAME:-default}` stand for. The environment comes before the file.
-fn expand(
-    value: &str,
-    known: &BTreeMap<String, String>,
-    read: &BTreeMap<String, Option<String>>,
-) -> String {
+fn expand(value: &str, known: &BTreeMap<String, String>, read: &BTreeMap<String, Option<String>>) -> String {
     let (mut expanded, mut rest) = (String::with_capacity(value.len()), value);
     while let Some(at) = rest.find("${") {
         let (before, reference) = rest.split_at(at);
@@ -142,7 +138,8 @@ fn expand(
             continue;
         };
         // A name that stands alone is there, without a value, so that no default takes its place.
-        let found = known.get(name).map(String::as_str).or_else(|| Some(read.get(name)?.as_deref().unwrap_or("")));
+        let found =
+            known.get(name).map(String::as_str).or_else(|| Some(read.get(name)?.as_deref().unwrap_or("")));
         expanded.push_str(found.unwrap_or(default));
         rest = after;
     }

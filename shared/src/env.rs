@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
 
-use crate::setting::{self, Binary, Setting};
 use crate::dotenv::{self, Dotenv};
+use crate::setting::{self, Binary, Setting};
 use crate::{host, similar};
 
 /// Exit status for a bad configuration: `EX_USAGE` of sysexits.h.
@@ -113,7 +113,9 @@ impl Env {
             self.warning(format!(".env: line {line} can't be understood, and is ignored, as in the bridge"));
         }
         if text.starts_with(BYTE_ORDER_MARK) {
-            self.warning(".env: begins with a byte order mark, which belongs to the first name, as in the bridge");
+            self.warning(
+                ".env: begins with a byte order mark, which belongs to the first name, as in the bridge",
+            );
         }
     }
 

@@ -45,7 +45,10 @@ async fn a_service_that_only_looks_like_mongodb_is_refused_and_gives_up_no_event
         answer_with(member, Some(code), commands).await;
         let (status, said) = check(&place, &uri, &[]);
         assert_eq!(status, Some(64), "{said}");
-        assert!(said.contains("tenant faster: MongoDB can't do what is needed") && said.contains("DocumentDB"), "{said}");
+        assert!(
+            said.contains("tenant faster: MongoDB can't do what is needed") && said.contains("DocumentDB"),
+            "{said}"
+        );
     }
     // From the start.
     let worker = Worker::start(&place, &[("MONGO_URI", &uri)]).await;
@@ -94,7 +97,10 @@ async fn a_majority_that_cannot_confirm_shows_within_15_seconds_also_while_nothi
     poll::until_within("it shows", bad, Duration::from_secs(15), shown).await;
     println!("shown after {:.1?}", killed.elapsed());
     let (status, said) = check(&place, &uri, &[]);
-    assert!(status == Some(64) && said.contains("a majority of MongoDB's members doesn't confirm writes"), "{said}");
+    assert!(
+        status == Some(64) && said.contains("a majority of MongoDB's members doesn't confirm writes"),
+        "{said}"
+    );
 
     tokio::task::block_in_place(|| secondary.server.start());
     poll::until("all is well again", well, shown).await;
@@ -107,7 +113,10 @@ async fn rights_that_are_missing_are_named_before_the_first_event() {
     let (place, (set, root)) = (Place::new().await, ReplicaSet::guarded().await);
     let (admin, database) = (root.database("admin"), place.database("faster"));
     let grant = |role: &str| doc! {"role": role, "db": &database};
-    admin.run_command(doc! {"createUser": "reader", "pwd": "hunter2", "roles": [grant("read")]}).await.unwrap();
+    admin
+        .run_command(doc! {"createUser": "reader", "pwd": "hunter2", "roles": [grant("read")]})
+        .await
+        .unwrap();
     let uri = format!("mongodb://reader:hunter2@{}/?directConnection=true", set.members[0].address);
     let (status, said) = check(&place, &uri, &[]);
     assert!(status == Some(64) && said.contains("no right to insert, update, createIndex"), "{said}");
@@ -133,14 +142,20 @@ async fn what_an_operator_should_know_is_told_by_the_check_and_at_start() {
     set.members[0].run(doc! {"setParameter": 1, "transactionLifetimeLimitSeconds": 60}).await.unwrap();
     let (status, said) = check(&place, &uri, &[("MONGO_MAX_POOL_SIZE", "3")]);
     assert_eq!(status, Some(0), "{said}");
-    for warning in ["by_event of messages", "transactionLifetimeLimitSeconds of MongoDB is 60", "MONGO_MAX_POOL_SIZE: 6"] {
-        assert!(said.lines().any(|line| line.starts_with("warning: ") && line.contains(warning)), "{warning}: {said}");
+    for warning in
+        ["by_event of messages", "transactionLifetimeLimitSeconds of MongoDB is 60", "MONGO_MAX_POOL_SIZE: 6"]
+    {
+        assert!(
+            said.lines().any(|line| line.starts_with("warning: ") && line.contains(warning)),
+            "{warning}: {said}"
+        );
     }
     set.members[0].run(doc! {"setParameter": 1, "transactionLifetimeLimitSeconds": 3}).await.unwrap();
     let worker = Worker::start(&place, &[("MONGO_URI", &uri)]).await;
     let told = async || worker.process.log_text().contains("is 3, below MONGO_TIMEOUT (5s)");
     poll::until("it is logged", true, told).await;
-    let nobody = check(&place, "mongodb://127.0.0.1:1/?replicaSet=rs0", &[("AMQP_URL", "amqp://127.0.0.1:1")]);
+    let nobody =
+        check(&place, "mongodb://127.0.0.1:1/?replicaSet=rs0", &[("AMQP_URL", "amqp://127.0.0.1:1")]);
     assert_eq!(nobody.0, Some(64), "{}", nobody.1);
     assert!(nobody.1.contains("AMQP_URL: ") && nobody.1.contains("tenant faster: "), "{}", nobody.1);
     worker.process.stop().await;

@@ -60,7 +60,8 @@ async fn the_right_value_in_another_spelling_is_refused_and_recognised_by_hand()
         let output = run_with_input("ingest", &place.folder, &arguments, &settings, body);
         let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
         assert_eq!(output.status.code(), Some(1), "{said}");
-        let recognised = format!("the right value in another spelling ({spelling}), made by key 2 of faster, form raw");
+        let recognised =
+            format!("the right value in another spelling ({spelling}), made by key 2 of faster, form raw");
         assert!(said.contains(&recognised) && !said.contains("second"), "{said}");
     }
     assert_eq!(broker.waiting("faster").await, Some(0));
@@ -75,7 +76,8 @@ async fn what_has_leaked_allows_no_more_than_security_md_says() {
     let (database, broker) = (Database::of(&place, "faster").await, Broker::connect(&place.amqp_url).await);
     let (faster, vip) = (ingest.path("/webhook/faster"), ingest.path("/webhook/vip"));
     let contact = |event: &str, name: &str| {
-        json!({"event_id": event, "event_type": "contact.updated", "contact": {"id": 1, "firstName": name}}).to_string()
+        json!({"event_id": event, "event_type": "contact.updated", "contact": {"id": 1, "firstName": name}})
+            .to_string()
     };
     let (captured, later) = (contact("1", "Ann"), contact("2", "Anne"));
     let signature = STANDARD.encode(mac("other", &captured));
@@ -86,7 +88,11 @@ async fn what_has_leaked_allows_no_more_than_security_md_says() {
     }
     until_idle(&broker, &[&worker]).await;
     assert_eq!(database.count("webhook_events").await, 2);
-    assert_eq!(database.get("contacts", "1").await.get_str("firstName").unwrap(), "Anne", "not the one sent again");
+    assert_eq!(
+        database.get("contacts", "1").await.get_str("firstName").unwrap(),
+        "Anne",
+        "not the one sent again"
+    );
 
     // A signature fits its body alone, a body needs one, and neither is believed at another tenant.
     for (url, signature, body, reason) in [
@@ -117,7 +123,10 @@ async fn no_worker_needs_a_senders_key_but_to_verify_again() {
     let gone = [("SIGNING_KEYS_FILE", "/nowhere/at/all")];
     let worker = Worker::start(&place, &gone).await;
     let (url, body) = (ingest.path("/webhook/faster"), r#"{"event_id":"1"}"#);
-    assert_eq!(post_signed(&url, &STANDARD.encode(mac("right", body)), body).await.body["status"], "received");
+    assert_eq!(
+        post_signed(&url, &STANDARD.encode(mac("right", body)), body).await.body["status"],
+        "received"
+    );
     Database::of(&place, "faster").await.until_stored(1).await;
     assert_eq!(post_signed(&url, "wrong", r#"{"event_id":"2"}"#).await.body["reason"], "invalid_signature");
 
@@ -130,7 +139,11 @@ async fn no_worker_needs_a_senders_key_but_to_verify_again() {
     let answer = operate_with(&place, &again, &gone);
     assert!(answer.status == 64 && answer.errors.starts_with("SIGNING_KEYS_FILE: "), "{}", answer.errors);
     let answer = operate_with(&place, &again, &[]);
-    assert!(answer.status == 64 && answer.errors.contains("--reverify needs the keys of tenant faster"), "{}", answer.errors);
+    assert!(
+        answer.status == 64 && answer.errors.contains("--reverify needs the keys of tenant faster"),
+        "{}",
+        answer.errors
+    );
     assert_eq!(operate_with(&place, &again, &[("SIGNING_KEYS", "right")]).status, 0);
     worker.process.stop().await;
     place.remove().await;

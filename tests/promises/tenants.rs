@@ -20,7 +20,14 @@ impl Mongod {
         let stack = PathBuf::from(variable("PENSTOCK_STACK"));
         let pid = &server_env(&stack.join("mongod"))["MONGO_PID"];
         let child = Command::new("setpriv")
-            .args(["--pdeathsig", "KILL", &format!("/proc/{pid}/exe"), "--nounixsocket", "--bind_ip", "127.0.0.1"])
+            .args([
+                "--pdeathsig",
+                "KILL",
+                &format!("/proc/{pid}/exe"),
+                "--nounixsocket",
+                "--bind_ip",
+                "127.0.0.1",
+            ])
             .args(["--port", &address.port().to_string(), "--wiredTigerCacheSizeGB", "0.25", "--dbpath"])
             .arg(data)
             .args(options)
@@ -70,7 +77,8 @@ async fn a_standalone_mongodb_of_one_tenant_is_named_and_tried_again_while_the_o
         post_received(&ingest.path(&format!("/webhook/{tenant}")), r#"{"event_id":"1"}"#).await;
     }
     Database::of(&place, "vip").await.until_stored(1).await;
-    let told = async || down(&worker).await["faster"].as_str().is_some_and(|reason| reason.contains("replSet"));
+    let told =
+        async || down(&worker).await["faster"].as_str().is_some_and(|reason| reason.contains("replSet"));
     poll::until("/health says why", true, told).await;
     assert_eq!((up(&worker, "faster").await, up(&worker, "vip").await), (Some(0.0), Some(1.0)));
     assert_eq!(get(&format!("{}/readyz", worker.admin)).await.status, 200, "another tenant is served");
@@ -100,7 +108,8 @@ async fn a_worker_none_of_whose_tenants_can_be_served_stays_up_unready_and_says_
     let uri = format!("mongodb://{address}/");
     let worker = Worker::start(&place, &[("MONGO_URI", &uri), ("TENANTS", "faster")]).await;
     let reason = async || {
-        let readyz = penstock_tests::http::client().get(format!("{}/readyz", worker.admin)).send().await.unwrap();
+        let readyz =
+            penstock_tests::http::client().get(format!("{}/readyz", worker.admin)).send().await.unwrap();
         let status = readyz.status().as_u16();
         (status, readyz.text().await.unwrap().contains("faster: MongoDB is no replica set"))
     };

@@ -44,7 +44,10 @@ async fn events_go_through_encrypted_connections() {
     let broken = [("AMQP_URL", amqps.as_str()), ("SSL_CERT_FILE", "/nowhere/ca.crt")];
     let check = run("ingest", &place.folder, &["--check"], &broken);
     let said = String::from_utf8(check.stderr).unwrap();
-    assert!(check.status.code() == Some(64) && said.starts_with("SSL_CERT_FILE: /nowhere/ca.crt: "), "{said}");
+    assert!(
+        check.status.code() == Some(64) && said.starts_with("SSL_CERT_FILE: /nowhere/ca.crt: "),
+        "{said}"
+    );
     by_file.1.process.stop().await;
     common.remove().await;
 }

@@ -51,7 +51,9 @@ impl ReplicaSet {
     pub async fn until_settled(&self) {
         for member in &self.members {
             let settled = async || {
-                member.is_primary().await || member.says("secondary").await || member.says("arbiterOnly").await
+                member.is_primary().await
+                    || member.says("secondary").await
+                    || member.says("arbiterOnly").await
             };
             poll::until("the set is complete", true, settled).await;
         }

@@ -3,7 +3,7 @@
 use futures_util::future::join_all;
 use shared::telemetry::chain;
 
-use crate::commands::queue;
+use crate::commands::set_aside::queue;
 use crate::inspect;
 use crate::settings::{Settings, Tenant};
 use crate::store::Store;

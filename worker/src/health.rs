@@ -77,7 +77,8 @@ impl Health {
     /// What is wrong with every tenant, if something is: one that works makes a worker useful.
     fn all_down(&self) -> Option<String> {
         let down = self.down();
-        let reasons: Vec<String> = down.iter().map(|(tenant, reason)| format!("{tenant}: {reason}")).collect();
+        let reasons: Vec<String> =
+            down.iter().map(|(tenant, reason)| format!("{tenant}: {reason}")).collect();
         (down.len() == self.announcer.tenants.len()).then(|| reasons.join("; "))
     }
 }

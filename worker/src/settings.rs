@@ -290,9 +290,11 @@ mod tests {
     fn more_queues_than_can_be_in_hand_are_refused() {
         let problems = |tenants: u32| {
             let names: Vec<String> = (0..tenants).map(|n| format!("t{n}")).collect();
-            let uris: Vec<_> = (0..tenants).map(|n| (format!("T{n}_MONGO_URI"), format!("mongodb://h/d{n}"))).collect();
+            let uris: Vec<_> =
+                (0..tenants).map(|n| (format!("T{n}_MONGO_URI"), format!("mongodb://h/d{n}"))).collect();
             let names = names.join(",");
-            let mut env = vec![("TENANTS", names.as_str()), ("WEBHOOK_WORKERS", "64"), ("MONGO_MAX_POOL_SIZE", "66")];
+            let mut env =
+                vec![("TENANTS", names.as_str()), ("WEBHOOK_WORKERS", "64"), ("MONGO_MAX_POOL_SIZE", "66")];
             env.extend(uris.iter().map(|(name, uri)| (name.as_str(), uri.as_str())));
             Settings::read(Env::of(&env)).err().map_or(0, |refused| refused.problems.len())
         };
@@ -302,8 +304,11 @@ mod tests {
     #[test]
     fn a_pool_that_is_smaller_than_what_is_done_at_once_is_warned_about() {
         let warnings = |most, partitions| {
-            let env =
-                [("MONGO_URI", "mongodb://h/d"), ("MONGO_MAX_POOL_SIZE", most), ("WEBHOOK_WORKERS", partitions)];
+            let env = [
+                ("MONGO_URI", "mongodb://h/d"),
+                ("MONGO_MAX_POOL_SIZE", most),
+                ("WEBHOOK_WORKERS", partitions),
+            ];
             Settings::read(Env::of(&env)).unwrap().warnings().len()
         };
         assert_eq!([warnings("6", "4"), warnings("5", "4"), warnings("50", "64")], [0, 1, 1]);

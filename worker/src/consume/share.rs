@@ -69,7 +69,10 @@ mod tests {
         for (tenants, partitions) in [(1, 4), (3, 21), (50, 8), (64, 64)] {
             let queues = usize::from(tenants * partitions);
             assert!(usize::from(of(tenants, partitions)) * queues * LARGE_BODY <= MAX_BYTES, "{tenants}");
-            assert!(usize::from(large(tenants.min(51))) * usize::from(tenants.min(51)) * LARGEST_BODY <= MAX_LARGE_BYTES);
+            assert!(
+                usize::from(large(tenants.min(51))) * usize::from(tenants.min(51)) * LARGEST_BODY
+                    <= MAX_LARGE_BYTES
+            );
         }
     }
 

@@ -88,13 +88,7 @@ impl Write<'_> {
             Err(failure) => failure,
         };
         let (class, next) = part.attempts.failed(&failure, elapsed + started.elapsed());
-        debug!(
-            tenant = tenant.name,
-            queue = context.name,
-            ?class,
-            error = chain(&failure),
-            "not written"
-        );
+        debug!(tenant = tenant.name, queue = context.name, ?class, error = chain(&failure), "not written");
         tenant.state.record_failure(class, &failure);
         tenant.metrics.retries.inc();
         match next {
@@ -117,12 +111,20 @@ impl Write<'_> {
         match abandoned::end(&tenant.store).await {
             Ok(0) => false,
             Ok(transactions) => {
-                warn!(tenant = tenant.name, queue, transactions, "a worker that is gone had left documents locked, ended that");
+                warn!(
+                    tenant = tenant.name,
+                    queue, transactions, "a worker that is gone had left documents locked, ended that"
+                );
                 tenant.metrics.ended_abandoned(&tenant.name, transactions);
                 true
             }
             Err(failure) => {
-                debug!(tenant = tenant.name, queue, error = chain(&failure), "can't look for abandoned transactions");
+                debug!(
+                    tenant = tenant.name,
+                    queue,
+                    error = chain(&failure),
+                    "can't look for abandoned transactions"
+                );
                 false
             }
         }
@@ -132,7 +134,12 @@ impl Write<'_> {
     async fn part_by_part(&mut self, whole: Part, class: Class, failure: Failure) -> Result<(), IntakeError> {
         if class == Class::Conflict {
             let (tenant, queue, events) = (&self.context.tenant.name, &self.context.name, whole.events.len());
-            warn!(tenant, queue, events, "another transaction holds documents locked, writing the events that don't need them");
+            warn!(
+                tenant,
+                queue,
+                events,
+                "another transaction holds documents locked, writing the events that don't need them"
+            );
         }
         let mut left = Left::of(whole, class, failure);
         loop {

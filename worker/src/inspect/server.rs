@@ -8,8 +8,8 @@ use mongodb::bson::oid::ObjectId;
 use mongodb::bson::{DateTime, Document, doc};
 use mongodb::options::{ReadConcern, ReadPreference, SelectionCriteria, WriteConcern};
 
-use crate::store::failure::{Class, Failure};
-use crate::store::{Names, Store, refused, within};
+use crate::store::failure::{Class, Failure, within};
+use crate::store::{Names, Store, refused};
 
 /// The oldest version that has everything that is relied on.
 const OLDEST: (u32, u32) = (5, 0);
@@ -69,7 +69,8 @@ async fn try_transactions(store: Store) -> Result<(), Failure> {
             .await?;
         collection.find_one(doc! {"_id": "transaction"}).session(&mut session).await?;
         if commits {
-            let change = doc! {"q": {"_id": "transaction"}, "u": {"$set": {"at": DateTime::now()}}, "upsert": true};
+            let change =
+                doc! {"q": {"_id": "transaction"}, "u": {"$set": {"at": DateTime::now()}}, "upsert": true};
             let update = doc! {"update": probe, "updates": [change], "ordered": false};
             refused(&store.database.run_command(update).session(&mut session).await?)?;
             session.commit_transaction().await?;
@@ -97,8 +98,9 @@ fn too_old(version: &str) -> Option<String> {
     let mut numbers = version.split(['.', '-']).map(|number| number.parse::<u32>().ok());
     let version_numbers = (numbers.next()??, numbers.next()??);
     let (major, minor) = OLDEST;
-    (version_numbers < OLDEST)
-        .then(|| format!("MongoDB {version} is too old: {major}.{minor} is the oldest that Penstock works with"))
+    (version_numbers < OLDEST).then(|| {
+        format!("MongoDB {version} is too old: {major}.{minor} is the oldest that Penstock works with")
+    })
 }
 
 fn lacking_rights(status: &Document, store: &Store) -> Option<String> {
@@ -131,7 +133,8 @@ fn lacking_actions(status: &Document, database: &str, collections: &[&String]) -
 /// Whether a privilege allows to do this in a collection. Empty names stand for all.
 fn allows(privilege: &Document, action: &str, database: &str, collection: &str) -> Option<bool> {
     let actions = privilege.get_array("actions").ok()?;
-    let has_action = actions.iter().any(|granted| [Some(action), Some("anyAction")].contains(&granted.as_str()));
+    let has_action =
+        actions.iter().any(|granted| [Some(action), Some("anyAction")].contains(&granted.as_str()));
     let resource = privilege.get_document("resource").ok()?;
     let covers = |name: &str, wanted: &str| {
         resource.get_str(name).is_ok_and(|covered| covered.is_empty() || covered == wanted)
@@ -144,9 +147,14 @@ fn about_lifetime(seconds: i64, deadline: Duration) -> Option<String> {
     let lifetime = Duration::from_secs(seconds.try_into().ok()?);
     let of = format!("transactionLifetimeLimitSeconds of MongoDB is {seconds}");
     if lifetime < deadline {
-        Some(format!("{of}, below MONGO_TIMEOUT ({deadline:?}): MongoDB ends transactions that a worker still waits for"))
+        Some(format!(
+            "{of}, below MONGO_TIMEOUT ({deadline:?}): MongoDB ends transactions that a worker still waits for"
+        ))
     } else if lifetime > LONG_LIFETIME.max(2 * deadline) {
-        Some(format!("{of}: for so long a worker that is killed may hold others up; {} are enough", LONG_LIFETIME.as_secs()))
+        Some(format!(
+            "{of}: for so long a worker that is killed may hold others up; {} are enough",
+            LONG_LIFETIME.as_secs()
+        ))
     } else {
         None
     }
@@ -178,13 +186,17 @@ mod tests {
             doc! {"resource": {"db": database, "collection": collection}, "actions": actions}
         };
         let lacking = |privileges: Vec<Document>| {
-            let info = doc! {"authenticatedUsers": [{"user": "u"}], "authenticatedUserPrivileges": privileges};
+            let info =
+                doc! {"authenticatedUsers": [{"user": "u"}], "authenticatedUserPrivileges": privileges};
             lacking_actions(&doc! {"authInfo": info}, "d", &collections).unwrap_or_default()
         };
         let all = ACTIONS;
         assert_eq!(lacking(vec![privilege("d", "", &all)]), [""; 0]);
         assert_eq!(lacking(vec![privilege("", "", &all)]), [""; 0]);
-        assert_eq!(lacking(vec![doc! {"resource": {"anyResource": true}, "actions": ["anyAction"]}]), [""; 0]);
+        assert_eq!(
+            lacking(vec![doc! {"resource": {"anyResource": true}, "actions": ["anyAction"]}]),
+            [""; 0]
+        );
         assert_eq!(lacking(vec![privilege("d", "messages", &all), privilege("d", "calls", &all)]), [""; 0]);
         assert_eq!(lacking(vec![privilege("d", "messages", &all)]), all);
         assert_eq!(lacking(vec![privilege("other", "", &all)]), all);

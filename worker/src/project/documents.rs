@@ -35,4 +35,9 @@ impl Documents {
         let Self { ledger, messages, conversations: _, contacts: _, notes, calls } = self;
         [ledger, messages, notes, calls].into_iter().any(|table| table.iter().next().is_some())
     }
+
+    /// Forgets the documents that belong to single events.
+    pub fn let_go_of_own(&mut self) {
+        (self.messages, self.notes, self.calls) = (Table::default(), Table::default(), Table::default());
+    }
 }

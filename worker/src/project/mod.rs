@@ -20,6 +20,7 @@ pub mod conversation;
 pub mod convert;
 pub mod counted;
 pub mod documents;
+pub mod essential;
 pub mod ledger;
 pub mod message;
 pub mod neighbours;

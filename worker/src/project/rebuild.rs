@@ -42,6 +42,61 @@ impl Documents {
     }
 }
 
+/// Of many events that concern the same conversations: what is needed to compute these and the contacts anew.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Shared {
+    /// What tells each of the events from others, see [`Stamp::event`].
+    pub told_by: BTreeSet<(String, String)>,
+    /// The conversations that are to be counted.
+    pub conversations: BTreeSet<String>,
+}
+
+impl Documents {
+    /// Computes the messages, notes and calls that these events concern anew. What they say of conversations and contacts is
+    /// applied, but nothing of these is forgotten, and conversations keep their counts.
+    ///
+    /// `events` must be all that were read from the ledger of any of these messages, notes and calls.
+    pub fn rebuild_own(&mut self, events: &[Event], horizon: DateTime, now: DateTime) {
+        let wanted = Wanted::by(events);
+        let told_by = events.iter().map(|event| Stamp::of(event).event()).collect();
+        let forgetting = Forgetting { told_by, horizon };
+        forgetting.all(&mut self.messages, &wanted.messages, message::forget);
+        forgetting.all(&mut self.notes, &wanted.notes, |_| {});
+        forgetting.all(&mut self.calls, &wanted.calls, |_| {});
+        for event in events {
+            self.effects(event, now);
+        }
+        for (_, stored, conversation) in self.conversations.iter_mut_with_stored() {
+            recount::leave_uncounted(conversation, stored);
+        }
+    }
+
+    /// Computes the conversations and contacts anew, once all messages, notes and calls are. `events` suffice for them, see
+    /// [`super::essential`]; `neighbours` are all that is in the conversations.
+    pub fn rebuild_shared(
+        &mut self,
+        events: &[Event],
+        shared: &Shared,
+        neighbours: &Neighbours,
+        horizon: DateTime,
+        now: DateTime,
+    ) {
+        let wanted = Wanted::by(events);
+        let told_by = shared.told_by.iter().map(|(key, body)| (key.as_str(), body.as_str())).collect();
+        let forgetting = Forgetting { told_by, horizon };
+        let known_whole = self.conversations.iter().filter(|known| forgetting.is_known_whole(known));
+        let known_whole = known_whole.filter_map(|known| known.text("_id").map(str::to_owned)).collect();
+        forgetting.all(&mut self.contacts, &wanted.contacts, contact::forget);
+        forgetting.all(&mut self.conversations, &wanted.conversations, conversation::forget);
+        for event in events {
+            self.effects(event, now);
+        }
+        // They are among the neighbours.
+        self.let_go_of_own();
+        recount::recount(self, neighbours, &known_whole);
+    }
+}
+
 /// Which effects are to be forgotten.
 struct Forgetting<'a> {
     told_by: BTreeSet<(&'a str, &'a str)>,

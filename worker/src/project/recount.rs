@@ -44,6 +44,16 @@ pub fn recount(documents: &mut Documents, neighbours: &Neighbours, known_whole: 
     }
 }
 
+/// Gives a conversation the counts that it has as it is stored.
+pub fn leave_uncounted(conversation: &mut Record, stored: &RawDocument) {
+    for name in COUNTS {
+        match stored.get(name).ok().flatten() {
+            Some(count) => conversation.set(name, count),
+            None => conversation.remove(name),
+        }
+    }
+}
+
 /// Starts from what the bridge had counted, or from nothing.
 fn start_counting(conversation: &mut Record) {
     if bridge::is_untouched(conversation) {

@@ -49,6 +49,12 @@ impl Wanted {
         wanted
     }
 
+    /// The same without what many events may share.
+    #[must_use]
+    pub fn own(self) -> Self {
+        Self { conversations: BTreeSet::new(), contacts: BTreeSet::new(), ..self }
+    }
+
     /// Whether documents other than the ledger are concerned.
     #[must_use]
     pub fn concerns_documents(&self) -> bool {

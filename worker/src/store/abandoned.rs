@@ -25,14 +25,16 @@ pub async fn end(store: &Store) -> Result<usize, Failure> {
 /// The sessions of the user's own that have had a transaction open for longer than any worker would wait.
 async fn find(store: &Store) -> Result<Vec<Document>, Failure> {
     let too_long = micros(store.deadline + ABANDONED_TIMEOUT);
-    let is_left = doc! {"appName": &store.app_name, "active": false, "transaction.timeOpenMicros": {"$gt": too_long}};
+    let is_left =
+        doc! {"appName": &store.app_name, "active": false, "transaction.timeOpenMicros": {"$gt": too_long}};
     let pipeline = [
         doc! {"$currentOp": {"allUsers": false, "idleSessions": true}},
         doc! {"$match": is_left},
         doc! {"$project": {"lsid": 1}},
     ];
     let admin = store.client.database("admin");
-    let finding = tokio::spawn(async move { admin.aggregate(pipeline).await?.try_collect::<Vec<Document>>().await });
+    let finding =
+        tokio::spawn(async move { admin.aggregate(pipeline).await?.try_collect::<Vec<Document>>().await });
     let found = within(store.deadline, finding).await??;
     Ok(found.iter().filter_map(session).collect())
 }

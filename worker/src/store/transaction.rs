@@ -16,6 +16,7 @@ use super::failure::Failure;
 use super::{Store, UNFOLDED_BYTES, refused};
 use crate::decode::Event;
 use crate::project::neighbours::{self, Neighbours};
+use crate::project::rebuild::Shared;
 use crate::project::record::Record;
 use crate::project::table::{Change, Table, Writes};
 use crate::project::{Documents, Outcome, Wanted, ledger};
@@ -34,7 +35,7 @@ const MAX_LOADED: usize = 64 << 20;
 pub(super) const ABANDONED_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What to do with a batch of events.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Work {
     /// Apply those that are new, and enter them into the ledger.
     Apply,
@@ -45,6 +46,25 @@ pub enum Work {
         /// The ledger has every event that was stored since then.
         horizon: DateTime,
     },
+    /// Compute only those anew that belong to few events each, see [`Documents::rebuild_own`].
+    RebuildOwn {
+        /// The ledger has every event that was stored since then.
+        horizon: DateTime,
+    },
+    /// Compute only those anew that many events share, see [`Documents::rebuild_shared`].
+    RebuildShared {
+        /// The ledger has every event that was stored since then.
+        horizon: DateTime,
+        /// All of the events, and the conversations.
+        shared: Arc<Shared>,
+    },
+}
+
+impl Work {
+    /// Whether conversations and contacts are only touched in passing.
+    fn is_of_own(&self) -> bool {
+        matches!(self, Self::RebuildOwn { .. })
+    }
 }
 
 /// What came of an attempt.
@@ -58,6 +78,8 @@ pub struct Written {
     pub updated: usize,
     /// What would change, by collection, if everything is left as it is.
     pub changes: Vec<(String, Change)>,
+    /// The conversations that were loaded, if they are yet to be counted.
+    pub uncounted: BTreeSet<String>,
 }
 
 /// Does this work with these events in one transaction; or finds out what it would do. Fails after the deadline of the
@@ -154,14 +176,25 @@ impl Attempt {
         let events = self.unfolded();
         let (mut written, now) = (Written::default(), DateTime::now());
         let mut documents = self.load(session, &events).await?;
-        match self.work {
+        match &self.work {
             Work::Apply => {
                 written.outcomes = events.iter().map(|event| documents.apply(event, now)).collect();
             }
             Work::Reapply => events.iter().for_each(|event| documents.effects(event, now)),
             Work::Rebuild { horizon } => {
-                let neighbours = self.neighbours(session, &documents, &events).await?;
-                documents.rebuild(&events, &neighbours, horizon, now);
+                let mut chats = Wanted::by(&events).conversations;
+                chats.extend(documents.previous_conversations());
+                let neighbours = self.neighbours(session, &documents, chats).await?;
+                documents.rebuild(&events, &neighbours, *horizon, now);
+            }
+            Work::RebuildOwn { horizon } => {
+                documents.rebuild_own(&events, *horizon, now);
+                let ids = documents.conversations.iter().filter_map(|conversation| conversation.text("_id"));
+                written.uncounted = ids.map(str::to_owned).collect();
+            }
+            Work::RebuildShared { horizon, shared } => {
+                let neighbours = self.neighbours(session, &documents, shared.conversations.clone()).await?;
+                documents.rebuild_shared(&events, shared, &neighbours, *horizon, now);
             }
         }
         drop(events);
@@ -174,13 +207,17 @@ impl Attempt {
             (&names.notes, documents.notes, None),
             (&names.calls, documents.calls, None),
         ] {
-            if self.dry_run {
+            // What becomes of the others is told once they are computed.
+            let is_told = !self.work.is_of_own() || updated_at.is_none();
+            if self.dry_run && is_told {
                 let changes = table.changes()?.into_iter().map(|change| (name.clone(), change));
                 written.changes.extend(changes);
             }
             let writes = table.into_writes(updated_at)?;
-            written.inserted += writes.inserts.len();
-            written.updated += writes.updates.len();
+            if is_told {
+                written.inserted += writes.inserts.len();
+                written.updated += writes.updates.len();
+            }
             if !self.dry_run {
                 self.save(session, name, writes).await?;
             }
@@ -198,8 +235,13 @@ impl Attempt {
     }
 
     async fn load(&self, session: &mut ClientSession, events: &[Event]) -> Result<Documents, Failure> {
-        let (names, wanted) = (&self.store.names, Wanted::by(events));
+        let (names, mut wanted) = (&self.store.names, Wanted::by(events));
         let mut documents = Documents::default();
+        if let Work::RebuildShared { shared, .. } = &self.work {
+            let Wanted { mut conversations, contacts, .. } = wanted;
+            conversations.extend(shared.conversations.iter().cloned());
+            wanted = Wanted { conversations, contacts, ..Wanted::default() };
+        }
         if self.work == Work::Apply {
             let known_by = Some(fields(&ledger::KNOWN_BY));
             documents.ledger.load(self.find_ids(session, &names.ledger, &wanted.ledger, known_by).await?)?;
@@ -225,10 +267,8 @@ impl Attempt {
         &self,
         session: &mut ClientSession,
         documents: &Documents,
-        events: &[Event],
+        chats: BTreeSet<String>,
     ) -> Result<Neighbours, Failure> {
-        let mut chats = Wanted::by(events).conversations;
-        chats.extend(documents.previous_conversations());
         let in_chats = doc! {"chat_id": {"$in": chats.into_iter().collect::<Vec<_>>()}};
         let (names, mut neighbours) = (&self.store.names, Neighbours::default());
         let is_here = |table: &Table, found: &Record| found.get("_id").is_some_and(|id| table.has(id));
@@ -301,7 +341,7 @@ impl Attempt {
         session: &mut ClientSession,
     ) -> Result<Vec<RawDocumentBuf>, Failure> {
         let mut found = Vec::new();
-        let is_bounded = self.events.len() > 1 && !matches!(self.work, Work::Rebuild { .. });
+        let is_bounded = self.events.len() > 1 && matches!(self.work, Work::Apply | Work::Reapply);
         while let Some(document) = cursor.next(session).await.transpose()? {
             let bytes = document.as_bytes().len();
             let loaded = self.loaded.fetch_add(bytes, Ordering::Relaxed) + bytes;

@@ -8,7 +8,7 @@ use mongodb::bson::{DateTime, Document, doc};
 use mongodb::options::{ReadConcern, ReadPreference, SelectionCriteria};
 use tokio::time::timeout;
 
-use super::{DEADLINE, LONGEST_RUN, Rebuild};
+use super::{DEADLINE, LONGEST_RUN, PAGE, Rebuild};
 use crate::decode::Event;
 use crate::project::ledger;
 use crate::store::failure::Failure;
@@ -27,9 +27,13 @@ impl Rebuild {
 
     /// Reads events from the ledger. Some may have expired meanwhile.
     pub(super) async fn events(&self, ids: &[String]) -> Result<Vec<Event>, Failure> {
+        Ok(self.entries(ids).await?.into_iter().map(|(_, event)| event).collect())
+    }
+
+    /// The same, with their `_id` in the ledger.
+    pub(super) async fn entries(&self, ids: &[String]) -> Result<Vec<(String, Event)>, Failure> {
         let mut events = Vec::new();
-        // A command must not be larger than 16 MiB.
-        for ids in ids.chunks(1000) {
+        for ids in ids.chunks(PAGE) {
             let wanted = doc! {"_id": {"$in": ids}};
             let mut entries = Reading(self.ledger(wanted, ledger::fields_of_events(), None).await?);
             while let Some(entry) = entries.next().await? {
@@ -37,7 +41,7 @@ impl Rebuild {
                 if event.is_large() {
                     event.shed_members();
                 }
-                events.push(event);
+                events.push((entry.get_str("_id").unwrap_or_default().to_owned(), event));
             }
         }
         Ok(events)

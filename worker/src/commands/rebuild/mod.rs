@@ -18,8 +18,11 @@ use shared::telemetry::chain;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{CommandError, printable, progress, say};
+use crate::decode::Event;
+use crate::project::essential::Essential;
+use crate::project::rebuild::Shared;
 use crate::project::table::Change;
-use crate::project::{self, Wanted};
+use crate::project::{self, Stamp, Wanted};
 use crate::settings::{Purpose, Settings};
 use crate::store::Store;
 use crate::store::failure::{Class, Failure};
@@ -41,6 +44,10 @@ const PATIENCE: Duration = Duration::from_mins(2);
 const FAILURES_TOGETHER: u32 = 5;
 /// Bodies in a batch, in bytes.
 const BATCH_BYTES: usize = 4 << 20;
+/// Events that are read from the ledger at once: a command must not be larger than 16 MiB.
+const PAGE: usize = 1000;
+/// Events that concern the same documents, in one transaction: MongoDB ends one that takes too long.
+const LARGE_GROUP: usize = 2000;
 /// Events stored shortly before the ledger was read may have been committed after it. Clocks differ, too.
 const MARGIN: Duration = Duration::from_mins(10);
 /// While the ledger is read and worked through, it forgets more. What takes longer is given up.
@@ -192,7 +199,7 @@ impl Rebuild {
     ) -> Result<(), Failure> {
         let bar = progress("rebuilding", groups.events() as u64);
         let batches = groups.into_batches(self.settings.batch_size, BATCH_BYTES);
-        let running = stream::iter(batches).map(|batch| self.batch(batch, work));
+        let running = stream::iter(batches).map(|batch| self.batch(batch, work.clone()));
         let mut running = running.buffer_unordered(self.settings.partitions.into());
         let mut first = Ok(());
         while let Some(done) = running.next().await {
@@ -244,18 +251,18 @@ impl Rebuild {
             return done;
         }
         if batch.len() > 1
-            && let Ok(written) = self.write(&batch.concat(), work, FAILURES_TOGETHER).await
+            && let Ok(written) = self.write(&batch.concat(), &work, FAILURES_TOGETHER).await
         {
             done.written = written;
             return done;
         }
         for group in &batch {
-            match self.write(group, work, u32::MAX).await {
-                Ok(Written { inserted, updated, changes, .. }) => {
-                    done.written.inserted += inserted;
-                    done.written.updated += updated;
-                    done.written.changes.extend(changes);
-                }
+            let written = match work {
+                Work::Rebuild { horizon } if group.len() > LARGE_GROUP => self.in_parts(group, horizon).await,
+                _ => self.write(group, &work, u32::MAX).await,
+            };
+            match written {
+                Ok(written) => add(&mut done.written, written),
                 Err(failure) if matters_to_all(&failure) => {
                     done.ended = Some(failure);
                     return done;
@@ -264,6 +271,35 @@ impl Rebuild {
             }
         }
         done
+    }
+
+    /// Computes what a group concerns anew that is too large for one transaction: first what belongs to few events each, and
+    /// then the conversations and contacts that all of them share.
+    async fn in_parts(&self, group: &[String], horizon: DateTime) -> Result<Written, Failure> {
+        let (mut own, mut essential, mut shared) =
+            (Groups::default(), Essential::default(), Shared::default());
+        for ids in group.chunks(PAGE) {
+            let entries = self.entries(ids).await?;
+            for (id, event) in &entries {
+                let (key, body) = Stamp::of(event).event();
+                shared.told_by.insert((key.to_owned(), body.to_owned()));
+                shared.conversations.extend(event.chat_id.clone());
+                let concerned = concerned(event).own();
+                if concerned.concerns_documents() {
+                    own.add(id.clone(), event.body.len(), &concerned);
+                }
+            }
+            essential.add(entries);
+        }
+        let mut written = Written::default();
+        for batch in own.into_batches(self.settings.batch_size, BATCH_BYTES) {
+            let part = self.write(&batch.concat(), &Work::RebuildOwn { horizon }, u32::MAX).await?;
+            shared.conversations.extend(part.uncounted.iter().cloned());
+            add(&mut written, part);
+        }
+        let work = Work::RebuildShared { horizon, shared: shared.into() };
+        add(&mut written, self.write(&essential.into_ids(), &work, u32::MAX).await?);
+        Ok(written)
     }
 
     /// Applies what workers have stored since the ledger was read.
@@ -296,12 +332,14 @@ impl Rebuild {
     }
 
     /// Does the work with these events, as often as it takes, up to so many failures.
-    async fn write(&self, ids: &[String], work: Work, failures: u32) -> Result<Written, Failure> {
+    async fn write(&self, ids: &[String], work: &Work, failures: u32) -> Result<Written, Failure> {
         let (mut attempts, started) = (Attempts::default(), Instant::now());
         let mut failed = 0;
         loop {
             let written = match self.events(ids).await {
-                Ok(events) => transaction::attempt(&self.store, events.into(), work, self.dry_run).await,
+                Ok(events) => {
+                    transaction::attempt(&self.store, events.into(), work.clone(), self.dry_run).await
+                }
                 Err(failure) => Err(failure),
             };
             let Err(failure) = written else { return written };
@@ -316,6 +354,15 @@ impl Rebuild {
     }
 }
 
+/// The documents that an event concerns, also if its body was given up.
+fn concerned(event: &Event) -> Wanted {
+    let mut event = event.clone();
+    if event.is_large() {
+        event.recall_members();
+    }
+    Wanted::by(&[event])
+}
+
 /// What came of a batch.
 #[derive(Debug, Default)]
 struct Done {
@@ -324,6 +371,19 @@ struct Done {
     failed: Vec<Failed>,
     /// Why it makes no sense to go on.
     ended: Option<Failure>,
+}
+
+/// The documents that an event concerns, also if its parsed body was given up.
+fn concerned(event: &Event) -> Wanted {
+    let mut event = event.clone();
+    event.recall_members();
+    Wanted::by(&[event])
+}
+
+fn add(all: &mut Written, Written { inserted, updated, changes, .. }: Written) {
+    all.inserted += inserted;
+    all.updated += updated;
+    all.changes.extend(changes);
 }
 
 /// Whether a failure has nothing to do with the events. A missed deadline may have: their group may be large.

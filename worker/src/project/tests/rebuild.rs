@@ -4,8 +4,11 @@ use proptest::prelude::*;
 
 use super::order::arrivals;
 use super::*;
+use crate::commands::rebuild::groups::Groups;
 use crate::project::Stamp;
+use crate::project::essential::Essential;
 use crate::project::neighbours::{MESSAGES_COUNTED_BY, NOTES_COUNTED_BY, Neighbours};
+use crate::project::rebuild::Shared;
 use crate::project::stamp::MERGE_FIELD;
 
 impl Database {
@@ -21,6 +24,58 @@ impl Database {
         documents.ledger = Table::default();
         let mut chats = Wanted::by(events).conversations;
         chats.extend(documents.previous_conversations());
+        let neighbours = self.neighbours(&documents, &chats);
+        documents.rebuild(events, &neighbours, DateTime::from_millis(horizon), now);
+        self.save(&documents, now);
+    }
+
+    /// The same in parts, as it is done with many events of a conversation.
+    pub(super) fn rebuild_in_parts(&mut self, horizon: i64) {
+        let (now, horizon) = (DateTime::from_millis(RECEIVED + 1_000_000), DateTime::from_millis(horizon));
+        let events: Vec<(String, Event)> = self
+            .ledger
+            .0
+            .iter()
+            .map(|(id, entry)| (id.clone(), ledger::event("t", entry).unwrap()))
+            .collect();
+        let (mut own, mut essential, mut shared) =
+            (Groups::default(), Essential::default(), Shared::default());
+        for page in events.chunks(3) {
+            for (id, event) in page {
+                let (key, body) = Stamp::of(event).event();
+                shared.told_by.insert((key.to_owned(), body.to_owned()));
+                shared.conversations.extend(event.chat_id.clone());
+                let concerned = Wanted::by(std::slice::from_ref(event)).own();
+                if concerned.concerns_documents() {
+                    own.add(id.clone(), 1, &concerned);
+                }
+            }
+            essential.add(page.to_vec());
+        }
+        let of = |ids: Vec<String>| -> Vec<Event> {
+            let is_meant = |(id, _): &&(String, Event)| ids.contains(id);
+            events.iter().filter(is_meant).map(|(_, event)| event.clone()).collect()
+        };
+        for batch in own.into_batches(2, 2) {
+            let events = of(batch.concat());
+            let mut documents = self.load(&events);
+            documents.ledger = Table::default();
+            documents.rebuild_own(&events, horizon, now);
+            let ids = documents.conversations.iter().filter_map(|conversation| conversation.text("_id"));
+            shared.conversations.extend(ids.map(str::to_owned));
+            self.save(&documents, now);
+        }
+        let events = of(essential.into_ids());
+        let mut documents = self.load(&events);
+        documents.ledger = Table::default();
+        documents.let_go_of_own();
+        self.conversations.find(&shared.conversations, None, &mut documents.conversations);
+        let neighbours = self.neighbours(&documents, &shared.conversations);
+        documents.rebuild_shared(&events, &shared, &neighbours, horizon, now);
+        self.save(&documents, now);
+    }
+
+    fn neighbours(&self, documents: &Documents, chats: &BTreeSet<String>) -> Neighbours {
         let in_chats = |collection: &Collection, fields: &[&str], known: &Table| -> Vec<Document> {
             let is_in = |document: &&Document| {
                 document.get_str("chat_id").is_ok_and(|chat_id| chats.contains(chat_id))
@@ -40,8 +95,7 @@ impl Database {
         for note in in_chats(&self.notes, &NOTES_COUNTED_BY, &documents.notes) {
             neighbours.add_note(&record(&note));
         }
-        documents.rebuild(events, &neighbours, DateTime::from_millis(horizon), now);
-        self.save(&documents, now);
+        neighbours
     }
 
     pub(super) fn collections(&mut self) -> [&mut Collection; 5] {
@@ -121,6 +175,22 @@ proptest! {
                 prop_assert_eq!(document, &after.0[id]);
             }
         }
+    }
+
+    #[test]
+    fn in_parts_it_comes_to_the_same((_, batches) in arrivals(), damages in damages(), expired in 0..8_i64) {
+        let mut damaged = order::after(&batches);
+        let horizon = RECEIVED + expired;
+        damaged.ledger.0.retain(|_, entry| {
+            entry.get_datetime("stored_at").unwrap().timestamp_millis() >= horizon
+        });
+        for (collection, which, damage) in &damages {
+            harm(&mut damaged, *collection, *which, damage);
+        }
+        let (mut whole, mut parts) = (damaged.clone(), damaged);
+        whole.rebuild(&whole.events(), horizon);
+        parts.rebuild_in_parts(horizon);
+        prop_assert_eq!(parts.timeless(), whole.timeless());
     }
 
     #[test]
