@@ -1,18 +1,18 @@
 //! A connection to RabbitMQ that is opened again for ever, with everything declared before it is used.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::telemetry::chain;
 use futures_util::StreamExt;
-use lapin::options::ConfirmSelectOptions;
 use lapin::{Channel, Connection, ConnectionProperties, Event};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::address::Address;
+use crate::outbox::{self, Outgoing};
 use crate::server_version::{self, Unsupported};
 use crate::topology::{self, DeclareError};
 
@@ -29,30 +29,20 @@ const CHECK_INTERVAL: Duration = Duration::from_millis(500);
 /// writes nothing at all, acknowledgements included.
 #[derive(Clone, Copy, Debug)]
 pub enum Purpose {
-    /// Publishing, on so many channels in confirm mode.
+    /// Publishing with confirms.
     Publish {
-        /// Number of channels.
+        /// Number of channels: RabbitMQ has a process for each.
         channels: usize,
     },
     /// Consuming; the consumer opens its channels.
     Consume,
 }
 
-/// A channel in confirm mode.
-#[derive(Debug)]
-pub struct ConfirmChannel {
-    /// The channel.
-    pub channel: Channel,
-    /// Held while a message gets its number and its place among the frames to be sent. lapin does one after the other: two threads
-    /// could send in another order than they were numbered, and one would get the other's confirm.
-    pub order: Mutex<()>,
-}
-
 /// An open connection, until it is [`lost`](Session::lost).
 #[derive(Debug)]
 pub struct Session {
     connection: Connection,
-    channels: Vec<ConfirmChannel>,
+    outbox: Option<mpsc::Sender<Outgoing>>,
     opened: Instant,
     lost: CancellationToken,
     broken: watch::Sender<Option<&'static str>>,
@@ -64,10 +54,9 @@ impl Session {
         self.connection.create_channel().await
     }
 
-    /// The confirm channels of a connection for publishing.
-    #[must_use]
-    pub fn confirm_channels(&self) -> &[ConfirmChannel] {
-        &self.channels
+    /// Takes messages, if the connection is for publishing.
+    pub(crate) fn outbox(&self) -> Option<&mpsc::Sender<Outgoing>> {
+        self.outbox.as_ref()
     }
 
     /// Whether RabbitMQ refuses to read from this connection, for want of memory or disk.
@@ -80,12 +69,6 @@ impl Session {
     #[must_use]
     pub fn lost(&self) -> &CancellationToken {
         &self.lost
-    }
-
-    /// Time since it was opened.
-    #[must_use]
-    pub fn age(&self) -> Duration {
-        self.opened.elapsed()
     }
 
     /// Reports that this connection, or a channel of it, doesn't work: it will be replaced.
@@ -195,16 +178,15 @@ impl Opener {
 
     async fn session(&self, connection: Connection, setup: Channel) -> Result<Session, OpenError> {
         setup.close(200, topology::short("done").map_err(DeclareError::Name)?).await?;
-        let mut channels = Vec::new();
-        if let Purpose::Publish { channels: wanted } = self.purpose {
-            for _ in 0..wanted {
-                let channel = connection.create_channel().await?;
-                channel.confirm_select(ConfirmSelectOptions::default()).await?;
-                channels.push(ConfirmChannel { channel, order: Mutex::default() });
+        let lost = CancellationToken::new();
+        let broken = watch::Sender::new(None);
+        let outbox = match self.purpose {
+            Purpose::Publish { channels } => {
+                Some(outbox::open(&connection, channels, lost.clone(), broken.clone()).await?)
             }
-        }
-        let (lost, broken) = (CancellationToken::new(), watch::Sender::new(None));
-        Ok(Session { connection, channels, opened: Instant::now(), lost, broken })
+            Purpose::Consume => None,
+        };
+        Ok(Session { connection, outbox, opened: Instant::now(), lost, broken })
     }
 }
 
@@ -232,7 +214,7 @@ async fn supervise(opener: Opener, sender: watch::Sender<Option<Arc<Session>>>, 
                     warn!(connection, broker, reason, "lost the connection to RabbitMQ");
                 }
                 close(&session).await;
-                if session.age() > BACKOFF.1 {
+                if session.opened.elapsed() > BACKOFF.1 {
                     pause = BACKOFF.0;
                 }
             }

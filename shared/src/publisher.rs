@@ -1,21 +1,17 @@
 //! Publishing with confirms: a message counts as taken only when RabbitMQ has said so.
 
-use std::future::poll_fn;
-use std::pin::pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, PoisonError};
-use std::task::Poll;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use lapin::options::BasicPublishOptions;
+use lapin::BasicProperties;
 use lapin::types::{ShortString, ShortStringError};
-use lapin::{BasicProperties, Confirmation};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::{Instant, timeout_at};
 
-use crate::amqp::{ConfirmChannel, Link, Session};
-use crate::gate::Gate;
+use crate::amqp::{Link, Session};
+use crate::outbox::Outgoing;
 use crate::topology;
 
 /// Persistent, in the words of AMQP.
@@ -24,10 +20,10 @@ pub const DELIVERY_MODE_PERSISTENT: u8 = 2;
 /// A message on its way to an exchange.
 #[derive(Debug)]
 pub struct Message {
-    exchange: ShortString,
-    routing_key: ShortString,
-    properties: BasicProperties,
-    body: Bytes,
+    pub(crate) exchange: ShortString,
+    pub(crate) routing_key: ShortString,
+    pub(crate) properties: BasicProperties,
+    pub(crate) body: Bytes,
 }
 
 impl Message {
@@ -91,24 +87,17 @@ impl PublishError {
     }
 }
 
-/// A message takes a place in flight per so many bytes of its body, so that large ones are bounded too.
+/// A message takes one place in flight, and another for each of these bytes in its body: large ones are bounded too.
 const BYTES_PER_PLACE: usize = 32 << 10;
-/// After so many refusals in a row a session is replaced: RabbitMQ 3.10 goes on refusing on a channel that
-/// was refused while the policy that limited the queue was lifted.
-const NACKS_BEFORE_NEW_SESSION: usize = 50;
-/// At most one session is replaced for that in this time, since the queue may simply be full.
-const NACKED_SESSION_LIFE: Duration = Duration::from_secs(5);
 
-/// Publishes over a [`Link`], with a bound on what is under way.
+/// Publishes over a [`Link`], with a bound on what is in flight.
 #[derive(Debug)]
 pub struct Publisher {
     link: Link,
     places: u32,
     free_places: Arc<Semaphore>,
-    in_flight: Arc<AtomicUsize>,
-    nacks: Arc<AtomicUsize>,
-    next_channel: AtomicUsize,
-    gate: Arc<Gate>,
+    // Every message in flight has a clone.
+    in_flight: Arc<()>,
 }
 
 impl Publisher {
@@ -116,15 +105,8 @@ impl Publisher {
     /// queue has no bound.
     #[must_use]
     pub fn new(link: Link, places: u32) -> Self {
-        Self {
-            link,
-            places,
-            free_places: Arc::new(Semaphore::new(places as usize)),
-            in_flight: Arc::default(),
-            nacks: Arc::default(),
-            next_channel: AtomicUsize::new(0),
-            gate: Arc::default(),
-        }
+        let free_places = Arc::new(Semaphore::new(places as usize));
+        Self { link, places, free_places, in_flight: Arc::default() }
     }
 
     /// The connection this publishes over.
@@ -136,40 +118,35 @@ impl Publisher {
     /// Messages sent and not confirmed yet.
     #[must_use]
     pub fn in_flight(&self) -> usize {
-        self.in_flight.load(Ordering::Relaxed)
+        Arc::strong_count(&self.in_flight) - 1
     }
 
-    /// Publishes and waits for the confirm, at most for `patience`.
+    /// Publishes and waits for the confirm, at most for `patience`. A message that has its place is sent even if this
+    /// future is dropped.
     pub async fn publish(&self, message: Message, patience: Duration) -> Result<(), PublishError> {
         let deadline = Instant::now() + patience;
         let session = self.link.session().ok_or(PublishError::NotConnected)?;
         if session.is_blocked() {
             return Err(PublishError::Blocked);
         }
-        let places =
-            u32::try_from(message.body.len() / BYTES_PER_PLACE).unwrap_or(u32::MAX).saturating_add(1);
-        let taken = self.free_places.clone().acquire_many_owned(places.min(self.places));
         // Half of the time at most, since a message that was sent deserves a chance to be confirmed.
-        let Ok(Ok(taken)) = timeout_at(deadline - patience / 2, taken).await else {
-            return Err(PublishError::Busy);
-        };
-        let sending = Sending {
-            _places: taken,
-            _in_flight: InFlight::one_more(&self.in_flight),
-            nacks: self.nacks.clone(),
-            channel: self.next_channel.fetch_add(1, Ordering::Relaxed),
-            session,
-            gate: self.gate.clone(),
-        };
-        // A task of its own, which outlives this call: a confirm that is dropped leaks in lapin, and the
-        // message still takes its place until it is settled.
-        let settled = tokio::spawn(sending.send(message));
-        match timeout_at(deadline, settled).await {
+        let place = self.place(&message, deadline - patience / 2).await?;
+        let (outcome, confirmed) = oneshot::channel();
+        enqueue(&session, Outgoing { message, place, outcome })?;
+        match timeout_at(deadline, confirmed).await {
             Ok(Ok(outcome)) => outcome,
-            // The task was cancelled (shutdown) or panicked; either way nothing is confirmed.
-            Ok(Err(_)) => Err(PublishError::NotConnected),
+            // The task that publishes has ended, and everything that waited for it.
+            Ok(Err(_)) => Err(PublishError::Lost),
             Err(_) => Err(PublishError::TimedOut),
         }
+    }
+
+    async fn place(&self, message: &Message, deadline: Instant) -> Result<Place, PublishError> {
+        let places = u32::try_from(message.body.len() / BYTES_PER_PLACE).unwrap_or(u32::MAX);
+        let places = places.saturating_add(1).min(self.places);
+        let taken = timeout_at(deadline, self.free_places.clone().acquire_many_owned(places)).await;
+        let Ok(Ok(taken)) = taken else { return Err(PublishError::Busy) };
+        Ok(Place { _taken: taken, _in_flight: self.in_flight.clone() })
     }
 
     /// Waits until nothing is in flight, at most for `patience`, and closes the connection.
@@ -179,76 +156,20 @@ impl Publisher {
     }
 }
 
-/// Counts a message for as long as it exists.
+/// What a message takes of what may be in flight, until it is dropped.
 #[derive(Debug)]
-struct InFlight(Arc<AtomicUsize>);
-
-impl InFlight {
-    fn one_more(counter: &Arc<AtomicUsize>) -> Self {
-        counter.fetch_add(1, Ordering::Relaxed);
-        Self(counter.clone())
-    }
+pub(crate) struct Place {
+    _taken: OwnedSemaphorePermit,
+    _in_flight: Arc<()>,
 }
 
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-struct Sending {
-    _places: OwnedSemaphorePermit,
-    _in_flight: InFlight,
-    nacks: Arc<AtomicUsize>,
-    channel: usize,
-    session: Arc<Session>,
-    gate: Arc<Gate>,
-}
-
-impl Sending {
-    async fn send(self, message: Message) -> Result<(), PublishError> {
-        let lost = self.session.lost().clone();
-        let confirmation = tokio::select! {
-            confirmation = self.confirmation(message) => confirmation,
-            // lapin doesn't resolve every confirm of a connection that is gone.
-            () = lost.cancelled() => return Err(PublishError::Lost),
-        };
-        match confirmation {
-            Ok(Confirmation::Ack(None)) => {
-                self.nacks.store(0, Ordering::Relaxed);
-                Ok(())
-            }
-            Ok(_) => {
-                let nacks = self.nacks.fetch_add(1, Ordering::Relaxed) + 1;
-                if nacks >= NACKS_BEFORE_NEW_SESSION && self.session.age() > NACKED_SESSION_LIFE {
-                    self.nacks.store(0, Ordering::Relaxed);
-                    self.session.report_broken("RabbitMQ goes on refusing messages");
-                }
-                Err(PublishError::Nacked)
-            }
-            Err(error) => {
-                self.session.report_broken("a channel for publishing failed");
-                Err(PublishError::Failed(error))
-            }
+fn enqueue(session: &Session, outgoing: Outgoing) -> Result<(), PublishError> {
+    let outbox = session.outbox().ok_or(PublishError::NotConnected)?;
+    outbox.try_send(outgoing).map_err(|error| match error {
+        TrySendError::Full(_) => PublishError::Busy,
+        TrySendError::Closed(_) => {
+            session.report_broken("nothing publishes over it any more");
+            PublishError::NotConnected
         }
-    }
-
-    async fn confirmation(&self, message: Message) -> lapin::Result<Confirmation> {
-        let channels = self.session.confirm_channels();
-        let ConfirmChannel { channel, order } = &channels[self.channel % channels.len()];
-        let Message { exchange, routing_key, properties, body } = message;
-        let options = BasicPublishOptions::default();
-        let _passed = self.gate.pass().await;
-        let mut sending = pin!(channel.basic_publish(exchange, routing_key, options, &body, properties));
-        // Numbered and put into line the first time that it is polled.
-        let begun = poll_fn(|context| {
-            let _in_order = order.lock().unwrap_or_else(PoisonError::into_inner);
-            Poll::Ready(sending.as_mut().poll(context))
-        });
-        let confirm = match begun.await {
-            Poll::Ready(sent) => sent?,
-            Poll::Pending => sending.await?,
-        };
-        confirm.await
-    }
+    })
 }

@@ -6,6 +6,7 @@ mod bench;
 mod bridge;
 mod clusters;
 mod commands;
+mod confirms;
 mod contract;
 mod delivery;
 mod documents;

@@ -62,6 +62,8 @@ impl Outage {
         let before = self.spooled().await;
         self.load.until_more(200).await;
         let report = self.load.stop().await;
+        let in_flight = async || metric(&self.ingest.admin, "ingest_publishes_in_flight", &[]).await;
+        poll::until("confirms that came late have freed their places", Some(0.0), in_flight).await;
         let summary = report.summary(what);
         println!("{summary}, {spooled} spooled, drained after {drained:.1?}");
         assert!(report.otherwise.is_empty(), "{summary}: {:?}", report.otherwise);
@@ -189,7 +191,6 @@ async fn a_queue_that_is_full() {
     let broker = Broker::connect(&place.amqp_url).await;
     poll::until("vip's event is in its queue", Some(1), async || broker.waiting("vip").await).await;
 
-    // With the limit lifted, a channel that was refused stays refused (RabbitMQ 3.10): a new one must do.
     place.manage(Method::DELETE, &policy, None).await;
     let worker = Worker::start(&place, &[]).await;
     let database = Database::of(&place, "faster").await;
