@@ -17,8 +17,6 @@ use shared::host;
 use shared::publisher::Publisher;
 use shared::status;
 use shared::traces::{self, Traces};
-use tokio::runtime::Handle;
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -139,8 +137,6 @@ pub fn build(settings: Settings, name: String, stop: CancellationToken) -> Resul
         metrics,
         refusals: Mutex::new(Refusals::new(settings.refusal_budget, settings.refusal_window)),
         memory: Memory::default(),
-        large: Semaphore::new(1),
-        runtime: Handle::current(),
         allowances,
         stop: stop.clone(),
         settings,

@@ -8,8 +8,7 @@ use actix_web::web;
 use futures_util::StreamExt;
 use sha2::{Digest, Sha256};
 use shared::event::{self, Stream};
-use shared::json::{self, Unusable};
-use shared::partition;
+use shared::json::{Scan, Unusable};
 use shared::verify::{self, Form, Untrusted};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
@@ -175,52 +174,45 @@ pub const UNTRUSTED: &str = "untrusted";
 pub fn judge(tenant: &str, signing: &Signing, headers: &HeaderMap, body: &Body, limit: usize) -> Verdict {
     if body.sent > limit {
         // Only a part of what was signed is at hand.
-        let key = event::body_key(tenant, &body.bytes);
         let (event_type, signature) = (event::UNKNOWN.to_owned(), Form::Unchecked.name());
+        let key = event::event_key(tenant, None, &body.bytes, signature);
         let named = Named { key, event_type, chat_id: None, signature };
         return Verdict::Quarantine(named, Reason::TooLarge);
     }
-    let parsed = parse(headers, &body.bytes);
-    let object = parsed.as_ref().ok();
-    let trusted = match signature(signing, headers, body, object) {
+    let scanned = scan(headers, &body.bytes);
+    let trusted = match signature(signing, headers, &body.bytes) {
         Err(reason) if signing.policy == Policy::Reject => return Verdict::Reject(reason),
         trusted => trusted,
     };
+    // Of a body that can't be used nothing is known.
+    let found = scanned.unwrap_or_default();
     let named = |signature| Named {
-        key: object.map_or_else(
-            || event::body_key(tenant, &body.bytes),
-            |object| event::event_key(tenant, object, &body.bytes),
-        ),
-        event_type: event::routable_type(object.and_then(event::event_type)).to_owned(),
-        chat_id: object.and_then(partition::chat_id),
+        key: event::event_key(tenant, found.event_id().as_deref(), &body.bytes, signature),
+        event_type: event::routable_type(found.event_type().as_deref()).to_owned(),
+        chat_id: found.chat_id(),
         signature,
     };
-    match (trusted, &parsed) {
+    match (trusted, &scanned) {
         (Ok(form), Ok(_)) => Verdict::Accept(named(form.name())),
         (Ok(form), Err(reason)) => Verdict::Quarantine(named(form.name()), *reason),
         (Err(untrusted), _) => Verdict::Quarantine(named(UNTRUSTED), untrusted),
     }
 }
 
-fn parse(headers: &HeaderMap, body: &[u8]) -> Result<json::Object, Reason> {
+fn scan<'a>(headers: &HeaderMap, body: &'a [u8]) -> Result<Scan<'a>, Reason> {
     let encoding = headers.get(CONTENT_ENCODING).map(|value| value.as_bytes().trim_ascii());
     if encoding.is_some_and(|name| !name.is_empty() && !name.eq_ignore_ascii_case(b"identity")) {
         return Err(Reason::UnsupportedEncoding);
     }
-    json::parse(body).map_err(Reason::Unusable)
+    Scan::of(body).map_err(Reason::Unusable)
 }
 
-fn signature(
-    signing: &Signing,
-    headers: &HeaderMap,
-    body: &Body,
-    parsed: Option<&json::Object>,
-) -> Result<Form, Reason> {
+fn signature(signing: &Signing, headers: &HeaderMap, body: &[u8]) -> Result<Form, Reason> {
     let signature = headers.get(verify::HEADER).map(actix_web::http::header::HeaderValue::as_bytes);
     if signing.policy == Policy::Off {
         return Ok(if signature.is_some() { Form::Unchecked } else { Form::Unsigned });
     }
-    Ok(signing.keys.verify(signature, &body.bytes, parsed)?.form)
+    Ok(signing.keys.verify(signature, body)?.form)
 }
 
 /// The stream that a path's last segment names; none if there is no such stream.

@@ -8,7 +8,6 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use actix_web::body::MessageBody;
 use actix_web::dev::{ServiceRequest, ServiceResponse};
 use actix_web::http::ConnectionType;
-use actix_web::http::header::HeaderMap;
 use actix_web::middleware::Next;
 use actix_web::{Error, HttpRequest, HttpResponse, web};
 use serde_json::json;
@@ -18,8 +17,6 @@ use shared::status::{Announcement, Role, SpoolStatus};
 use shared::telemetry::chain;
 use shared::traces::{Span, SpanKind, Traces};
 use shared::verify;
-use tokio::runtime::Handle;
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
@@ -28,14 +25,12 @@ use crate::durable::{Durable, Nowhere};
 use crate::health::{self, Seen};
 use crate::metrics::{self, Metrics};
 use crate::pipeline::Pipeline;
-use crate::receive::{self, Body, Memory, Reason, Verdict};
+use crate::receive::{self, Memory, Reason, Verdict};
 use crate::refusals::Refusals;
 use crate::reply;
 use crate::settings::Settings;
 use crate::webhook::{self, Evidence, Facts, Webhook};
 
-/// Larger bodies are judged apart, one at a time: it takes milliseconds that others would have to wait. In bytes.
-const LARGE_BODY_BYTES: usize = 64 << 10;
 /// Longest signature that is kept as evidence; a good one has 44 characters.
 const MAX_SIGNATURE_LENGTH: usize = 200;
 /// A connection is closed after so many requests, so that load spreads again when ingests come and go.
@@ -64,10 +59,6 @@ pub struct Gateway {
     pub refusals: Mutex<Refusals>,
     /// For bodies that are being read.
     pub memory: Memory,
-    /// For large bodies that are being judged.
-    pub large: Semaphore,
-    /// Where they are judged. The threads that serve have each a pool of their own, and in each a body unfolds anew.
-    pub runtime: Handle,
     /// How much evidence is kept of each tenant.
     pub allowances: BTreeMap<String, Mutex<Allowance>>,
     /// Cancelled when this process was told to stop.
@@ -211,9 +202,9 @@ async fn webhook(
 ) -> HttpResponse {
     let received_at_ms = now_ms();
     let tenant = request.match_info().query("tenant");
-    if !gateway.settings.tenants.contains_key(tenant) {
+    let Some(signing) = gateway.settings.tenants.get(tenant) else {
         return reply::not_found("tenant");
-    }
+    };
     let Some(stream) = receive::stream(request.match_info().get("stream")) else {
         return reply::not_found("stream");
     };
@@ -226,11 +217,7 @@ async fn webhook(
         return reply::incomplete();
     };
 
-    let Some((verdict, body)) = judge(&gateway, tenant, &request, body).await else {
-        error!(tenant, "judging a body failed, which is a defect of ours");
-        return reply::refused();
-    };
-    let (named, reason) = match verdict {
+    let (named, reason) = match receive::judge(tenant, signing, request.headers(), &body, limit) {
         Verdict::Reject(reason) => {
             if gateway.may_keep(tenant, 0) {
                 warn!(tenant, reason = reason.name(), "rejected");
@@ -308,26 +295,6 @@ fn finish(mut span: Span, facts: &Facts, reply: &HttpResponse, is_durable: bool)
     if !is_durable {
         span.fail("neither RabbitMQ nor the spool can take it");
     }
-}
-
-/// Decides what a request is. Large bodies are judged on another thread; none if that fails.
-async fn judge(
-    gateway: &web::Data<Gateway>,
-    tenant: &str,
-    request: &HttpRequest,
-    body: Body,
-) -> Option<(Verdict, Body)> {
-    let judge = |gateway: &Gateway, tenant: &str, headers: &HeaderMap, body: &Body| {
-        let Settings { tenants, max_body_bytes, .. } = &gateway.settings;
-        Some(receive::judge(tenant, tenants.get(tenant)?, headers, body, *max_body_bytes))
-    };
-    if body.bytes.len() <= LARGE_BODY_BYTES {
-        return Some((judge(gateway, tenant, request.headers(), &body)?, body));
-    }
-    let _turn = gateway.large.acquire().await;
-    let (gateway, tenant, headers) = (gateway.clone(), tenant.to_owned(), request.headers().clone());
-    let runtime = gateway.runtime.clone();
-    runtime.spawn_blocking(move || Some((judge(&gateway, &tenant, &headers, &body)?, body))).await.ok()?
 }
 
 fn sent_signature(request: &HttpRequest) -> Option<String> {

@@ -2,7 +2,8 @@
 
 use sha2::{Digest, Sha256};
 
-use crate::json::Object;
+use crate::json;
+use crate::verify::Form;
 
 /// The event types that respond.io documents; metric labels use these or [`UNKNOWN`].
 pub const KNOWN_TYPES: [&str; 11] = [
@@ -67,12 +68,6 @@ impl Stream {
     }
 }
 
-/// The event type as sent, if it is a string.
-#[must_use]
-pub fn event_type(event: &Object) -> Option<&str> {
-    event.get("event_type")?.text()
-}
-
 /// The event type for routing keys and the property `type`: as sent, or [`UNKNOWN`] if it isn't fit for that.
 #[must_use]
 pub fn routable_type(event_type: Option<&str>) -> &str {
@@ -90,39 +85,46 @@ pub fn type_label(event_type: Option<&str>) -> &'static str {
 }
 
 /// The key under which an event counts once: its `event_id` if that is fit to be one, else the hash of
-/// tenant and body.
+/// tenant and body. `signature` is how that was found good, see [`Form::name`].
 #[must_use]
-pub fn event_key(tenant: &str, event: &Object, body: &[u8]) -> String {
+pub fn event_key(tenant: &str, event_id: Option<&str>, body: &[u8], signature: &str) -> String {
     let fits = |id: &&str| (1..=128).contains(&id.len()) && !id.chars().any(char::is_control);
-    match event.get("event_id").and_then(|id| id.text()).filter(fits) {
-        Some(id) => id.to_owned(),
-        None => body_key(tenant, body),
+    if let Some(id) = event_id.filter(fits) {
+        return id.to_owned();
     }
-}
-
-/// The key of an event that names none, and of a body that couldn't be read.
-#[must_use]
-pub fn body_key(tenant: &str, body: &[u8]) -> String {
-    let mut hash = Sha256::new();
-    hash.update(tenant.as_bytes());
-    hash.update(b"\n");
-    hash.update(body);
+    let hash = hash_body(Sha256::new().chain_update(tenant).chain_update(b"\n"), body, signature);
     format!("sha256:{}", hex::encode(hash.finalize()))
 }
 
-/// SHA-256 of a body in hexadecimal.
+/// The hash that tells bodies apart, in hexadecimal. `signature` is how that was found good, see [`Form::name`].
 #[must_use]
-pub fn body_digest(body: &[u8]) -> String {
-    hex::encode(Sha256::digest(body))
+pub fn body_digest(body: &[u8], signature: &str) -> String {
+    hex::encode(hash_body(Sha256::new(), body, signature).finalize())
+}
+
+/// Hashes what was signed. Everybody can write a body in another way of which the same re-serialised form is well signed;
+/// that must not make another event of it.
+fn hash_body(hash: Sha256, body: &[u8], signature: &str) -> Sha256 {
+    if Form::is_reserialised(signature) {
+        let mut compact = hash.clone();
+        if json::compact(body, |piece| compact.update(piece)).is_ok() {
+            return compact;
+        }
+    }
+    hash.chain_update(body)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::json;
 
     fn key(body: &str) -> String {
-        event_key("faster", &json::parse(body.as_bytes()).unwrap(), body.as_bytes())
+        key_of(body, Form::Raw)
+    }
+
+    fn key_of(body: &str, form: Form) -> String {
+        let event_id = json::Scan::of(body.as_bytes()).unwrap().event_id();
+        event_key("faster", event_id.as_deref(), body.as_bytes(), form.name())
     }
 
     #[test]
@@ -145,6 +147,20 @@ mod tests {
             key(r#"{"a":1}"#),
             "sha256:25bd2fe3135c26d3f7cf5b7e421b599b35fe30abbd47bfd576d9337bcc5be1f4"
         );
+    }
+
+    #[test]
+    fn what_was_signed_is_hashed() {
+        let (compact, another) = (r#"{"a":1}"#, "\u{feff}{\"\\u0061\" :1 }");
+        for form in [Form::Reserialised, Form::ReserialisedDecodedKey] {
+            assert_eq!(key_of(another, form), key(compact));
+            let digest = |body: &str, form: Form| body_digest(body.as_bytes(), form.name());
+            assert_eq!(digest(another, form), digest(compact, Form::Raw));
+        }
+        for form in [Form::Raw, Form::RawDecodedKey, Form::Unsigned, Form::Unchecked] {
+            assert_ne!(key_of(another, form), key(compact));
+        }
+        assert_eq!(body_digest(b"{", "reserialised"), body_digest(b"{", "raw"), "no such form");
     }
 
     #[test]

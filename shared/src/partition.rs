@@ -1,8 +1,7 @@
 //! Which queue an event goes to: all events of a conversation go to one, so that one worker writes them. Pure.
 
 use crate::env::Env;
-use crate::event;
-use crate::json::{self, Object};
+use crate::json::Scan;
 
 /// Larger bodies go to the queue for large ones, of which a worker takes only a few at a time: so the memory of all
 /// other queues is bounded by their prefetch counts. In bytes.
@@ -57,10 +56,12 @@ impl WorkQueue {
 /// The conversation that an event belongs to, if it names one: the contact's phone, else its id, else the message's
 /// contact id.
 #[must_use]
-pub fn chat_id(members: &Object) -> Option<String> {
-    let contact = members.get("contact");
-    let phone = contact.and_then(|contact| contact.get("phone")?.id()).map(|phone| phone.trim().to_owned());
-    phone.or_else(|| contact?.get("id")?.id()).or_else(|| members.get("message")?.get("contactId")?.id())
+pub fn chat_id(
+    phone: Option<String>,
+    contact_id: Option<String>,
+    message_contact_id: Option<String>,
+) -> Option<String> {
+    phone.map(|phone| phone.trim().to_owned()).or(contact_id).or(message_contact_id)
 }
 
 /// The queue of an event.
@@ -75,19 +76,14 @@ pub fn queue_of(chat_id: Option<&str>, event_key: &str, body_len: usize, partiti
     WorkQueue::Partition(n)
 }
 
-/// The queue of a body of which nothing is known yet.
+/// The queue of an event of which only key and body are known.
 #[must_use]
-pub fn queue_of_body(tenant: &str, body: &[u8], partitions: u16) -> WorkQueue {
+pub fn queue_of_body(event_key: &str, body: &[u8], partitions: u16) -> WorkQueue {
     if body.len() > LARGE_BODY {
         return WorkQueue::Large;
     }
-    match json::parse(body) {
-        Ok(members) => {
-            let (chat_id, key) = (chat_id(&members), event::event_key(tenant, &members, body));
-            queue_of(chat_id.as_deref(), &key, body.len(), partitions)
-        }
-        Err(_) => queue_of(None, &event::body_key(tenant, body), body.len(), partitions),
-    }
+    let chat_id = Scan::of(body).ok().and_then(|scan| scan.chat_id());
+    queue_of(chat_id.as_deref(), event_key, body.len(), partitions)
 }
 
 /// Written out, since every ingest and worker of every release has to agree on it; the standard library's hashes promise
@@ -103,7 +99,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn chat(body: &str) -> Option<String> {
-        chat_id(&json::parse(body.as_bytes()).unwrap())
+        Scan::of(body.as_bytes()).unwrap().chat_id()
     }
 
     #[test]
@@ -145,7 +141,9 @@ mod tests {
     fn large_bodies_have_a_queue_of_their_own() {
         assert_eq!(queue_of(Some("1"), "k", LARGE_BODY + 1, 4), WorkQueue::Large);
         let body = format!(r#"{{"contact":{{"id":1}},"text":"{}"}}"#, "x".repeat(LARGE_BODY));
-        assert_eq!(queue_of_body("faster", body.as_bytes(), 4), WorkQueue::Large);
+        assert_eq!(queue_of_body("k", body.as_bytes(), 4), WorkQueue::Large);
+        let small = br#"{"contact":{"id":1}}"#;
+        assert_eq!(queue_of_body("k", small, 4), queue_of(Some("1"), "k", small.len(), 4));
     }
 
     #[test]
@@ -162,7 +160,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_body_has_a_queue_within_the_partitions(body: Vec<u8>, partitions in 1..=MAX_PARTITIONS) {
-            let queue = queue_of_body("faster", &body, partitions);
+            let queue = queue_of_body("k", &body, partitions);
             prop_assert!(matches!(queue, WorkQueue::Partition(n) if n < partitions), "{queue:?}");
         }
     }

@@ -1,7 +1,8 @@
 //! Is a webhook signed by respond.io?
 //!
 //! The header holds the base64 text of an HMAC-SHA256. Receivers in the field show two ways to use the
-//! key and two texts to sign, so all four are tried, the raw bytes first.
+//! key and two texts to sign, so all four are tried, the raw bytes first. Where only the re-serialised form is well signed,
+//! an event is told from others by that form too, see [`crate::event::body_digest`].
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -9,7 +10,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 
 use crate::env::Env;
-use crate::json::{self, Object};
+use crate::json;
 use crate::tenant;
 
 /// The header that holds the signature.
@@ -54,6 +55,12 @@ impl Form {
             Self::Unsigned => "unsigned",
             Self::Unchecked => "unchecked",
         }
+    }
+
+    /// Whether this is the name of a form in which not the bytes as sent were signed.
+    #[must_use]
+    pub fn is_reserialised(name: &str) -> bool {
+        [Self::Reserialised, Self::ReserialisedDecodedKey].into_iter().any(|form| form.name() == name)
     }
 }
 
@@ -120,37 +127,38 @@ impl Keys {
         self.0.is_empty()
     }
 
-    /// Checks a signature. `parsed` is the body, if it can be read; comparisons take constant time.
-    pub fn verify(
-        &self,
-        signature: Option<&[u8]>,
-        body: &[u8],
-        parsed: Option<&Object>,
-    ) -> Result<Match, Untrusted> {
+    /// Checks a signature of a body. Comparisons take constant time.
+    pub fn verify(&self, signature: Option<&[u8]>, body: &[u8]) -> Result<Match, Untrusted> {
         let signature = signature.map(<[u8]>::trim_ascii).filter(|text| !text.is_empty());
         let signature =
             STANDARD.decode(signature.ok_or(Untrusted::Missing)?).map_err(|_| Untrusted::Invalid)?;
         if signature.len() != SIGNATURE_BYTES {
             return Err(Untrusted::Invalid);
         }
-        self.matching(&signature, body, Form::Raw, Form::RawDecodedKey)
-            .or_else(|| {
-                let compact = json::compact(parsed?);
-                let (text, decoded) = (Form::Reserialised, Form::ReserialisedDecodedKey);
-                self.matching(&signature, compact.as_bytes(), text, decoded)
-            })
+        self.matching_raw(body, &signature)
+            .or_else(|| self.matching_reserialised(body, &signature))
             .ok_or(Untrusted::Invalid)
     }
 
-    fn matching(&self, signature: &[u8], signed: &[u8], text: Form, decoded: Form) -> Option<Match> {
-        let good = |mac: &Hmac<Sha256>| mac.clone().chain_update(signed).verify_slice(signature).is_ok();
-        self.0.iter().enumerate().find_map(|(position, key)| {
-            let form = match &key.decoded {
-                _ if good(&key.text) => text,
-                Some(mac) if good(mac) => decoded,
-                _ => return None,
-            };
-            Some(Match { key: position, form })
+    fn matching_raw(&self, body: &[u8], signature: &[u8]) -> Option<Match> {
+        let mut macs = self.macs(Form::Raw, Form::RawDecodedKey);
+        let good = macs.find(|(_, mac)| mac.clone().chain_update(body).verify_slice(signature).is_ok());
+        good.map(|(matching, _)| matching)
+    }
+
+    fn matching_reserialised(&self, body: &[u8], signature: &[u8]) -> Option<Match> {
+        let mut macs: Vec<_> = self.macs(Form::Reserialised, Form::ReserialisedDecodedKey).collect();
+        json::compact(body, |piece| macs.iter_mut().for_each(|(_, mac)| mac.update(piece))).ok()?;
+        let good = macs.into_iter().find(|(_, mac)| mac.clone().verify_slice(signature).is_ok());
+        good.map(|(matching, _)| matching)
+    }
+
+    /// A signature to begin with for each key and each way to use it.
+    fn macs(&self, text: Form, decoded: Form) -> impl Iterator<Item = (Match, Hmac<Sha256>)> {
+        self.0.iter().enumerate().flat_map(move |(key, macs)| {
+            let with_text = (Match { key, form: text }, macs.text.clone());
+            let with_decoded = macs.decoded.clone().map(|mac| (Match { key, form: decoded }, mac));
+            [Some(with_text), with_decoded].into_iter().flatten()
         })
     }
 }
@@ -169,8 +177,7 @@ mod tests {
 
     fn check(signature: &str) -> Result<(usize, Form), Untrusted> {
         let keys: Keys = KEYS.into_iter().collect();
-        let matching = keys.verify(Some(signature.as_bytes()), BODY, json::parse(BODY).ok().as_ref());
-        matching.map(|Match { key, form }| (key, form))
+        keys.verify(Some(signature.as_bytes()), BODY).map(|Match { key, form }| (key, form))
     }
 
     #[test]
@@ -191,6 +198,9 @@ mod tests {
         assert_eq!(check("%%%"), Err(Untrusted::Invalid));
         assert_eq!(check(""), Err(Untrusted::Missing));
         let keys: Keys = KEYS.into_iter().collect();
-        assert_eq!(keys.verify(None, BODY, None), Err(Untrusted::Missing));
+        assert_eq!(keys.verify(None, BODY), Err(Untrusted::Missing));
+        assert_eq!(Keys::default().verify(Some(sign(b"", BODY).as_bytes()), BODY), Err(Untrusted::Invalid));
+        let no_json = sign(KEYS[0].as_bytes(), b"{}");
+        assert_eq!(keys.verify(Some(no_json.as_bytes()), b"{} x"), Err(Untrusted::Invalid));
     }
 }

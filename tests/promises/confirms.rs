@@ -11,7 +11,9 @@ use penstock_tests::relay::Fault;
 use penstock_tests::stack::Place;
 use reqwest::Method;
 use serde_json::json;
+use shared::address::Address;
 use shared::amqp::{Link, Purpose};
+use shared::env::Env;
 use shared::publisher::{Message, PublishError, Publisher};
 use shared::topology::WEBHOOKS_EXCHANGE;
 use tokio::task::unconstrained;
@@ -22,7 +24,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 async fn publisher(url: &str) -> Publisher {
     let tenants = ["faster".to_owned(), "vip".to_owned()].into();
     let purpose = Purpose::Publish { channels: 2 };
-    let link = Link::start(url.parse().unwrap(), "test", purpose, tenants, 1);
+    let address = Address::read(&mut Env::of(&[("AMQP_URL", url)]));
+    let link = Link::start(address, "test", purpose, tenants, 1);
     poll::until("connected", true, async || link.is_up()).await;
     Publisher::new(link, 1000)
 }

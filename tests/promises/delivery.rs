@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable};
-use penstock_tests::broker::{Broker, header};
+use penstock_tests::broker::{self, Broker, header};
 use penstock_tests::database::{Database, readable};
 use penstock_tests::feed::burst;
 use penstock_tests::http::{metric, post_received};
@@ -13,7 +13,7 @@ use penstock_tests::process::{Ingest, Worker, until_idle};
 use penstock_tests::relay::{Fault, Relay};
 use penstock_tests::stack::{Place, is_long_run};
 use serde_json::{Value, json};
-use shared::partition::{self, WorkQueue};
+use shared::partition::WorkQueue;
 
 #[tokio::test]
 async fn tenants_are_kept_apart() {
@@ -460,7 +460,7 @@ async fn a_queue_that_was_deleted_is_declared_again() {
     poll::until("the queue is back", true, async || broker.depth("webhooks.faster.0").await.is_some()).await;
     let body = || format!(r#"{{"n":{}}}"#, fastrand::u64(..));
     let goes_there =
-        |body: &String| partition::queue_of_body("faster", body.as_bytes(), 4) == WorkQueue::Partition(0);
+        |body: &String| broker::queue_of("faster", body.as_bytes(), 4) == WorkQueue::Partition(0);
     poll::until("it is bound, and events flow", true, async || {
         let body = std::iter::repeat_with(body).find(goes_there).expect("every fourth");
         post_received(&ingest.path("/webhook/faster"), body).await;

@@ -1,7 +1,8 @@
 //! Whatever anybody sends, the honest are served, and what was turned away can be looked at and put back.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -10,7 +11,7 @@ use penstock_tests::broker::{Broker, header};
 use penstock_tests::database::Database;
 use penstock_tests::http::{Answer, client, get, metric, post_received, send};
 use penstock_tests::load::Load;
-use penstock_tests::process::{Ingest, Worker, operate_with, run_with_input, until_idle};
+use penstock_tests::process::{Ingest, Worker, operate_well, operate_with, run_with_input, until_idle};
 use penstock_tests::stack::Place;
 use reqwest::Method;
 use serde_json::json;
@@ -59,6 +60,55 @@ async fn what_a_wrong_key_turned_away_is_put_back_with_the_right_one() {
     for (key, form) in [("0", "raw"), ("5", "raw")] {
         assert_eq!(database.get("webhook_events", key).await.get_str("signature").unwrap(), form);
     }
+    worker.process.stop().await;
+    place.remove().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_signed_body_written_in_another_way_is_the_same_event() {
+    let place = Place::new().await;
+    let ingest = Ingest::start(&place, &[("SIGNING_KEYS", "key")]).await;
+    let worker = Worker::start(&place, &[]).await;
+    let url = ingest.path("/webhook/faster");
+    let post = async |signed: &str, sent: String| {
+        let answer = post_signed(&url, &signature("key", signed.as_bytes()), sent.clone()).await;
+        assert_eq!(answer.body["status"], "received", "{sent}");
+    };
+    let update = |id: u32, name: &str| {
+        json!({"event_type": "contact.updated", "contact": {"id": id, "firstName": name}}).to_string()
+    };
+    let with_event_id = update(1, "Old").replacen('{', r#"{"event_id":"old","#, 1);
+    // The third is signed in a form that it isn't sent in.
+    let captured = [with_event_id, update(2, "Old"), update(3, "Old")];
+    post(&captured[0], captured[0].clone()).await;
+    post(&captured[1], captured[1].clone()).await;
+    post(&captured[2], captured[2].replace(',', ", ")).await;
+    for id in 1..=3 {
+        post(&update(id, "New"), update(id, "New")).await;
+    }
+    let database = Database::of(&place, "faster").await;
+    database.until_stored(6).await;
+    let broker = Broker::connect(&place.amqp_url).await;
+    until_idle(&broker, &[&worker]).await;
+    let before = database.dump().await;
+
+    for signed in &captured {
+        for written in [
+            signed.clone(),
+            format!("{signed} "),
+            signed.replace(':', " : "),
+            signed.replace("Old", r"\u004fld"),
+            format!("\u{feff}{signed}"),
+        ] {
+            post(signed, written).await;
+        }
+    }
+    until_idle(&broker, &[&worker]).await;
+    assert_eq!(database.dump().await, before);
+    let labels = [("tenant", "faster"), ("event_type", "contact.updated"), ("outcome", "duplicate")];
+    assert_eq!(metric(&worker.admin, "worker_events_total", &labels).await, Some(15.0));
+    operate_well(&place, &["rebuild", "--tenant", "faster"]);
+    assert_eq!(database.dump().await, before, "rebuilt");
     worker.process.stop().await;
     place.remove().await;
 }
@@ -295,6 +345,59 @@ async fn a_flood_of_large_bodies() {
         posts(url, 10, &[("x-webhook-signature", &signature)], body.into_bytes()).await
     };
     beside_the_honest("1 MiB bodies", &SIGNED, large, 8).await;
+}
+
+/// A request with a body of 1 MiB, the same element again and again, and a signature that is wrong.
+fn large_request(element: &str) -> Arc<[u8]> {
+    let elements = vec![element; ((1 << 20) - 7) / (element.len() + 1)].join(",");
+    let (body, signature) = (format!(r#"{{"a":[{elements}]}}"#), STANDARD.encode([7; 32]));
+    let head = format!("x-webhook-signature: {signature}\r\ncontent-length: {}", body.len());
+    format!("POST /webhook/faster HTTP/1.1\r\nhost: x\r\n{head}\r\n\r\n{body}").into_bytes().into()
+}
+
+/// Sends it over connections of their own, all at once. Tells the answers; whoever hangs up doesn't wait for one.
+async fn send_at_once(address: &str, request: &Arc<[u8]>, hangs_up: bool) -> BTreeMap<String, usize> {
+    let mut senders = JoinSet::new();
+    for _ in 0..64 {
+        let (address, request) = (address.to_owned(), request.clone());
+        senders.spawn(async move {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            stream.write_all(&request).await.unwrap();
+            if hangs_up {
+                return "none".to_owned();
+            }
+            let mut answer = vec![0; 15];
+            stream.read_exact(&mut answer).await.unwrap();
+            String::from_utf8(answer).unwrap()
+        });
+    }
+    let mut answers = BTreeMap::new();
+    for answer in senders.join_all().await {
+        *answers.entry(answer).or_default() += 1;
+    }
+    answers
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn large_bodies_at_once_take_bounded_memory_also_if_their_senders_hang_up() {
+    for element in ["0", r#"{"a":1}"#] {
+        let place = Place::new().await;
+        let ingest = Ingest::start(&place, &SIGNED).await;
+        let address = ingest.url.trim_start_matches("http://");
+        let (request, idle) = (large_request(element), ingest.process.peak_memory());
+        for hangs_up in [false, true, true, true, false] {
+            let started = Instant::now();
+            let answers = send_at_once(address, &request, hangs_up).await;
+            println!("64 × 1 MiB of {element}, hangs up: {hangs_up}: {answers:?} in {:?}", started.elapsed());
+            let (url, signed) = (ingest.path("/webhook/faster"), signature("key", b"{}"));
+            assert_eq!(post_signed(&url, &signed, "{}").await.body["status"], "received");
+            let peak = ingest.process.peak_memory();
+            println!("  an honest one after {:?}, peak memory {} MiB", started.elapsed(), peak >> 20);
+        }
+        let peak = ingest.process.peak_memory();
+        assert!(peak < 256 << 20, "{} MiB, {} when idle", peak >> 20, idle >> 20);
+        place.remove().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -3,13 +3,13 @@
 use std::io::{Read, Write};
 use std::net::TcpListener;
 
-use penstock_tests::broker::Broker;
+use penstock_tests::broker::{self, Broker};
 use penstock_tests::http::{get, metric, post, post_received};
 use penstock_tests::poll;
 use penstock_tests::process::{Ingest, operate_with};
 use penstock_tests::stack::Place;
 use serde_json::json;
-use shared::partition::{self, LARGE_BODY, WorkQueue};
+use shared::partition::{LARGE_BODY, WorkQueue};
 
 const NOWHERE: (&str, &str) = ("AMQP_URL", "amqp://127.0.0.1:1/%2f");
 
@@ -23,7 +23,7 @@ async fn assert_in_place(broker: &Broker, partitions: u16, events: usize) {
     let mut taken = 0;
     for queue in WorkQueue::all(partitions) {
         while let Some(message) = broker.take(&queue.name("faster")).await {
-            let belongs = partition::queue_of_body("faster", &message.data, partitions);
+            let belongs = broker::queue_of("faster", &message.data, partitions);
             assert_eq!(belongs, queue, "{:?}", message.properties.message_id());
             taken += 1;
         }

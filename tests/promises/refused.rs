@@ -1,7 +1,7 @@
 //! Events that can't be stored hold up nobody else's, and what can't be stored for now is not given up.
 
 use mongodb::bson::doc;
-use penstock_tests::broker::{Broker, header};
+use penstock_tests::broker::{self, Broker, header};
 use penstock_tests::database::Database;
 use penstock_tests::feed::burst;
 use penstock_tests::http::{get, metric, post_received};
@@ -12,7 +12,6 @@ use penstock_tests::replica_set::ReplicaSet;
 use penstock_tests::stack::Place;
 use reqwest::Method;
 use serde_json::{Value, json};
-use shared::partition;
 
 fn case(name: &str) -> String {
     let path = format!("{}/cases/{name}.json", env!("CARGO_MANIFEST_DIR"));
@@ -94,7 +93,7 @@ async fn a_queue_of_which_mongodb_refuses_one_event_after_the_other_holds_until_
     let dead = broker.depth("dead.faster").await.unwrap();
     assert!(dead <= 9, "{dead}");
 
-    let queue_of = |contact: u64| partition::queue_of_body("faster", message(0, contact, "").as_bytes(), 4);
+    let queue_of = |contact: u64| broker::queue_of("faster", message(0, contact, "").as_bytes(), 4);
     let others: Vec<_> = (2..).filter(|contact| queue_of(*contact) != queue_of(1)).take(20).collect();
     for (n, contact) in (REFUSED..).zip(others) {
         publish(message(n, contact, "allowed")).await;

@@ -1,5 +1,6 @@
 //! Traces go to an OpenTelemetry collector if one is named, and nothing else depends on it.
 
+use penstock_tests::broker;
 use penstock_tests::collector::Collector;
 use penstock_tests::database::Database;
 use penstock_tests::http::{metric, post_received, send};
@@ -8,7 +9,6 @@ use penstock_tests::process::{Ingest, Worker};
 use penstock_tests::stack::Place;
 use reqwest::Method;
 use serde_json::json;
-use shared::partition;
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const CALLER: &str = "00f067aa0ba902b7";
@@ -29,7 +29,7 @@ async fn both_binaries_tell_a_collector_of_their_part_in_the_callers_trace() {
     let of = |service: &str| spans.iter().find(|span| span.service == service).expect("its span");
     let (received, stored) = (of("penstock-ingest"), of("penstock-worker"));
     assert_eq!((&*received.name, &*received.parent), ("POST /webhook/{tenant}", CALLER));
-    let queue = partition::queue_of_body("faster", body.to_string().as_bytes(), 4);
+    let queue = broker::queue_of("faster", body.to_string().as_bytes(), 4);
     let name = format!("process {}", queue.name("faster"));
     assert_eq!((&stored.name, &stored.parent), (&name, &received.id));
     for (span, expected) in [

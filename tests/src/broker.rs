@@ -12,8 +12,19 @@ use lapin::options::{
 };
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
+use shared::event;
+use shared::json::Scan;
 use shared::partition::{self, MAX_PARTITIONS, WorkQueue};
+use shared::verify::Form;
 use tokio::time::timeout;
+
+/// The work queue of a body that isn't signed.
+#[must_use]
+pub fn queue_of(tenant: &str, body: &[u8], partitions: u16) -> WorkQueue {
+    let event_id = Scan::of(body).ok().and_then(|scan| scan.event_id());
+    let key = event::event_key(tenant, event_id.as_deref(), body, Form::Unsigned.name());
+    partition::queue_of_body(&key, body, partitions)
+}
 
 /// A connection of the test's own.
 #[derive(Debug)]
@@ -141,7 +152,7 @@ impl Broker {
         if partitions > 0 {
             self.partitions.lock().expect("no panic").insert(tenant.to_owned(), partitions);
         }
-        partition::queue_of_body(tenant, body, partitions)
+        queue_of(tenant, body, partitions)
     }
 
     /// Publishes an event as ingest would have, at a given time.

@@ -31,6 +31,7 @@ pub mod dead;
 pub mod decode;
 pub mod health;
 pub mod inspect;
+pub mod json;
 pub mod metrics;
 pub mod mongo_uri;
 pub mod project;

@@ -5,10 +5,11 @@ use bytes::Bytes;
 use ingest::receive::{self, Body, Named, Reason, Verdict};
 use ingest::settings::{Policy, Signing};
 use ingest::webhook::{Evidence, Facts, Webhook};
+use serde::de::IgnoredAny;
 use shared::event::{self, Stream};
-use shared::json;
+use shared::json::{self, MAX_DEPTH, Scan, Unusable};
 use shared::partition::{self, MAX_PARTITIONS, WorkQueue};
-use shared::verify;
+use shared::verify::{self, Form};
 use worker::decode::{Envelope, Event};
 
 use crate::Choices;
@@ -23,8 +24,9 @@ pub fn target(input: &[u8]) -> bool {
     let Some((choices, body)) = input.split_first() else { return false };
     let circumstances = Circumstances::of(&mut Choices(*choices), body);
     let verdict = circumstances.judge(body);
+    check_acceptance(body);
 
-    let is_event = circumstances.is_readable() && json::parse(body).is_ok();
+    let is_event = circumstances.is_readable() && Scan::of(body).is_ok();
     let can_be_checked = !circumstances.is_cut;
     let is_trusted = circumstances.policy == Policy::Off || circumstances.is_signed;
     match verdict {
@@ -58,11 +60,13 @@ impl Circumstances {
         let encoding = choices.among([None, Some("identity"), Some(" "), Some("gzip")]).flatten();
         let is_signed = choices.among([false, true]).unwrap_or_default();
         let is_cut = choices.among([false, true]).unwrap_or_default();
+        let is_reserialised = choices.among([false, true]).unwrap_or_default();
         let mut headers = HeaderMap::new();
         if let Some(encoding) = encoding {
             headers.insert(CONTENT_ENCODING, HeaderValue::from_static(encoding));
         }
-        let signature = HeaderValue::try_from(sign(KEY.as_bytes(), body));
+        let compact = compact(body).filter(|_| is_reserialised);
+        let signature = HeaderValue::try_from(sign(KEY.as_bytes(), compact.as_deref().unwrap_or(body)));
         if let (true, Ok(name), Ok(signature)) = (is_signed, HeaderName::try_from(verify::HEADER), signature)
         {
             headers.insert(name, signature);
@@ -81,6 +85,34 @@ impl Circumstances {
     fn is_readable(&self) -> bool {
         self.encoding != Some("gzip") && !self.is_cut
     }
+}
+
+/// A body as compact JSON, if it can be read.
+#[must_use]
+pub fn compact(body: &[u8]) -> Option<Vec<u8>> {
+    let mut compact = Vec::new();
+    json::compact(body, |piece| compact.extend_from_slice(piece)).ok()?;
+    Some(compact)
+}
+
+/// What ingest accepts in one pass the worker makes a tree of, and nothing else; but for its depth another parser finds it
+/// to be JSON, too. Its compact form has the same members, and is its own.
+fn check_acceptance(body: &[u8]) {
+    let accepted = Scan::of(body).map(drop);
+    let tree = worker::json::parse(body);
+    assert_eq!(accepted, tree.as_ref().map(drop).map_err(|unusable| *unusable));
+    let text = std::str::from_utf8(body).unwrap_or_default();
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let begins_object = text.trim_ascii_start().starts_with('{');
+    let is_object = begins_object && serde_json::from_str::<IgnoredAny>(text).is_ok();
+    match accepted {
+        Ok(()) => assert!(is_object),
+        Err(Unusable::TooDeep) => assert!(text.matches(['[', '{']).count() > MAX_DEPTH),
+        Err(_) => assert!(!is_object),
+    }
+    let written = compact(body);
+    assert_eq!(written.as_deref().map(worker::json::parse), tree.is_ok().then_some(tree));
+    assert_eq!(written.as_deref().and_then(compact), written);
 }
 
 /// What the broker takes, whatever the sender calls things.
@@ -120,7 +152,12 @@ fn check_agreement(named: &Named, body: &[u8]) {
     assert_eq!(understood, Ok((&named.key, named.event_type.as_str(), chat_id)));
     for partitions in [1, 4, MAX_PARTITIONS] {
         let published = partition::queue_of(chat_id, &named.key, body.len(), partitions);
-        assert_eq!(published, partition::queue_of_body(TENANT, body, partitions));
+        assert_eq!(published, partition::queue_of_body(&named.key, body, partitions));
+    }
+    if let (true, Some(signed)) = (Form::is_reserialised(named.signature), compact(body)) {
+        let as_signed = Event::decode(&signed, Envelope { signature: Form::Raw.name(), ..envelope });
+        let identity = |event: &Event| (event.key.clone(), event.digest.clone());
+        assert_eq!(decoded.as_ref().map(identity), as_signed.as_ref().map(identity));
     }
 }
 
@@ -139,7 +176,29 @@ mod tests {
         ]
     }
 
+    /// Choices: all are tried, signed and unsigned, whole and cut.
+    const CHOICES: std::ops::Range<u8> = 0..96;
+
     proptest! {
+        #[test]
+        fn what_ingest_accepts_the_worker_understands_whatever_is_sent(
+            (choices, key, text) in (CHOICES, id(), "\\PC{0,12}"),
+            changes in prop::collection::vec((0_usize..120, prop::sample::select(br#"{}[]",:\ue0 "#.to_vec())), 0..4),
+            bytes in prop::collection::vec(any::<u8>(), 0..100),
+        ) {
+            let text = serde_json::Value::from(text);
+            let mut body = format!(
+                r#"{{"event_id":{key},"contact" : {{"id":{key},"name":{text}}},"a":[1,[2.5E1,null],"\ud83d\n"],"event_id":{key}}}"#
+            )
+            .into_bytes();
+            for (at, byte) in changes {
+                let at = at % body.len();
+                body[at] = byte;
+            }
+            prop_assert!(target(&[&[choices], &body[..]].concat()));
+            prop_assert!(target(&[&[choices], &bytes[..]].concat()));
+        }
+
         #[test]
         fn ingest_and_worker_agree_on_the_queue_of_any_body(
             (key, phone, contact, message) in (id(), id(), id(), id()),

@@ -1,8 +1,10 @@
 //! Turns a message into an [`Event`]: what it is, whom it concerns, when it happened. Pure.
 
 use shared::event::{self, Stream};
-use shared::json::{self, Json, Object, Unusable};
+use shared::json::Unusable;
 use shared::partition;
+
+use crate::json::{self, Json, Object};
 
 pub mod moment;
 
@@ -84,7 +86,7 @@ impl Kind {
 pub struct Event {
     /// Under this key it counts once.
     pub key: String,
-    /// SHA-256 of the body in hexadecimal: tells apart events that share a key.
+    /// SHA-256 of what was signed, in hexadecimal: tells apart events that share a key.
     pub digest: String,
     /// The body, as sent.
     pub body: String,
@@ -110,17 +112,18 @@ impl Event {
     /// Understands a body.
     pub fn decode(body: &[u8], envelope: Envelope<'_>) -> Result<Self, Unusable> {
         let members = json::parse(body)?;
-        let event_type = event::event_type(&members).map(str::to_owned);
+        let text = |name: &str| members.get(name).and_then(Json::text);
+        let event_type = text("event_type").map(str::to_owned);
         let kind = kind(event_type.as_deref(), envelope.stream, &members);
         Ok(Self {
-            key: event::event_key(envelope.tenant, &members, body),
-            digest: event::body_digest(body),
+            key: event::event_key(envelope.tenant, text("event_id"), body, envelope.signature),
+            digest: event::body_digest(body, envelope.signature),
             kind,
             stream: envelope.stream,
             signature: envelope.signature.to_owned(),
             received_at_ms: envelope.received_at_ms,
             at_ms: moment::event_time(told_time(kind, &members), envelope.received_at_ms),
-            chat_id: partition::chat_id(&members),
+            chat_id: chat_id(&members),
             event_type,
             members,
             body: str::from_utf8(body).map_err(|_| Unusable::Invalid)?.to_owned(),
@@ -181,6 +184,11 @@ impl Event {
     pub fn label(&self) -> &'static str {
         event::type_label(self.event_type.as_deref())
     }
+}
+
+fn chat_id(members: &Object) -> Option<String> {
+    let id = |of: &str, name: &str| members.get(of)?.get(name)?.id();
+    partition::chat_id(id("contact", "phone"), id("contact", "id"), id("message", "contactId"))
 }
 
 /// The value, unless it is null or an object of nulls, as senders write "nobody" too.

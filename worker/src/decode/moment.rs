@@ -1,8 +1,9 @@
 //! When did an event happen? Senders write seconds, milliseconds, microseconds or ISO 8601.
 
-use shared::json::Json;
 use time::format_description::well_known::Iso8601;
 use time::{Date, OffsetDateTime, PrimitiveDateTime, Time};
+
+use crate::json::Json;
 
 /// Clocks of senders may be ahead of ours, but not by more than this, in milliseconds.
 const MAX_AHEAD_MS: i64 = 24 * 60 * 60 * 1000;

@@ -1,13 +1,13 @@
 //! `calls`: one document per call id.
 
 use mongodb::bson::{DateTime, RawBson};
-use shared::json::Json;
 
 use super::record::Record;
 use super::stamp::Stamp;
 use super::table::Table;
 use crate::decode::Event;
 use crate::decode::moment;
+use crate::json::Json;
 use crate::project::convert::{self, or_null};
 
 /// The `_id` of a call.

@@ -1,13 +1,13 @@
 //! `contacts`: one document per contact id, written by contact events alone.
 
 use mongodb::bson::{DateTime, RawArrayBuf, RawBson, RawDocument, RawDocumentBuf, rawdoc};
-use shared::json::{Json, Object};
 
 use super::record::Record;
 use super::stamp::Stamp;
 use super::table::Table;
 use super::{bridge, tags};
 use crate::decode::{self, Event, Kind};
+use crate::json::{Json, Object};
 use crate::project::convert::{self, or_null};
 
 /// Fields of a contact that every snapshot has.

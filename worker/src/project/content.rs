@@ -1,10 +1,10 @@
 //! What a delivery tells of its message: the fields of `messages`. Pure.
 
 use mongodb::bson::{RawBson, RawDocumentBuf};
-use shared::json::Json;
 
 use super::record::Record;
 use crate::decode::{self, Direction, Event, Kind};
+use crate::json::Json;
 use crate::project::convert::{self, or_null};
 
 /// Fields that only some messages have. A later delivery without one takes it away.

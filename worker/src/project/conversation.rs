@@ -3,7 +3,6 @@
 use std::borrow::Cow;
 
 use mongodb::bson::{DateTime, RawArrayBuf, RawBson, RawBsonRef, RawDocumentBuf};
-use shared::json::Json;
 
 use super::counted::Counted;
 use super::record::Record;
@@ -12,6 +11,7 @@ use super::table::Table;
 use super::{bridge, contact};
 use crate::decode::moment;
 use crate::decode::{self, Event, Kind};
+use crate::json::Json;
 use crate::project::convert::{self, or_null};
 
 /// Whether events of this kind create the conversation, and change it.

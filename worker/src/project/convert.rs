@@ -4,7 +4,8 @@ use std::borrow::Cow;
 
 use mongodb::bson::raw::CStr;
 use mongodb::bson::{DateTime, RawBson, RawDocumentBuf, cstr};
-use shared::json::{Json, Object};
+
+use crate::json::{Json, Object};
 
 /// A value as BSON. Integers keep their type; a number beyond BSON's range becomes its text.
 #[must_use]
@@ -120,7 +121,7 @@ mod tests {
     use mongodb::bson::{Bson, Document, bson, doc};
 
     fn document(body: &[u8]) -> Document {
-        object(&shared::json::parse(body).unwrap()).try_into().unwrap()
+        object(&crate::json::parse(body).unwrap()).try_into().unwrap()
     }
 
     #[test]
@@ -136,7 +137,7 @@ mod tests {
 
     #[test]
     fn ids_keep_the_type_they_came_in() {
-        let sent = shared::json::parse(
+        let sent = crate::json::parse(
             br#"{"a":7,"b":"7","c":7.0,"d":3000000000,"e":7e9,"f":9223372036854775808,"g":1e19,"h":" ","i":null,"j":-2.50}"#,
         );
         let sent = Json::Object(Box::new(sent.unwrap()));
@@ -154,14 +155,14 @@ mod tests {
             -2.5,
         ]);
         assert_eq!(Bson::try_from(RawBson::Array(ids.into_iter().collect())).unwrap(), expected);
-        let user = shared::json::parse(br#"{"name":"x","id":7.0,"n":7.0}"#).unwrap();
+        let user = crate::json::parse(br#"{"name":"x","id":7.0,"n":7.0}"#).unwrap();
         let expected = bson!({"name": "x", "id": 7_i32, "n": 7.0});
         assert_eq!(Bson::try_from(with_id(&Json::Object(Box::new(user)))).unwrap(), expected);
     }
 
     #[test]
     fn no_name_is_there_twice() {
-        let sent = object(&shared::json::parse(br#"{"a\u0000":1,"b":2,"a\ufffd":3}"#).unwrap());
+        let sent = object(&crate::json::parse(br#"{"a\u0000":1,"b":2,"a\ufffd":3}"#).unwrap());
         assert_eq!(sent.iter().count(), 2);
         assert_eq!(Document::try_from(sent).unwrap(), doc! {"a\u{fffd}": 3, "b": 2});
     }

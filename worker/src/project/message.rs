@@ -4,7 +4,6 @@ use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 use mongodb::bson::{Bson, DateTime, RawArrayBuf, RawBson, RawBsonRef};
-use shared::json::Json;
 
 use super::counted::{COUNTED_PARTS, Counted};
 use super::documents::Documents;
@@ -15,6 +14,7 @@ use super::table::Table;
 use super::{content, conversation};
 use crate::decode::moment;
 use crate::decode::{Event, Kind};
+use crate::json::Json;
 use crate::project::convert;
 
 /// The parts of a message's document that its deliveries claim: with content, without, and with statuses alone. A part has

@@ -1,7 +1,6 @@
 //! `internal_notes`: one document per event key.
 
 use mongodb::bson::RawBson;
-use shared::json::Json;
 
 use super::documents::Documents;
 use super::record::Record;
@@ -9,6 +8,7 @@ use super::returned::{self, Returned};
 use super::stamp::Stamp;
 use super::{bridge, contact, conversation};
 use crate::decode::Event;
+use crate::json::Json;
 use crate::project::convert::{self, or_null};
 
 /// Fields of the contact, in the bridge's order.

@@ -5,8 +5,8 @@ use std::borrow::Cow;
 use mongodb::bson::error::Result;
 use mongodb::bson::raw::CStr;
 use mongodb::bson::{RawArrayBuf, RawBson, RawBsonRef, RawDocument, RawDocumentBuf};
-use shared::json::Object;
 
+use crate::json::Object;
 use crate::project::convert;
 
 /// A document: its fields, in their order.

@@ -3,11 +3,11 @@
 use std::collections::BTreeSet;
 
 use mongodb::bson::{RawArrayBuf, RawBson, RawBsonRef, RawDocument, RawDocumentBuf, rawdoc};
-use shared::json::Json;
 
 use super::record::Record;
 use super::stamp::{MERGE_FIELD, Stamp};
 use crate::decode::Event;
+use crate::json::Json;
 use crate::project::convert;
 
 /// The field, and the part of the document that a snapshot claims.

@@ -354,15 +354,6 @@ impl Rebuild {
     }
 }
 
-/// The documents that an event concerns, also if its body was given up.
-fn concerned(event: &Event) -> Wanted {
-    let mut event = event.clone();
-    if event.is_large() {
-        event.recall_members();
-    }
-    Wanted::by(&[event])
-}
-
 /// What came of a batch.
 #[derive(Debug, Default)]
 struct Done {

@@ -142,7 +142,8 @@ impl Work<'_> {
 
     async fn publish(&self, replay: &Replay, message: &BasicGetMessage) -> Result<(), CommandError> {
         let Replay { event_type, properties } = replay;
-        let queue = partition::queue_of_body(self.tenant, &message.data, self.partitions);
+        let event_key = properties.message_id().as_ref().map_or("", |key| key.as_str());
+        let queue = partition::queue_of_body(event_key, &message.data, self.partitions);
         let (key, body) = (queue.routing_key(self.tenant, event_type), message.data.clone());
         let message = Message::new(topology::WEBHOOKS_EXCHANGE, key, properties.clone(), body);
         let message = message.map_err(QueueError::Name)?;

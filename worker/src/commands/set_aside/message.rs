@@ -6,11 +6,12 @@ use std::time::Duration;
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable};
 use serde::Serialize;
+use shared::event;
+use shared::json::{Scan, Unusable};
 use shared::topology::{
     self, BODY_BYTES_HEADER, BODY_SHA256_HEADER, DELIVERY_LIMIT_REASON, REASON_HEADER, SENT_SIGNATURE_HEADER,
 };
 use shared::verify::Keys;
-use shared::{event, json};
 
 use crate::commands::{parse_duration, printable, rfc3339};
 
@@ -194,7 +195,7 @@ pub enum Unfit {
     Cut,
     /// It would only come back.
     #[error("its body is no event ({0})")]
-    NoEvent(json::Unusable),
+    NoEvent(Unusable),
     /// It is not well signed.
     #[error("no signing key of the tenant makes its signature")]
     Untrusted,
@@ -230,19 +231,20 @@ pub fn of_quarantined(
     if sent.is_some_and(|sent| usize::try_from(sent) != Ok(body.len())) {
         return Err(Unfit::Cut);
     }
-    let object = json::parse(body).map_err(Unfit::NoEvent)?;
-    let mut properties = properties.clone();
+    let scan = Scan::of(body).map_err(Unfit::NoEvent)?;
+    let mut headers = properties.headers().clone().unwrap_or_default();
     if let Some(keys) = keys {
-        let mut headers = properties.headers().clone().unwrap_or_default();
         let signature = headers.inner().get(SENT_SIGNATURE_HEADER).and_then(text);
-        let good = keys.verify(signature.as_deref().map(str::as_bytes), body, Some(&object));
+        let good = keys.verify(signature.as_deref().map(str::as_bytes), body);
         let form = good.map_err(|_| Unfit::Untrusted)?.form;
         headers.insert("signature".into(), AMQPValue::LongString(form.name().into()));
-        properties = properties.with_headers(headers);
     }
-    let (key, event_type) =
-        (event::event_key(tenant, &object, body), event::routable_type(event::event_type(&object)));
+    let signature = headers.inner().get("signature").and_then(text).unwrap_or_default();
+    let key = event::event_key(tenant, scan.event_id().as_deref(), body, &signature);
+    let sent_type = scan.event_type();
+    let event_type = event::routable_type(sent_type.as_deref());
     let short = |name: &str| topology::short(name).map_err(|_| Unfit::Name);
+    let properties = properties.clone().with_headers(headers);
     let properties = properties.with_message_id(short(&key)?).with_type(short(event_type)?);
     replay(event_type, properties)
 }
@@ -355,10 +357,7 @@ mod tests {
         assert_eq!(replay.event_type, "call.ended");
         assert_eq!(replay.properties.message_id().as_ref().unwrap().as_str(), "e");
         assert_eq!(of_quarantined("vip", &sent(43), body, None), Err(Unfit::Cut));
-        assert_eq!(
-            of_quarantined("vip", &sent(2), b"[]", None),
-            Err(Unfit::NoEvent(json::Unusable::NotAnObject))
-        );
+        assert_eq!(of_quarantined("vip", &sent(2), b"[]", None), Err(Unfit::NoEvent(Unusable::NotAnObject)));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use shared::event::Stream;
 use super::*;
 
 fn digest(body: &str) -> String {
-    shared::event::body_digest(body.as_bytes())
+    shared::event::body_digest(body.as_bytes(), "unsigned")
 }
 
 #[test]

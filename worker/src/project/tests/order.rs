@@ -7,10 +7,10 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
 use shared::event::Stream;
-use shared::json::Json;
 
 use super::*;
 use crate::decode::Kind;
+use crate::json::Json;
 
 /// Members that an object may have, each in all its ways; the empty one is its absence.
 type Members = &'static [&'static [&'static str]];
