@@ -6,7 +6,7 @@ use serde_json::Value;
 
 /// The benchmark against this URL: its exit status, and what it has found.
 fn measure(place: &Place, url: &str, folder: &str) -> (Option<i32>, Value) {
-    let arguments = ["--url", url, "--seconds", "1", "--rate", "50", "--connections", "4", "--out", folder];
+    let arguments = ["--url", url, "--quick", "--out", folder];
     let output = run("penstock-bench", &place.folder, &arguments, &[]);
     let text = std::fs::read_to_string(place.folder.join(folder).join("bench.json")).unwrap_or_default();
     (output.status.code(), serde_json::from_str(&text).unwrap_or_default())
@@ -23,9 +23,9 @@ async fn any_server_with_these_endpoints_can_be_measured() {
         let figure = figures.iter().find(|figure| figure["name"].as_str().unwrap().contains(name));
         figure.and_then(|figure| figure["value"].as_f64()).unwrap_or_else(|| panic!("{name}: {found}"))
     };
-    assert!(value("accepted, 4 connections") > 0.0, "{found}");
+    assert!(value("at the same time") > 0.0, "{found}");
     assert!(value("accepted, of what was due") > 99.0, "{found}");
-    assert!(place.folder.join("well/bench.html").exists() && place.folder.join("well/bench.md").exists());
+    assert!(place.folder.join("well/bench.md").exists());
 
     // What isn't answered as a bridge would doesn't count.
     let (_, found) =

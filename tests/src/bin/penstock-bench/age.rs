@@ -6,21 +6,19 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use futures_util::StreamExt;
-use hdrhistogram::Histogram;
 use mongodb::bson::{Document, doc};
 use penstock_tests::database::Database;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
-use crate::mix;
-use crate::tally::{Tally, enter, histogram};
-
-type Seen = Arc<Mutex<HashMap<u64, Instant>>>;
+use crate::event::{event_id, number};
+use crate::load::Load;
+use crate::stage::STORING;
 
 /// Watches the ledger.
 #[derive(Debug)]
 pub struct Watch {
-    seen: Seen,
+    seen: Arc<Mutex<HashMap<u64, Instant>>>,
     watcher: JoinHandle<anyhow::Result<()>>,
 }
 
@@ -34,14 +32,13 @@ impl Watch {
         ];
         let ledger = database.0.collection::<Document>("webhook_events");
         let mut changes = ledger.watch().pipeline(pipeline).batch_size(1000).await?;
-        let seen = Seen::default();
-        let noted = seen.clone();
+        let seen = Arc::<Mutex<HashMap<_, _>>>::default();
+        let visible = seen.clone();
         let watcher = tokio::spawn(async move {
             while let Some(change) = changes.next().await {
-                let (change, at) = (change?, Instant::now());
-                let key = change.document_key.context("a change without a key")?;
-                if let Some(n) = key.get_str("_id").ok().and_then(mix::number) {
-                    noted.lock().unwrap_or_else(PoisonError::into_inner).insert(n, at);
+                let key = change?.document_key.context("a change without a key")?;
+                if let Some(n) = key.get_str("_id").ok().and_then(number) {
+                    visible.lock().unwrap_or_else(PoisonError::into_inner).insert(n, Instant::now());
                 }
             }
             anyhow::Ok(())
@@ -49,19 +46,20 @@ impl Watch {
         Ok(Self { seen, watcher })
     }
 
-    /// Times from the answer to being visible, once all that was received is, in microseconds.
-    pub async fn ages(self, tally: &Tally, patience: Duration) -> anyhow::Result<Histogram<u64>> {
-        let deadline = Instant::now() + patience;
+    /// Times from the reply to being visible, once all that was received is. What was due at the beginning isn't measured.
+    pub async fn ages(self, load: &Load, beginning: Duration) -> anyhow::Result<Vec<Duration>> {
+        let deadline = Instant::now() + STORING;
         let number = || self.seen.lock().unwrap_or_else(PoisonError::into_inner).len() as u64;
-        while number() < tally.accepted() && Instant::now() < deadline && !self.watcher.is_finished() {
+        while number() < load.accepted() && Instant::now() < deadline && !self.watcher.is_finished() {
             sleep(Duration::from_millis(20)).await;
         }
         self.watcher.abort();
-        let (seen, mut ages) = (self.seen.lock().unwrap_or_else(PoisonError::into_inner), histogram());
-        for (n, answered) in tally.received.iter().filter(|(_, at)| *at >= tally.measured_from) {
-            let seen = seen.get(n).with_context(|| format!("{} never became visible", mix::event_id(*n)))?;
-            enter(&mut ages, seen.saturating_duration_since(*answered));
-        }
-        Ok(ages)
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let age = |n: u64, answered: Instant| -> anyhow::Result<Duration> {
+            let visible = seen.get(&n).with_context(|| format!("{} never became visible", event_id(n)))?;
+            Ok(visible.saturating_duration_since(answered))
+        };
+        let measured = load.after(beginning).filter(|sent| sent.outcome.is_ok());
+        measured.map(|sent| age(sent.n, sent.answered)).collect()
     }
 }

@@ -1,57 +1,50 @@
 //! What all phases share.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::time::Instant;
 
-use crate::ceilings::Ceilings;
 use crate::check::{self, Expected};
 use crate::event::Maker;
-use crate::number::grouped;
-use crate::plan::Plan;
-use crate::report::Report;
+use crate::load::Load;
+use crate::number::{grouped, short};
+use crate::report::{Aim, Report};
 use crate::stage::Stage;
-use crate::tally::Tally;
 
-/// Contacts, unless a phase is about their number.
+/// Contacts that events are about, unless a phase says otherwise.
 pub const CONTACTS: u64 = 10_000;
-/// Connections of closed loops.
-pub const CONNECTIONS: usize = 64;
+/// Requests at the same time in closed loops.
+pub const AT_ONCE: usize = 64;
 
 /// What all phases share.
 #[derive(Debug)]
 pub struct Bench {
-    /// How long and how much.
-    pub plan: Plan,
     /// What was found.
     pub report: Report,
-    /// What it is to be compared with.
-    pub ceilings: Ceilings,
-    settings: Vec<(String, String)>,
+    /// What the parts do by themselves, with the machine to themselves: replies, confirms, and transactions per second.
+    pub ceilings: Vec<f64>,
+    /// Further settings for ingest and worker.
+    pub settings: Vec<(String, String)>,
+    is_quick: bool,
     numbers: Arc<AtomicU64>,
     started: Instant,
 }
 
 impl Bench {
     /// With further settings for ingest and worker.
-    pub fn new(plan: Plan, settings: Vec<(String, String)>) -> Self {
-        let (report, ceilings) = (Report::default(), Ceilings::default());
-        Self { plan, report, ceilings, settings, numbers: Arc::default(), started: Instant::now() }
+    pub fn new(is_quick: bool, settings: Vec<(String, String)>) -> Self {
+        let (report, started) = (Report::default(), Instant::now());
+        Self { report, ceilings: Vec::new(), settings, is_quick, numbers: Arc::default(), started }
     }
 
-    /// Further settings for ingest and worker.
-    pub fn settings(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.settings.iter().map(|(name, value)| (name.as_str(), value.as_str()))
+    /// How long or how much: of the whole benchmark, and of the quick one.
+    pub fn size<T>(&self, full: T, quick: T) -> T {
+        if self.is_quick { quick } else { full }
     }
 
-    /// Makes events that no other maker makes.
+    /// Makes events that no other maker makes, about as many contacts; signed, if there is a key.
     pub fn maker(&self, contacts: u64, key: Option<&str>) -> Maker {
         Maker::new(self.numbers.clone(), contacts, key)
-    }
-
-    /// Events made so far.
-    pub fn made(&self) -> u64 {
-        self.numbers.load(Ordering::Relaxed)
     }
 
     /// A line of progress.
@@ -59,29 +52,35 @@ impl Bench {
         println!("[{:3}s] {what}", self.started.elapsed().as_secs());
     }
 
-    /// A line about a load, also about what went wrong with it.
-    pub fn tell(&mut self, phase: &str, what: &str, tally: &Tally) {
-        if let Some(oddities) = tally.oddities() {
-            let line = format!("{phase}, {what}: {oddities}");
-            self.say(&format!("  {line}"));
-            self.report.notes.push(line);
+    /// A figure for the report.
+    pub fn add(&mut self, phase: &str, name: &str, value: f64, unit: &str, aim: Option<Aim>) {
+        if !value.is_finite() {
+            return self.note(format!("{phase}: it went too fast to tell: {name}"));
         }
+        self.say(&format!("  {name}: {}{unit}", short(value)));
+        self.report.add(phase, name, value, unit, aim);
     }
 
-    /// Says so if RabbitMQ was too slow at times.
-    pub async fn tell_spooled(&mut self, phase: &str, stage: &Stage) {
-        let spooled = stage.spooled().await;
-        if spooled > 0.0 {
-            let line = format!("{phase}: {} events went through the spool", grouped(spooled));
-            self.say(&format!("  {line}"));
-            self.report.notes.push(line);
+    /// A line that belongs into the report too.
+    fn note(&mut self, line: String) {
+        self.say(&format!("  {line}"));
+        self.report.notes.push(line);
+    }
+
+    /// Notes what went wrong with a load.
+    pub fn note_oddities(&mut self, phase: &str, load: &Load) {
+        for (what, count) in load.oddities() {
+            self.note(format!("{phase}: {count} × {what}"));
         }
     }
 
     /// Checks what is stored; a failure goes into the report.
     pub async fn check(&mut self, phase: &str, stage: &Stage, expected: &Expected) {
-        self.tell_spooled(phase, stage).await;
-        match check::check(stage, expected, self.plan.patience).await {
+        let spooled = stage.spooled().await;
+        if spooled > 0.0 {
+            self.note(format!("{phase}: {} events went through the spool", grouped(spooled)));
+        }
+        match check::check(stage, expected).await {
             Ok(line) => {
                 self.say(&format!("  {line}"));
                 self.report.checked += expected.len();

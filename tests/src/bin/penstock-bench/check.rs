@@ -1,32 +1,33 @@
 //! Is every event that was answered 200 stored, exactly once?
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
-use anyhow::bail;
+use anyhow::{Context, bail, ensure};
 use futures_util::TryStreamExt;
 use mongodb::bson::{Document, RawDocumentBuf, doc};
 use mongodb::options::Hint;
 
-use crate::mix::{self, Kind};
+use crate::event::{Kind, event_id, number};
+use crate::load::Load;
 use crate::number::grouped;
 use crate::stage::Stage;
-use crate::tally::Tally;
 
 /// What has to come out.
 #[derive(Debug, Default)]
 pub struct Expected {
     /// Numbers of the events that were accepted.
-    pub accepted: BTreeSet<u64>,
+    accepted: BTreeSet<u64>,
     /// Numbers of those that may have been.
-    pub uncertain: BTreeSet<u64>,
+    uncertain: BTreeSet<u64>,
 }
 
 impl Expected {
     /// Adds what a load has seen.
-    pub fn add(&mut self, tally: &Tally) {
-        self.accepted.extend(tally.received.iter().map(|(n, _)| n));
-        self.uncertain.extend(&tally.uncertain);
+    pub fn add(&mut self, load: &Load) {
+        for sent in &load.sent {
+            let numbers = if sent.outcome.is_ok() { &mut self.accepted } else { &mut self.uncertain };
+            numbers.insert(sent.n);
+        }
     }
 
     /// Number of events that were accepted.
@@ -36,47 +37,39 @@ impl Expected {
 }
 
 /// Compares, once everything is stored. Gives a line for people.
-pub async fn check(stage: &Stage, expected: &Expected, patience: Duration) -> anyhow::Result<String> {
-    stage.until_stored(expected.len(), patience).await?;
+pub async fn check(stage: &Stage, expected: &Expected) -> anyhow::Result<String> {
+    stage.until_stored(expected.len()).await?;
     let stored = ledger(stage).await?;
     compare(expected, &stored)?;
     let messages = stored.iter().filter(|n| Kind::of(**n).is_message()).count() as u64;
     let counted = counted(stage).await?;
-    if counted != messages {
-        bail!("conversations count {counted} messages, of {messages} that are stored");
-    }
-    Ok(format!(
-        "check: {} accepted, each stored once; conversations count {} messages",
-        grouped(crate::number::float(expected.len())),
-        grouped(crate::number::float(counted))
-    ))
+    ensure!(counted == messages, "conversations count {counted} messages, of {messages} that are stored");
+    let (accepted, counted) = (grouped(expected.len() as f64), grouped(counted as f64));
+    Ok(format!("check: {accepted} accepted, each stored once; conversations count {counted} messages"))
 }
 
 fn compare(expected: &Expected, stored: &BTreeSet<u64>) -> anyhow::Result<()> {
-    let missing: Vec<_> = expected.accepted.difference(stored).collect();
-    if let Some(first) = missing.first() {
-        bail!("{} accepted events are missing, such as {}", missing.len(), mix::event_id(**first));
+    if let Some(missing) = expected.accepted.difference(stored).next() {
+        let number = expected.accepted.difference(stored).count();
+        bail!("{number} accepted events are missing, such as {}", event_id(*missing));
     }
-    let nobodys = |n: &&u64| !expected.accepted.contains(n) && !expected.uncertain.contains(n);
-    let nobodys: Vec<_> = stored.iter().filter(nobodys).collect();
-    if let Some(first) = nobodys.first() {
-        bail!("{} events are stored that nobody has sent, such as {}", nobodys.len(), mix::event_id(**first));
-    }
+    let unknown = |n: &&u64| !expected.accepted.contains(n) && !expected.uncertain.contains(n);
+    let unknown = stored.iter().find(unknown).map(|n| event_id(*n));
+    ensure!(unknown.is_none(), "{} is stored, but nobody has sent it", unknown.unwrap_or_default());
     Ok(())
 }
 
-/// Numbers of all events in the ledger, read from the index of their ids.
+/// Numbers of all events in the ledger.
 async fn ledger(stage: &Stage) -> anyhow::Result<BTreeSet<u64>> {
     let ledger = stage.database.0.collection::<RawDocumentBuf>("webhook_events");
+    // Read from the index of the ids alone.
     let by_id = Hint::Keys(doc! {"_id": 1});
     let mut found = ledger.find(doc! {}).projection(doc! {"_id": 1}).hint(by_id).batch_size(50_000).await?;
     let mut numbers = BTreeSet::new();
     while let Some(entry) = found.try_next().await? {
         let id = entry.get_str("_id")?;
-        let Some(n) = mix::number(id) else { bail!("{id} is in the ledger, and no event of ours") };
-        if !numbers.insert(n) {
-            bail!("{id} is stored twice");
-        }
+        let n = number(id).with_context(|| format!("{id} is in the ledger, and no event of ours"))?;
+        ensure!(numbers.insert(n), "{id} is stored twice");
     }
     Ok(numbers)
 }

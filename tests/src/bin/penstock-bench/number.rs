@@ -2,15 +2,14 @@
 
 use std::time::Duration;
 
-/// A count as a number that can be divided.
-#[expect(clippy::cast_precision_loss, reason = "a figure for people")]
-pub fn float(count: u64) -> f64 {
-    count as f64
+/// How many per second; not a number if there was no time.
+pub fn rate(count: u64, time: Duration) -> f64 {
+    count as f64 / time.as_secs_f64()
 }
 
-/// So many in a time, per second.
-pub fn rate(count: u64, time: Duration) -> f64 {
-    float(count) / time.as_secs_f64()
+/// What ceilings allow together: each event takes the machine's time of one after the other.
+pub fn together(ceilings: &[f64]) -> f64 {
+    1.0 / ceilings.iter().map(|ceiling| 1.0 / ceiling).sum::<f64>()
 }
 
 /// The middle one of some numbers.
@@ -19,11 +18,20 @@ pub fn median(mut numbers: Vec<f64>) -> f64 {
     numbers.get(numbers.len() / 2).copied().unwrap_or_default()
 }
 
+/// Percentiles of some times, in milliseconds.
+pub fn percentiles<const N: usize>(times: impl Iterator<Item = Duration>, percents: [f64; N]) -> [f64; N] {
+    let mut times: Vec<_> = times.collect();
+    times.sort_unstable();
+    percents.map(|percent| {
+        let rank = (percent / 100.0 * times.len() as f64).ceil() as usize;
+        times.get(rank.saturating_sub(1)).map_or(0.0, |time| time.as_secs_f64() * 1000.0)
+    })
+}
+
 /// A whole number with its thousands apart.
 pub fn grouped(number: f64) -> String {
     let digits = format!("{number:.0}");
-    let (sign, digits) = digits.strip_prefix('-').map_or(("", digits.as_str()), |rest| ("-", rest));
-    let mut out = String::from(sign);
+    let mut out = String::new();
     for (place, digit) in digits.chars().enumerate() {
         if place > 0 && (digits.len() - place).is_multiple_of(3) {
             out.push(',');
@@ -35,11 +43,10 @@ pub fn grouped(number: f64) -> String {
 
 /// Three digits or so.
 pub fn short(number: f64) -> String {
-    match number.abs() {
-        size if size >= 100.0 => grouped(number),
-        size if size >= 10.0 => format!("{number:.1}"),
-        size if size >= 0.1 || size == 0.0 => format!("{number:.2}"),
-        _ => format!("{number:.3}"),
+    match number {
+        large if large >= 100.0 => grouped(large),
+        middling if middling >= 10.0 => format!("{middling:.1}"),
+        small => format!("{small:.2}"),
     }
 }
 
@@ -48,20 +55,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn thousands_stand_apart() {
-        assert_eq!(grouped(1_234_567.0), "1,234,567");
-        assert_eq!(grouped(999.6), "1,000");
-        assert_eq!(grouped(12.0), "12");
-        assert_eq!(grouped(-1234.0), "-1,234");
+    fn numbers_are_readable() {
+        assert_eq!([1_234_567.0, 999.6, 12.0].map(grouped), ["1,234,567", "1,000", "12"]);
+        assert_eq!([12_345.0, 12.34, 1.234].map(short), ["12,345", "12.3", "1.23"]);
     }
 
     #[test]
-    fn small_numbers_keep_digits() {
-        assert_eq!(["12,345", "12.3", "1.23", "0.012"], [12_345.0, 12.34, 1.234, 0.0123].map(short)[..]);
-    }
-
-    #[test]
-    fn the_median_is_in_the_middle() {
-        assert!((median(vec![3.0, 1.0, 2.0]) - 2.0).abs() < f64::EPSILON);
+    fn what_stands_for_many_numbers() {
+        let times = (1..=200).rev().map(Duration::from_millis);
+        assert_eq!(percentiles(times, [50.0, 99.0, 100.0]), [100.0, 198.0, 200.0]);
+        assert_eq!(percentiles([].into_iter(), [50.0]), [0.0]);
+        assert_eq!(median(vec![3.0, 1.0, 2.0]), 2.0);
+        assert_eq!(together(&[100_000.0, 25_000.0, 20_000.0]).round(), 10_000.0);
     }
 }

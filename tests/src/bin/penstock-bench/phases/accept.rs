@@ -1,124 +1,77 @@
 //! How fast ingest accepts, next to what a bare server replies and what RabbitMQ confirms. Since a machine's speed
 //! varies, ingest and raw publishing take turns.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use crate::bare::BareServer;
-use crate::bench::{Bench, CONNECTIONS, CONTACTS};
+use actix_web::{App, HttpResponse, HttpServer, web};
+use anyhow::Context;
+use bytes::Bytes;
+
+use crate::bench::{AT_ONCE, Bench, CONTACTS};
 use crate::check::Expected;
-use crate::client::Target;
-use crate::generate::{Generator, Limit};
-use crate::number::{float, grouped, median, rate};
-use crate::processes::{Cpu, Watched, used};
-use crate::raw_publish::RawPublisher;
-use crate::report::{Aim, Unit};
-use crate::stage::{Stage, TENANT};
-use crate::tally::percentile;
+use crate::client::HttpTarget;
+use crate::load::{Generator, Sent, Target};
+use crate::number::{median, percentiles};
+use crate::report::Aim;
+use crate::stage::{CEILING_TENANT, Stage};
 
 const PHASE: &str = "accept";
-/// Lives beside the real tenant, so that its queue is declared like theirs.
-const CEILING_TENANT: &str = "ceiling";
-
-/// What is accepted and not stored yet.
-#[derive(Debug)]
-pub struct Backlog {
-    /// Where.
-    pub stage: Stage,
-    /// What.
-    pub expected: Expected,
-}
 
 /// Measures, and leaves a backlog behind.
-pub async fn run(bench: &mut Bench) -> anyhow::Result<Backlog> {
+pub async fn run(bench: &mut Bench) -> anyhow::Result<(Stage, Expected)> {
+    bench.say(&format!("{PHASE}: {AT_ONCE} requests at the same time"));
     bare(bench).await?;
-    let stage = Stage::start(bench).await;
-    let raw = RawPublisher::connect(&stage.place.amqp_url, CEILING_TENANT).await?;
-    let (mut rates, mut expected) = (Rates::default(), Expected::default());
-    bench
-        .say(&format!("{PHASE}: raw confirmed publishing and ingest alone, in turns, {CONNECTIONS} at once"));
-    for round in 0..=bench.plan.rounds {
-        // The first round warms up.
-        let time = if round == 0 { bench.plan.round / 4 } else { bench.plan.round };
-        let ceiling = raw_round(bench, &raw, time).await?;
-        let accepted = rates.ingest_round(bench, &stage, time, &mut expected).await?;
-        if round == 0 {
-            rates = Rates::default();
-            continue;
+    let stage = Stage::start(bench, &[]).await?;
+    let (raw, queues) = stage.raw_generator(bench, CEILING_TENANT).await?;
+    let ingest = stage.generator(bench, CONTACTS)?;
+    let time = bench.size(Duration::from_secs(4), Duration::from_millis(1500));
+    // To warm up.
+    raw.closed(AT_ONCE, time / 4, u64::MAX).await?;
+    let mut expected = Expected::default();
+    expected.add(&ingest.closed(AT_ONCE, time / 4, u64::MAX).await?);
+    let (mut confirmed, mut accepted, mut p99s) = (Vec::new(), Vec::new(), Vec::new());
+    let rounds = bench.size(3, 1);
+    for round in 1..=rounds {
+        confirmed.push(raw.closed(AT_ONCE, time, u64::MAX).await?.rate());
+        queues.purge().await?;
+        let (meter, load) = (stage.meter(), ingest.closed(AT_ONCE, time, u64::MAX).await?);
+        if round == rounds {
+            bench.report.add_cpu(PHASE, load.accepted(), &meter.used());
         }
-        rates.raw.push(ceiling);
-        rates.ingest.push(accepted);
-        let (ceiling, accepted) = (grouped(ceiling), grouped(accepted));
-        bench.say(&format!("  round {round}: raw {ceiling}/s, ingest {accepted}/s"));
+        bench.note_oddities(PHASE, &load);
+        expected.add(&load);
+        accepted.push(load.rate());
+        p99s.extend(percentiles(load.sent.iter().map(Sent::reply_time), [99.0]));
     }
-    rates.report(bench);
-    bench.tell_spooled(PHASE, &stage).await;
-    Ok(Backlog { stage, expected })
+    let (confirmed, accepted) = (median(confirmed), median(accepted));
+    bench.ceilings.push(confirmed);
+    bench.add(PHASE, "raw confirmed publishing", confirmed, "/s", None);
+    bench.add(PHASE, "ingest accepts", accepted, "/s", None);
+    let share = 100.0 * accepted / confirmed;
+    bench.add(PHASE, "ingest, of raw publishing", share, " %", Some(Aim::AtLeast(55.0)));
+    bench.add(PHASE, "reply p99 meanwhile", median(p99s), " ms", None);
+    Ok((stage, expected))
 }
 
+/// A server that reads the body and answers, and does nothing else.
 async fn bare(bench: &mut Bench) -> anyhow::Result<()> {
-    bench.say(&format!("{PHASE}: a bare actix-web reply, {CONNECTIONS} connections"));
-    let server = BareServer::start()?;
-    let generator = Generator::new(Target::new(&server.url, TENANT)?, bench.maker(CONTACTS, None));
-    let watched = Watched::new().and("bare server", server.pid());
-    let before = watched.cpu();
-    let (tally, took) = generator.closed(CONNECTIONS, Limit::time(bench.plan.bare)).await?;
-    bench.report.cpu("bare reply", tally.accepted(), used(&before, &watched.cpu()));
-    bench.tell(PHASE, "bare server", &tally);
-    let replies = rate(tally.accepted(), took);
-    bench.say(&format!("  {}/s", grouped(replies)));
-    bench.report.add(PHASE, "bare actix-web reply", replies, Unit::PerSecond);
-    bench.ceilings.replies = Some(replies);
+    let app = || App::new().default_service(web::to(reply));
+    let server = HttpServer::new(app).disable_signals().bind(("127.0.0.1", 0))?;
+    let url = format!("http://{}", server.addrs().first().context("an address")?);
+    let server = server.run();
+    let (handle, serving) = (server.handle(), tokio::spawn(server));
+    let target = Target::Http(Arc::new(HttpTarget::new(&url)?));
+    let time = bench.size(Duration::from_secs(4), Duration::from_secs(1));
+    let generator = Generator { target, maker: bench.maker(CONTACTS, None) };
+    let replies = generator.closed(AT_ONCE, time, u64::MAX).await?.rate();
+    handle.stop(false).await;
+    serving.await??;
+    bench.ceilings.push(replies);
+    bench.add(PHASE, "bare actix-web reply", replies, "/s", None);
     Ok(())
 }
 
-async fn raw_round(bench: &Bench, raw: &RawPublisher, time: Duration) -> anyhow::Result<f64> {
-    let maker = bench.maker(CONTACTS, None);
-    let (confirmed, took) = raw.publish(&maker, CONNECTIONS, Limit::time(time)).await?;
-    raw.purge().await?;
-    Ok(rate(confirmed.len() as u64, took))
-}
-
-#[derive(Default)]
-struct Rates {
-    raw: Vec<f64>,
-    ingest: Vec<f64>,
-    p99: Vec<f64>,
-    events: u64,
-    used: Cpu,
-}
-
-impl Rates {
-    async fn ingest_round(
-        &mut self,
-        bench: &mut Bench,
-        stage: &Stage,
-        time: Duration,
-        expected: &mut Expected,
-    ) -> anyhow::Result<f64> {
-        let (generator, watched) = (stage.generator(bench, CONTACTS)?, stage.watched());
-        let before = watched.cpu();
-        let (tally, took) = generator.closed(CONNECTIONS, Limit::time(time)).await?;
-        for (name, seconds) in used(&before, &watched.cpu()) {
-            *self.used.entry(name).or_default() += seconds;
-        }
-        bench.tell(PHASE, "ingest", &tally);
-        expected.add(&tally);
-        self.events += tally.accepted();
-        self.p99.push(percentile(&tally.uncorrected, 99.0));
-        Ok(rate(tally.accepted(), took))
-    }
-
-    fn report(self, bench: &mut Bench) {
-        let (raw, ingest) = (median(self.raw), median(self.ingest));
-        bench.ceilings.publishing = Some(raw);
-        let report = &mut bench.report;
-        report.add(PHASE, "raw confirmed publishing", raw, Unit::PerSecond);
-        report.add(PHASE, "ingest accepts", ingest, Unit::PerSecond);
-        let share = 100.0 * ingest / raw;
-        report.aim(PHASE, "ingest, of raw publishing", share, Unit::Percent, Aim::AtLeast(50.0));
-        report.add(PHASE, "reply p99 at saturation", median(self.p99), Unit::Milliseconds);
-        report.cpu(PHASE, self.events, self.used);
-        let (events, share) = (grouped(float(self.events)), format!("{share:.0}"));
-        bench.say(&format!("  ingest accepts {}/s, {share} % of raw; {events} events", grouped(ingest)));
-    }
+async fn reply(_body: Bytes) -> HttpResponse {
+    HttpResponse::Ok().content_type("application/json").body(r#"{"status":"received"}"#)
 }

@@ -1,71 +1,73 @@
-//! Everything running at a steady rate: how long does a caller wait, and how old is an event when others can see it?
+//! Everything running at a calm rate: how long does a caller wait, how old is an event when others can see it, and what does
+//! it cost? Replies are compared with bare publishing at the same rate.
+
+use std::time::Duration;
 
 use crate::age::Watch;
 use crate::bench::{Bench, CONTACTS};
 use crate::check::Expected;
-use crate::number::{float, grouped, short};
-use crate::pace::Pace;
-use crate::processes::used;
-use crate::report::{Aim, Curve, Unit};
-use crate::stage::Stage;
-use crate::tally::{Tally, longest, percentile};
+use crate::load::{Generator, Load, Sent};
+use crate::number::{grouped, percentiles};
+use crate::report::Aim;
+use crate::stage::{CEILING_TENANT, Stage};
 
 const PHASE: &str = "paced";
+/// Events per second; the last rate has aims.
+const RATES: [u64; 2] = [100, 1000];
+/// How much longer a reply may take than a bare confirm.
+const REPLY_FACTOR: f64 = 4.0;
+/// How old an event may be, in milliseconds after the reply.
+const AGE: f64 = 100.0;
 
 /// Measures.
 pub async fn run(bench: &mut Bench) -> anyhow::Result<()> {
-    let (warm, time) = bench.plan.paced;
-    let pace = Pace { rate: bench.plan.rate, warm, time };
-    let rate = grouped(float(pace.rate));
-    bench.say(&format!("{PHASE}: {rate}/s, open loop, {warm:?} to warm up and {time:?}"));
-    let mut stage = Stage::start(bench).await;
+    let mut stage = Stage::start(bench, &[]).await?;
+    let (raw, queues) = stage.raw_generator(bench, CEILING_TENANT).await?;
+    let mut confirms = Vec::new();
+    for rate in RATES {
+        bench.say(&format!("{PHASE}: bare publishing, {}/s", grouped(rate as f64)));
+        let (load, warm) = open(bench, &raw, rate).await?;
+        confirms.push(show(bench, rate, "bare publish", load.after(warm).map(Sent::reply_time), [None; 2]));
+        queues.purge().await?;
+    }
     stage.start_worker(bench).await;
-    let watch = Watch::start(&stage.database).await?;
-    let before = stage.watched().cpu();
-    let tally = stage.generator(bench, CONTACTS)?.open(pace).await?;
-    bench.report.cpu(format!("{PHASE}, {rate}/s"), tally.accepted(), used(&before, &stage.watched().cpu()));
-    bench.tell(PHASE, "ingest", &tally);
-    let mut expected = Expected::default();
-    expected.add(&tally);
-    replies(bench, &tally);
-    let ages = watch.ages(&tally, bench.plan.patience).await?;
-    age(bench, &ages);
-    bench.report.curves = vec![
-        Curve { name: "reply, uncorrected", times: tally.uncorrected },
-        Curve { name: "reply, corrected", times: tally.corrected },
-        Curve { name: "from the reply to being visible in MongoDB", times: ages },
-    ];
+    let (generator, mut expected) = (stage.generator(bench, CONTACTS)?, Expected::default());
+    for (rate, confirm_p99) in RATES.into_iter().zip(confirms) {
+        bench.say(&format!("{PHASE}: ingest and one worker, {}/s", grouped(rate as f64)));
+        let (watch, meter) = (Watch::start(&stage.database).await?, stage.meter());
+        let (load, warm) = open(bench, &generator, rate).await?;
+        bench.report.add_cpu(&format!("{PHASE}, {}/s", grouped(rate as f64)), load.accepted(), &meter.used());
+        expected.add(&load);
+        let aim = |bound| (Some(rate) == RATES.last().copied()).then_some(Aim::AtMost(bound));
+        let replies = load.after(warm).map(Sent::reply_time);
+        show(bench, rate, "reply", replies, [None, aim(REPLY_FACTOR * confirm_p99)]);
+        let ages = watch.ages(&load, warm).await?;
+        show(bench, rate, "event age, from the reply", ages.into_iter(), [None, aim(AGE)]);
+    }
     bench.check(PHASE, &stage, &expected).await;
     stage.remove().await
 }
 
-/// Reply times into the report.
-pub fn replies(bench: &mut Bench, tally: &Tally) {
-    let times = [50.0, 99.0, 99.9].map(|percent| percentile(&tally.corrected, percent));
-    let aims = [Some(Aim::AtMost(2.0)), Some(Aim::AtMost(10.0)), None];
-    for ((name, ms), aim) in ["reply p50", "reply p99", "reply p99.9"].iter().zip(times).zip(aims) {
-        match aim {
-            Some(aim) => bench.report.aim(PHASE, *name, ms, Unit::Milliseconds, aim),
-            None => bench.report.add(PHASE, *name, ms, Unit::Milliseconds),
-        }
-    }
-    bench.report.add(PHASE, "reply, slowest", longest(&tally.corrected), Unit::Milliseconds);
-    let uncorrected = percentile(&tally.uncorrected, 99.0);
-    bench.report.add(PHASE, "reply p99, uncorrected", uncorrected, Unit::Milliseconds);
-    let late = percentile(&tally.late, 99.0);
-    bench.report.add(PHASE, "sent late by p99 (the generator's own)", late, Unit::Milliseconds);
-    let [p50, p99, p999] = times.map(short);
-    bench.say(&format!(
-        "  replies: p50 {p50} ms, p99 {p99} ms, p99.9 {p999} ms; sent late by p99 {} ms",
-        short(late)
-    ));
+/// An open loop at this rate. Also gives the time at its beginning that isn't measured.
+async fn open(bench: &mut Bench, generator: &Generator, rate: u64) -> anyhow::Result<(Load, Duration)> {
+    let warm = bench.size(Duration::from_secs(4), Duration::from_secs(1));
+    let measured = bench.size(Duration::from_secs(20), Duration::from_secs(3));
+    let load = generator.open(rate, warm + measured).await?;
+    bench.note_oddities(&format!("{PHASE}, {}/s", grouped(rate as f64)), &load);
+    Ok((load, warm))
 }
 
-fn age(bench: &mut Bench, ages: &hdrhistogram::Histogram<u64>) {
-    let (p50, p99) = (percentile(ages, 50.0), percentile(ages, 99.0));
-    bench.report.add(PHASE, "event age p50", p50, Unit::Milliseconds);
-    bench.report.aim(PHASE, "event age p99", p99, Unit::Milliseconds, Aim::AtMost(100.0));
-    bench.report.add(PHASE, "event age, oldest", longest(ages), Unit::Milliseconds);
-    let [p50, p99, oldest] = [p50, p99, longest(ages)].map(short);
-    bench.say(&format!("  event age: p50 {p50} ms, p99 {p99} ms, oldest {oldest} ms"));
+/// Half and 99 % of these times into the report. Gives the latter.
+fn show(
+    bench: &mut Bench,
+    rate: u64,
+    what: &str,
+    times: impl Iterator<Item = Duration>,
+    aims: [Option<Aim>; 2],
+) -> f64 {
+    let [p50, p99] = percentiles(times, [50.0, 99.0]);
+    for ((which, value), aim) in [("p50", p50), ("p99", p99)].into_iter().zip(aims) {
+        bench.add(PHASE, &format!("{}/s: {what}, {which}", grouped(rate as f64)), value, " ms", aim);
+    }
+    p99
 }

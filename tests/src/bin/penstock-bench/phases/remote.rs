@@ -1,64 +1,33 @@
-//! A server that runs already, whatever it is: only what HTTP shows.
+//! A server that runs already, of which only HTTP is known: what it accepts as fast as it goes, and how long replies take at a
+//! calm rate.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use crate::arguments::Remote;
-use crate::bench::{Bench, CONTACTS};
-use crate::client::Target;
-use crate::generate::{Generator, Limit};
-use crate::number::{float, grouped, rate, short};
-use crate::pace::Pace;
-use crate::report::{Curve, Unit};
-use crate::tally::{Tally, longest, percentile};
+use crate::bench::{AT_ONCE, Bench, CONTACTS};
+use crate::client::HttpTarget;
+use crate::load::{Generator, Sent, Target};
+use crate::number::percentiles;
 
 const PHASE: &str = "remote";
+/// Events per second of the calm rate.
+const RATE: u64 = 100;
 
-/// Measures: as fast as it can, and at a constant rate.
-pub async fn run(bench: &mut Bench, url: &str, remote: &Remote) -> anyhow::Result<()> {
-    let maker = bench.maker(CONTACTS, remote.key.as_deref());
-    let generator = Generator::new(Target::new(url, &remote.tenant)?, maker);
-    let time = Duration::from_secs(remote.seconds);
-    bench.say(&format!("{PHASE}: closed loop, {} connections, {time:?}", remote.connections));
-    let (tally, took) = generator.closed(remote.connections.into(), Limit::time(time)).await?;
-    let accepted = rate(tally.accepted(), took);
-    bench.say(&format!("  {}/s", grouped(accepted)));
-    bench.report.add(
-        PHASE,
-        format!("accepted, {} connections", remote.connections),
-        accepted,
-        Unit::PerSecond,
-    );
-    bench.tell(PHASE, "closed loop", &tally);
-    paced(bench, &generator, Pace { rate: remote.rate, warm: Duration::from_secs(1), time }).await
-}
-
-async fn paced(bench: &mut Bench, generator: &Generator, pace: Pace) -> anyhow::Result<()> {
-    let name = format!("{}/s", grouped(float(pace.rate)));
-    bench.say(&format!("{PHASE}: {name}, open loop, {:?}", pace.time));
-    let tally = generator.open(pace).await?;
-    let share = 100.0 * float(tally.accepted()) / float(pace.arrivals());
-    bench.report.add(PHASE, format!("{name}: accepted, of what was due"), share, Unit::Percent);
-    let [p50, p99, p999] = [50.0, 99.0, 99.9].map(|percent| percentile(&tally.corrected, percent));
-    for (which, ms) in [("p50", p50), ("p99", p99), ("p99.9", p999), ("slowest", longest(&tally.corrected))] {
-        bench.report.add(PHASE, format!("{name}: reply {which}"), ms, Unit::Milliseconds);
-    }
-    let [p50, p99, p999] = [p50, p99, p999].map(short);
-    let late = percentile(&tally.late, 99.0);
-    bench.report.add(
-        PHASE,
-        format!("{name}: sent late by p99 (the generator's own)"),
-        late,
-        Unit::Milliseconds,
-    );
-    bench.say(&format!("  accepted {share:.1} %; replies: p50 {p50} ms, p99 {p99} ms, p99.9 {p999} ms"));
-    bench.tell(PHASE, &name, &tally);
-    draw(bench, tally);
+/// Measures.
+pub async fn run(bench: &mut Bench, url: &str) -> anyhow::Result<()> {
+    bench.say(&format!("{PHASE}: {url}"));
+    let target = Target::Http(Arc::new(HttpTarget::new(url)?));
+    let generator = Generator { target, maker: bench.maker(CONTACTS, None) };
+    let time = bench.size(Duration::from_secs(10), Duration::from_secs(1));
+    let load = generator.closed(AT_ONCE, time, u64::MAX).await?;
+    bench.note_oddities(PHASE, &load);
+    bench.add(PHASE, &format!("accepted, {AT_ONCE} requests at the same time"), load.rate(), "/s", None);
+    let load = generator.open(RATE, time).await?;
+    bench.note_oddities(PHASE, &load);
+    let share = 100.0 * load.accepted() as f64 / load.sent.len() as f64;
+    bench.add(PHASE, &format!("{RATE}/s: accepted, of what was due"), share, " %", None);
+    let [p50, p99] = percentiles(load.sent.iter().map(Sent::reply_time), [50.0, 99.0]);
+    bench.add(PHASE, &format!("{RATE}/s: reply, p50"), p50, " ms", None);
+    bench.add(PHASE, &format!("{RATE}/s: reply, p99"), p99, " ms", None);
     Ok(())
-}
-
-fn draw(bench: &mut Bench, tally: Tally) {
-    bench.report.curves = vec![
-        Curve { name: "reply, uncorrected", times: tally.uncorrected },
-        Curve { name: "reply, corrected", times: tally.corrected },
-    ];
 }

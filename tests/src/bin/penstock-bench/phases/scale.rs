@@ -8,10 +8,8 @@ use tokio::time::sleep;
 
 use crate::bench::Bench;
 use crate::control_group::ControlGroup;
-use crate::number::{float, grouped};
-use crate::phases::drain::pile_up;
-use crate::report::{Aim, Unit};
-use crate::stage::{Stage, follow, storing_rate};
+use crate::report::Aim;
+use crate::stage::Stage;
 
 const PHASE: &str = "scale";
 const CONVERSATIONS: u64 = 2_000;
@@ -22,82 +20,61 @@ const PERCENT: u32 = 12;
 /// Half of it each way.
 const DISTANCE: Duration = Duration::from_millis(20);
 
-/// What limits each worker.
-#[derive(Clone, Copy, Debug)]
-enum Limit {
-    Processor,
-    /// Nothing, where no control group can be made.
-    Nothing,
-    Distance,
-}
-
-impl Limit {
-    fn name(self) -> String {
-        match self {
-            Self::Processor => format!("each held to {PERCENT} % of a processor"),
-            Self::Nothing => "not held back: no control group can be made here".to_owned(),
-            Self::Distance => format!("MongoDB {} ms away", DISTANCE.as_millis()),
-        }
-    }
-
-    /// How much of what one worker stores two and four have to store.
-    fn aims(self) -> Option<[f64; 2]> {
-        match self {
-            Self::Processor => Some([1.9, 3.6]),
-            Self::Nothing => None,
-            Self::Distance => Some([1.0, 1.0]),
-        }
-    }
-}
-
 /// Measures.
 pub async fn run(bench: &mut Bench) -> anyhow::Result<()> {
-    let held = if ControlGroup::can_be_made() { Limit::Processor } else { Limit::Nothing };
-    compare(bench, held).await?;
-    compare(bench, Limit::Distance).await
+    let is_held = ControlGroup::can_be_made();
+    let name = if is_held { "each held to 12 % of a processor" } else { "with the machine as it is" };
+    let aims = [1.9, 3.6].map(|aim| is_held.then_some(Aim::AtLeast(aim)));
+    compare(bench, name, is_held, Duration::ZERO, aims).await?;
+    let name = format!("MongoDB {} ms away", DISTANCE.as_millis());
+    compare(bench, &name, false, DISTANCE, [Some(Aim::AtLeast(1.0)); 2]).await
 }
 
-async fn compare(bench: &mut Bench, limit: Limit) -> anyhow::Result<()> {
-    let one = measure(bench, limit, 1).await?;
-    bench.report.add(PHASE, format!("one worker stores, {}", limit.name()), one, Unit::PerSecond);
-    for (place, (name, workers)) in [("two", 2), ("four", 4)].into_iter().enumerate() {
-        let times = measure(bench, limit, workers).await? / one;
-        let figure = format!("{name} workers, of one, {}", limit.name());
-        match limit.aims() {
-            Some(aims) => bench.report.aim(PHASE, figure, times, Unit::Times, Aim::AtLeast(aims[place])),
-            None => bench.report.add(PHASE, figure, times, Unit::Times),
-        }
+async fn compare(
+    bench: &mut Bench,
+    name: &str,
+    is_held: bool,
+    distance: Duration,
+    aims: [Option<Aim>; 2],
+) -> anyhow::Result<()> {
+    bench.say(&format!("{PHASE}: one, two and four workers, {name}"));
+    let one = measure(bench, 1, is_held, distance).await?;
+    bench.add(PHASE, &format!("one worker stores, {name}"), one, "/s", None);
+    for ((number, workers), aim) in [("two", 2), ("four", 4)].into_iter().zip(aims) {
+        let times = measure(bench, workers, is_held, distance).await? / one;
+        bench.add(PHASE, &format!("{number} workers, of one, {name}"), times, "×", aim);
     }
     Ok(())
 }
 
 /// Events per second that so many workers store, which have divided the queues among them before.
-async fn measure(bench: &mut Bench, limit: Limit, workers: usize) -> anyhow::Result<f64> {
-    let events = bench.plan.scale;
-    bench.say(&format!("{PHASE}: workers: {workers}; {} events, {}", grouped(float(events)), limit.name()));
+async fn measure(
+    bench: &mut Bench,
+    workers: usize,
+    is_held: bool,
+    distance: Duration,
+) -> anyhow::Result<f64> {
     // Dropped after the stage: a group can't be removed before its worker has ended.
     let mut groups = Vec::new();
-    let mut stage = Stage::start_with(bench, &SETTINGS).await;
+    let mut stage = Stage::start(bench, &SETTINGS).await?;
     let (relay, uri) = stage.place.mongo_relay().await;
-    if matches!(limit, Limit::Distance) {
-        relay.set(Fault::Delay(DISTANCE / 2));
+    if !distance.is_zero() {
+        relay.set(Fault::Delay(distance / 2));
         stage.place.mongo_uri = uri;
     }
     for _ in 0..workers {
         stage.start_worker(bench).await;
     }
-    if matches!(limit, Limit::Processor) {
+    if is_held {
         for worker in &stage.workers {
             groups.push(ControlGroup::hold(worker.process.pid(), PERCENT)?);
         }
     }
-    sleep(bench.plan.division).await;
+    sleep(bench.size(Duration::from_secs(12), Duration::from_secs(1))).await;
     signal(&stage, "STOP");
-    let expected = pile_up(bench, &stage, CONVERSATIONS, events).await?;
+    let expected = stage.pile_up(bench, CONVERSATIONS, bench.size(40_000, 1_000)).await?;
     signal(&stage, "CONT");
-    let samples = follow(stage.database.clone(), expected.len(), bench.plan.patience, |_| {}).await?;
-    let stored = storing_rate(&samples);
-    bench.say(&format!("  {}/s", grouped(stored)));
+    let stored = stage.until_stored(expected.len()).await?;
     bench.check(PHASE, &stage, &expected).await;
     stage.remove().await?;
     Ok(stored)
