@@ -389,8 +389,10 @@ async fn large_bodies_at_once_take_bounded_memory_also_if_their_senders_hang_up(
             let started = Instant::now();
             let answers = send_at_once(address, &request, hangs_up).await;
             println!("64 × 1 MiB of {element}, hangs up: {hangs_up}: {answers:?} in {:?}", started.elapsed());
-            let (url, signed) = (ingest.path("/webhook/faster"), signature("key", b"{}"));
-            assert_eq!(post_signed(&url, &signed, "{}").await.body["status"], "received");
+            // How long it waits is a matter of the machine, whether it is answered is not.
+            let honest = reqwest::Client::new().post(ingest.path("/webhook/faster")).body("{}");
+            let honest = honest.header("x-webhook-signature", signature("key", b"{}")).send().await.unwrap();
+            assert_eq!(honest.json::<serde_json::Value>().await.unwrap()["status"], "received");
             let peak = ingest.process.peak_memory();
             println!("  an honest one after {:?}, peak memory {} MiB", started.elapsed(), peak >> 20);
         }

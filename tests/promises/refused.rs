@@ -138,7 +138,8 @@ async fn an_event_whose_conversation_is_locked_waits_while_the_others_of_its_bat
     assert_eq!(database.find("webhook_events", "41").await, None);
     let closed = [("tenant", "faster"), ("state", "closed")];
     assert_eq!(metric(&worker.admin, "worker_breaker_state", &closed).await, Some(1.0));
-    assert!(of_worker(&worker, "worker_conflicts_total").await > Some(0.0));
+    let has_met = async || of_worker(&worker, "worker_conflicts_total").await > Some(0.0);
+    poll::until("it is tried, and conflicts", true, has_met).await;
 
     locked.abort_transaction().await.unwrap();
     database.until_stored(82).await;

@@ -48,7 +48,7 @@ async fn the_flask_bridges_env_file_works_unchanged() {
 #[tokio::test]
 async fn what_python_dotenv_ignores_is_ignored_and_the_environment_names_the_file_that_counts() {
     let place = Place::new().await;
-    let env_file = "[production]\nMONGO_URI=mongodb://h/d\nexport HOST = ${NONE:-::1}\nA='B' C\nSPOOL_DIR='a\\'b'\nPORT=80\nPORT\nSIGNING_KEYS=file\n";
+    let env_file = "what is this\nMONGO_URI=mongodb://h/d\nexport HOST = ${NONE:-::1}\nA='B' C\nSPOOL_DIR='a\\'b'\nPORT=80\nPORT\nSIGNING_KEYS=file\n";
     std::fs::write(place.folder.join(".env"), env_file).unwrap();
     std::fs::write(place.folder.join("keys"), "mounted").unwrap();
     for binary in ["ingest", "worker"] {
