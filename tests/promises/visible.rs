@@ -46,6 +46,7 @@ async fn every_series_exists_from_the_start() {
     let worker_metrics = metrics(&worker.admin).await;
     for series in [
         r#"worker_events_total{event_type="message.received",outcome="stored",tenant="faster"} 0"#,
+        r#"worker_events_total{event_type="message.sent",outcome="backfilled",tenant="vip"} 0"#,
         r#"worker_events_total{event_type="unknown",outcome="dead",tenant="vip"} 0"#,
         r#"worker_events_total{event_type="call.ended",outcome="duplicate",tenant="vip"} 0"#,
         "worker_batch_size_count 0",

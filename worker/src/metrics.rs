@@ -24,10 +24,12 @@ const AGE_BUCKETS: [f64; 16] =
 /// Events.
 const SIZE_BUCKETS: [f64; 10] = [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0];
 /// What can become of an event.
-const OUTCOMES: [&str; 3] = [STORED, DUPLICATE, DEAD];
+const OUTCOMES: [&str; 4] = [STORED, BACKFILLED, DUPLICATE, DEAD];
 
 /// Outcome: its effects are in MongoDB.
 pub const STORED: &str = "stored";
+/// Outcome: its effects are in MongoDB, and `worker backfill` has brought it.
+pub const BACKFILLED: &str = "backfilled";
 /// Outcome: its effects were in MongoDB before.
 pub const DUPLICATE: &str = "duplicate";
 /// Outcome: it went to the dead letters.

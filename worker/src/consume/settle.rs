@@ -79,6 +79,8 @@ impl Settle<'_> {
             (&self.context.tenant, SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default());
         for ((event, receipt), outcome) in events.iter().zip(receipts).zip(outcomes) {
             let outcome = match outcome {
+                // Its age would say how long the backfill took.
+                Outcome::Stored if event.is_backfilled() => metrics::BACKFILLED,
                 Outcome::Stored => {
                     let received =
                         Duration::from_millis(u64::try_from(event.received_at_ms).unwrap_or_default());

@@ -8,6 +8,9 @@ use crate::json::{self, Json, Object};
 
 pub mod moment;
 
+/// What stands in the place of a signature in an event that `worker backfill` has made of what respond.io's API told.
+pub const BACKFILLED: &str = "backfill";
+
 /// Larger bodies are parsed again rather than held parsed. In bytes.
 const LARGE_BODY: usize = 4 << 10;
 
@@ -128,6 +131,12 @@ impl Event {
             members,
             body: str::from_utf8(body).map_err(|_| Unusable::Invalid)?.to_owned(),
         })
+    }
+
+    /// Whether it was made of what respond.io's API told. Whatever a webhook says has the say over it.
+    #[must_use]
+    pub fn is_backfilled(&self) -> bool {
+        self.signature == BACKFILLED
     }
 
     /// Whether its parsed body is worth giving up while the event waits, see [`Event::shed_members`].

@@ -69,7 +69,15 @@ pub fn apply(contacts: &mut Table, event: &Event, now: DateTime) {
     let (Some(sent), Some(id)) = (event.contact(), event.contact_id()) else { return };
     let stored = contacts.get(&id);
     let (is_new, is_the_bridges) = (stored.is_none(), stored.is_some_and(bridge::wrote));
+    let is_told_by_webhooks =
+        is_the_bridges || stored.is_some_and(|stored| Stamp::is_a_webhooks(stored, "contact"));
+    if event.is_backfilled() && is_told_by_webhooks {
+        return;
+    }
     let contact = contacts.get_or_insert(&id, || empty(now));
+    if !event.is_backfilled() && Stamp::is_a_backfills(contact, "contact") {
+        forget_backfilled(contact, now);
+    }
     if is_the_bridges {
         bridge::remember(contact, &true.into());
     }
@@ -104,6 +112,21 @@ pub fn apply(contacts: &mut Table, event: &Event, now: DateTime) {
     if is_new {
         contact.sort();
     }
+}
+
+/// Takes away what backfilled events have told: a webhook tells a contact whole, also by what it leaves out. But when the
+/// contact was made is no matter of opinion.
+fn forget_backfilled(contact: &mut Record, now: DateTime) {
+    let new = empty(now);
+    for (part, fields) in PARTS {
+        if Stamp::is_a_backfills(contact, part) {
+            rebuild::reset(contact, fields, &new);
+        }
+    }
+    Stamp::remove_backfilled(
+        contact,
+        &["contact", "custom_fields", "tags", "assignee", "lifecycle", "created_at"],
+    );
 }
 
 fn empty(now: DateTime) -> Record {

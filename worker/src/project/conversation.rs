@@ -30,8 +30,13 @@ pub fn touch(conversations: &mut Table, chat_id: &str, event: &Event, now: DateT
     if conversation.document("contact").is_none() {
         conversation.set("contact", no_contact());
     }
-    let lifecycle = contact::lifecycle(event).filter(|_| stamp.claim_as_latest(conversation, "lifecycle"));
-    let sent = event.contact();
+    if event.contact().is_some() && !event.is_backfilled() {
+        forget_backfilled_contact(conversation);
+    }
+    let may_tell = !event.is_backfilled() || !is_told_by_webhooks(conversation);
+    let lifecycle = contact::lifecycle(event).filter(|_| may_tell);
+    let lifecycle = lifecycle.filter(|_| stamp.claim_as_latest(conversation, "lifecycle"));
+    let sent = event.contact().filter(|_| may_tell);
     if let Some(sent) = sent.filter(|_| stamp.claim_as_latest(conversation, "contact")) {
         let mut contact = contact::nine_fields(Some(sent));
         let known = || Some(conversation.document("contact")?.get("lifecycle").ok()??.into());
@@ -86,6 +91,28 @@ pub fn adopt(conversation: &mut Record) {
     if has_channel {
         conversation.set_in(MERGE_FIELD, "channel_info", &Stamp::EARLIEST.text().into());
     }
+}
+
+/// Whether webhooks have told who the contact is: to us, or to the bridge.
+fn is_told_by_webhooks(conversation: &Record) -> bool {
+    bridge::wrote(conversation) || Stamp::is_a_webhooks(conversation, "contact")
+}
+
+/// Takes away what backfilled events have told of the contact: a webhook tells it whole, also by what it leaves out.
+fn forget_backfilled_contact(conversation: &mut Record) {
+    if Stamp::is_a_backfills(conversation, "assignee") {
+        conversation.set("assignee", RawBson::Null);
+    }
+    for (part, is_of_it) in [("contact", false), ("lifecycle", true)] {
+        if Stamp::is_a_backfills(conversation, part) {
+            conversation.edit("contact", |contact| {
+                contact.retain(|name, _| (name == "lifecycle") != is_of_it);
+                let stays = std::mem::replace(contact, no_contact());
+                contact.extend(stays);
+            });
+        }
+    }
+    Stamp::remove_backfilled(conversation, &["assignee", "contact", "lifecycle"]);
 }
 
 fn no_contact() -> Record {
@@ -155,7 +182,7 @@ pub fn saw_message(conversations: &mut Table, chat_id: &str, event: &Event) {
     if let Some(name) = channel_name(channel) {
         conversation.add_sorted("channel", &name);
     }
-    if Stamp::of(event).claim_as_earliest(conversation, "channel_info") {
+    if Stamp::of_its_own_time(event).claim_as_earliest(conversation, "channel_info") {
         conversation.set("channel_info", channel_info(channel).with_others(sent));
     }
 }

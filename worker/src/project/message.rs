@@ -1,9 +1,6 @@
 //! `messages`: one document per messageId, from the latest delivery of it.
 
-use std::cmp::Ordering;
-use std::collections::BTreeMap;
-
-use mongodb::bson::{Bson, DateTime, RawArrayBuf, RawBson, RawBsonRef};
+use mongodb::bson::DateTime;
 
 use super::counted::{COUNTED_PARTS, Counted};
 use super::documents::Documents;
@@ -11,11 +8,8 @@ use super::record::Record;
 use super::returned::{self, Returned};
 use super::stamp::Stamp;
 use super::table::Table;
-use super::{content, conversation};
-use crate::decode::moment;
+use super::{bridge, content, conversation, status};
 use crate::decode::{Event, Kind};
-use crate::json::Json;
-use crate::project::convert;
 
 /// The parts of a message's document that its deliveries claim: with content, without, and with statuses alone. A part has
 /// the say over those behind it, whatever their times.
@@ -46,13 +40,15 @@ pub fn apply(documents: &mut Documents, event: &Event, now: DateTime) {
     let Documents { messages, conversations, .. } = documents;
     let (id, part, chat_id) = (id(event), part(event), event.chat_id.as_deref());
     let stored = messages.get(&id);
+    if event.is_backfilled() && stored.is_some_and(bridge::wrote) {
+        return;
+    }
     let is_new = stored.is_none();
     let before = stored.and_then(Counted::of);
     let bridges = Returned::find(stored, conversations, chat_id, returned::MESSAGES, &id);
 
     let message = messages.get_or_insert(&id, || Record::from([("created_at", now.into())]));
-    let told = event.member("message").and_then(|message| message.get("status"));
-    message.set("status", union_of_status(message.get("status"), told));
+    status::tell(message, event);
     // The bridge's messages have content.
     let may_claim = part == CONTENT || !bridges.as_ref().is_some_and(|bridges| bridges.is_there);
     if may_claim && claim(message, &Stamp::of(event), part) {
@@ -105,53 +101,12 @@ fn claim(message: &mut Record, stamp: &Stamp<'_>, part: usize) -> bool {
 
 /// Takes away what deliveries have added, if all of them are at hand.
 pub fn forget(message: &mut Record) {
-    message.set("status", RawArrayBuf::new());
+    status::forget(message);
 }
 
-/// All statuses that deliveries told, each (value, timestamp) once, in the order of their timestamps.
-fn union_of_status(stored: Option<RawBsonRef<'_>>, told: Option<&Json>) -> RawBson {
-    let told = told.map(convert::value);
-    let both = [stored, told.as_ref().map(RawBson::as_raw_bson_ref)].into_iter().flatten();
-    let all = both.flat_map(|value| match value {
-        RawBsonRef::Array(list) => list.into_iter().filter_map(Result::ok).collect(),
-        RawBsonRef::Null => Vec::new(),
-        single => vec![single],
-    });
-    let mut union: BTreeMap<(Option<i64>, String, String), RawBsonRef<'_>> = BTreeMap::new();
-    for status in all {
-        let of = |name| status.as_document().and_then(|status| status.get(name).ok().flatten());
-        let at = of("timestamp").map(parsed);
-        let value = parsed(of("value").unwrap_or(status)).to_string();
-        let key = (at.as_ref().and_then(read_moment), value, at.as_ref().map(unread).unwrap_or_default());
-        let entry = union.entry(key).or_insert(status);
-        if said_more(status, *entry) == Ordering::Greater {
-            *entry = status;
-        }
-    }
-    RawBson::Array(union.into_values().collect())
+/// Whether the content of a stored message is known.
+#[must_use]
+pub fn has_content(message: &Record) -> bool {
+    bridge::wrote(message) || Stamp::is_on(message, PARTS[CONTENT])
 }
 
-fn parsed(value: RawBsonRef<'_>) -> Bson {
-    value.try_into().unwrap_or(Bson::Null)
-}
-
-fn read_moment(at: &Bson) -> Option<i64> {
-    match at {
-        Bson::Int32(number) => moment::read(&Json::Number(number.to_string().into())),
-        Bson::Int64(number) => moment::read(&Json::Number(number.to_string().into())),
-        Bson::Double(number) => moment::read(&Json::Number(number.to_string().into())),
-        Bson::String(text) => moment::read(&Json::Text(text.into())),
-        _ => None,
-    }
-}
-
-/// Tells timestamps apart that can't be read.
-fn unread(at: &Bson) -> String {
-    if read_moment(at).is_some() { String::new() } else { at.to_string() }
-}
-
-/// Between two tellings of the same status any fixed choice will do; the one that says more is useful.
-fn said_more(a: RawBsonRef<'_>, b: RawBsonRef<'_>) -> Ordering {
-    let (a, b) = (parsed(a).to_string(), parsed(b).to_string());
-    a.len().cmp(&b.len()).then(a.cmp(&b))
-}

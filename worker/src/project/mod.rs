@@ -30,6 +30,7 @@ pub mod record;
 pub mod recount;
 pub mod returned;
 pub mod stamp;
+pub mod status;
 pub mod table;
 pub mod tags;
 pub mod wanted;

@@ -2,11 +2,17 @@
 
 use std::collections::BTreeSet;
 
+use mongodb::bson::RawBsonRef;
+
 use super::record::Record;
 use crate::decode::Event;
 
 /// Hexadecimal digits of a body's SHA-256 that name it beside others of the same key.
 pub const VARIANT_DIGITS: usize = 16;
+
+/// The stamps of backfilled events lie so far before those of webhooks, all of which are in the years 1970 to 9999. In
+/// milliseconds.
+const BEFORE_WEBHOOKS: i64 = 1_000_000_000_000_000;
 
 /// The field in which documents remember, per part, the stamp of the event that it comes from.
 pub const MERGE_FIELD: &str = "_merge";
@@ -25,11 +31,27 @@ impl<'a> Stamp<'a> {
     /// Before any event.
     pub(super) const EARLIEST: Self = Self { at: i64::MIN, key: "", body: "" };
 
-    /// The stamp of an event.
+    /// The stamp of an event. A backfilled one tells how things were when the API was read, whatever its own time is.
     #[must_use]
     pub fn of(event: &'a Event) -> Self {
-        let body = event.digest.get(..VARIANT_DIGITS).unwrap_or(&event.digest);
-        Self { at: event.at_ms, key: &event.key, body }
+        Self::at(if event.is_backfilled() { event.received_at_ms } else { event.at_ms }, event)
+    }
+
+    /// The stamp by which the earliest event is chosen.
+    #[must_use]
+    pub fn of_its_own_time(event: &'a Event) -> Self {
+        Self::at(event.at_ms, event)
+    }
+
+    fn at(at_ms: i64, event: &'a Event) -> Self {
+        let at = if event.is_backfilled() { at_ms.saturating_sub(BEFORE_WEBHOOKS) } else { at_ms };
+        Self { at, key: &event.key, body: event.digest.get(..VARIANT_DIGITS).unwrap_or(&event.digest) }
+    }
+
+    /// Whether it is the stamp of a backfilled event.
+    #[must_use]
+    pub fn is_backfilled(&self) -> bool {
+        self.at < 0 && *self != Self::EARLIEST
     }
 
     /// What tells the event from others, whatever its time: that may be corrected later.
@@ -55,10 +77,34 @@ impl<'a> Stamp<'a> {
         Stamp::on(record, part).is_some()
     }
 
+    /// Whether a webhook has the say over `part` of this record.
+    #[must_use]
+    pub(super) fn is_a_webhooks(record: &Record, part: &str) -> bool {
+        Stamp::on(record, part).is_some_and(|stamp| !stamp.is_backfilled())
+    }
+
+    /// Whether a backfilled event has the say over `part` of this record.
+    #[must_use]
+    pub(super) fn is_a_backfills(record: &Record, part: &str) -> bool {
+        Stamp::on(record, part).is_some_and(|stamp| stamp.is_backfilled())
+    }
+
     /// Takes the stamps off these parts of a record.
     pub(super) fn remove(record: &mut Record, parts: &[&str]) {
         if parts.iter().any(|part| Stamp::is_on(record, part)) {
             record.edit(MERGE_FIELD, |merge| parts.iter().for_each(|part| merge.remove(part)));
+        }
+    }
+
+    /// Takes the stamps of backfilled events off these parts of a record.
+    pub(super) fn remove_backfilled(record: &mut Record, parts: &[&str]) {
+        if parts.iter().any(|part| Stamp::is_a_backfills(record, part)) {
+            let is_backfilled = |stamp: RawBsonRef<'_>| {
+                stamp.as_str().and_then(Stamp::read).is_some_and(|stamp| stamp.is_backfilled())
+            };
+            record.edit(MERGE_FIELD, |merge| {
+                merge.retain(|name, stamp| !(parts.contains(&name) && is_backfilled(stamp)));
+            });
         }
     }
 
@@ -83,10 +129,11 @@ impl<'a> Stamp<'a> {
         self.claim(record, part, |on_it| on_it < *self)
     }
 
-    /// Claims a part of a record if this stamp is earlier than the one on it; says whether it was.
+    /// Claims a part of a record if this stamp is earlier than the one on it, or that is a backfilled event's and this one
+    /// isn't; says whether it was.
     #[must_use]
     pub fn claim_as_earliest(&self, record: &mut Record, part: &'static str) -> bool {
-        self.claim(record, part, |on_it| on_it > *self)
+        self.claim(record, part, |on_it| (on_it.is_backfilled(), on_it) > (self.is_backfilled(), *self))
     }
 
     fn claim(&self, record: &mut Record, part: &'static str, yields: impl FnOnce(Stamp<'_>) -> bool) -> bool {

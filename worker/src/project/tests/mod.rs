@@ -10,6 +10,7 @@ use super::table::{Table, Writes};
 use super::{Documents, Outcome, Wanted, ledger};
 use crate::decode::{Envelope, Event};
 
+mod backfill;
 mod contacts;
 mod conversations;
 mod entries;
