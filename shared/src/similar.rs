@@ -8,7 +8,7 @@ use crate::setting::SETTINGS;
 use crate::tenant;
 
 /// Settings of tenants that are ours in all likelihood, whatever stands before them. A `…_DB_NAME` may be others'.
-const OURS: [&str; 2] = ["MONGO_URI", "SIGNING_KEYS"];
+const OURS: [&str; 3] = ["MONGO_URI", "SIGNING_KEYS", "RESPOND_API_TOKEN"];
 
 /// Says of each of these names what it may have been meant for.
 #[must_use]

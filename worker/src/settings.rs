@@ -10,6 +10,7 @@ use shared::traces::{self, Export};
 use shared::{host, partition, shutdown, tenant};
 
 use crate::breaker::Limits;
+use crate::commands::backfill::address::ApiAddress;
 use crate::consume::share;
 use crate::{client, mongo_uri};
 
@@ -38,6 +39,10 @@ pub struct Settings {
     pub event_retention: Duration,
     /// When the circuit breaker in front of MongoDB opens and closes.
     pub breaker: Limits,
+    /// Where respond.io's API is.
+    pub api: ApiAddress,
+    /// Requests to it a second, at most.
+    pub api_rate: u32,
     /// How long a stopping worker may take to finish what it has in hand.
     pub shutdown_grace: Duration,
     /// Where traces go.
@@ -66,6 +71,8 @@ pub struct Tenant {
     pub mongo_uri: String,
     /// The database's name.
     pub database: String,
+    /// The token for respond.io's API.
+    pub api_token: Option<String>,
 }
 
 impl std::fmt::Debug for Tenant {
@@ -104,6 +111,8 @@ impl Settings {
             mongo_timeout: env.duration("MONGO_TIMEOUT"),
             pool: pool(env),
             event_retention: env.duration("EVENT_RETENTION"),
+            api: ApiAddress::read(env),
+            api_rate: env.number("RESPOND_API_RATE"),
             breaker: Limits {
                 failures: env.number("CIRCUIT_BREAKER_THRESHOLD"),
                 longest_open: env.duration("CIRCUIT_BREAKER_TIMEOUT"),
@@ -143,6 +152,8 @@ impl Settings {
     #[must_use]
     pub fn warnings(&self) -> Vec<String> {
         let exposed = self.tenants.iter().filter_map(Tenant::exposed);
+        let is_token_used = self.tenants.iter().any(|tenant| tenant.api_token.is_some());
+        let exposed = exposed.chain(is_token_used.then(|| self.api.exposed()).flatten());
         self.noticed.iter().cloned().chain(self.rabbitmq.exposed()).chain(exposed).collect()
     }
 }
@@ -237,7 +248,12 @@ fn tenant(env: &mut Env, name: &str, uri: &str) -> Option<Tenant> {
     } else if database.len() > 63 || database.contains(['/', '\\', '.', ' ', '"', '$', '\0']) {
         env.problem(format!("{spelled}: {database:?} is no name for a database"));
     }
-    Some(Tenant { name: name.to_owned(), mongo_uri: uri.text, database })
+    let api_token = tenant::setting(env, name, "RESPOND_API_TOKEN");
+    if api_token.as_ref().is_some_and(|token| !token.bytes().all(|byte| byte.is_ascii_graphic())) {
+        let spelled = tenant::spelled(env, name, "RESPOND_API_TOKEN");
+        env.problem(format!("{spelled}: has blanks or letters in it that no token has"));
+    }
+    Some(Tenant { name: name.to_owned(), mongo_uri: uri.text, database, api_token })
 }
 
 #[cfg(test)]

@@ -153,6 +153,23 @@ pub const SETTINGS: &[Setting] = &[
         number("MONGO_MAX_POOL_SIZE", Worker, "50", (1, 10_000), "the most of them; not below the minimum"),
     ),
     duration("EVENT_RETENTION", Worker, "30d", ("60s", "3650d"), "how long `webhook_events` keeps events"),
+    of_tenant(secret(text(
+        "RESPOND_API_TOKEN",
+        Worker,
+        None,
+        "the token of the tenant's workspace for respond.io's API, which only `worker backfill` needs",
+    ))),
+    text("RESPOND_API_URL", Worker, Some("https://api.respond.io/v2"), "where respond.io's API is"),
+    counting(
+        "requests a second",
+        number(
+            "RESPOND_API_RATE",
+            Worker,
+            "4",
+            (1, 10_000),
+            "how many `worker backfill` makes at most; respond.io's limits are shared by all of an organisation's integrations",
+        ),
+    ),
     duration(
         "SHUTDOWN_GRACE",
         Worker,

@@ -1,4 +1,4 @@
-//! `worker dead|quarantine|rebuild|reconcile|settings`: what operators do by hand, while workers run or not.
+//! `worker dead|quarantine|rebuild|reconcile|backfill|settings`: what operators do by hand, while workers run or not.
 
 use std::io::{self, Write};
 use std::time::Duration;
@@ -12,10 +12,12 @@ use shared::setting;
 use crate::settings::Settings;
 use crate::store::failure::Failure;
 
+pub mod backfill;
 pub mod rebuild;
 pub mod reconcile;
 pub mod set_aside;
 
+use backfill::BackfillError;
 use set_aside::queue::QueueError;
 use set_aside::{DeadCommand, QuarantineCommand};
 
@@ -32,6 +34,8 @@ pub enum Command {
     Rebuild(rebuild::Arguments),
     /// Compares what ingest has accepted with what is stored, queued, dead and quarantined.
     Reconcile(reconcile::Arguments),
+    /// Brings messages and contacts that MongoDB lacks from respond.io's API, or says which these are.
+    Backfill(backfill::Arguments),
     /// Shows every setting: its value, and where that comes from. Secrets are not shown.
     Settings,
 }
@@ -68,6 +72,12 @@ pub enum CommandError {
     /// It ended half way; to run it again does no harm.
     #[error("not all could be done: please run it again")]
     Unfinished(#[source] Failure),
+    /// A backfill fails.
+    #[error(transparent)]
+    Backfill(#[from] BackfillError),
+    /// A backfill ended half way.
+    #[error("stopped: run it again, and it goes on from there")]
+    Stopped(#[source] BackfillError),
     /// It was done, and some of it failed or is missing; the answer says what.
     #[error("{0}")]
     Incomplete(String),
@@ -80,6 +90,7 @@ pub async fn run(command: Command, env: Env, out: &mut impl Write) -> Result<(),
         Command::Quarantine(command) => set_aside::run(command.into(), env, out).await,
         Command::Rebuild(arguments) => rebuild::run(arguments, env, out).await,
         Command::Reconcile(arguments) => reconcile::run(arguments, env, out).await,
+        Command::Backfill(arguments) => backfill::run(arguments, env, out).await,
         Command::Settings => settings(env, out),
     }
 }

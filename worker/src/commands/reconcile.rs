@@ -18,7 +18,7 @@ use shared::topology;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::set_aside::queue::{self, Queue, QueueError};
-use super::{CommandError, parse_duration, printable, progress, say};
+use super::{CommandError, backfill, parse_duration, printable, progress, say};
 use crate::settings::{Settings, Tenant};
 use crate::store::Store;
 use crate::store::failure::Failure;
@@ -56,6 +56,8 @@ struct Account {
     accepted: Option<usize>,
     /// Entries of the ledger.
     stored: u64,
+    /// Those of them that `worker backfill` has brought.
+    backfilled: u64,
     /// Events that wait in the work queues.
     queued: u32,
     /// Events that workers have in hand.
@@ -107,11 +109,21 @@ pub async fn run(arguments: Arguments, env: Env, out: &mut impl Write) -> Result
 }
 
 fn lines(account: &Account) -> String {
-    let Account { tenant, accepted, stored, queued, in_workers, in_spools, dead, quarantined, missing } =
-        account;
+    let Account {
+        tenant,
+        accepted,
+        stored,
+        backfilled,
+        queued,
+        in_workers,
+        in_spools,
+        dead,
+        quarantined,
+        missing,
+    } = account;
     let accepted = accepted.map_or(String::new(), |accepted| format!("accepted {accepted}, "));
     let numbers = format!(
-        "{tenant}: {accepted}stored {stored}, queued {queued}, in workers {in_workers}, in spools {in_spools}, dead {dead}, quarantined {quarantined}, missing {}",
+        "{tenant}: {accepted}stored {stored} ({backfilled} of them backfilled), queued {queued}, in workers {in_workers}, in spools {in_spools}, dead {dead}, quarantined {quarantined}, missing {}",
         missing.len()
     );
     let missing = missing.iter().map(|key| format!("\n  {}", printable(key)));
@@ -141,9 +153,8 @@ async fn account(
         // Some may have died meanwhile.
         forget_kept(broker, &topology::dead_queue(&tenant.name), &mut missing).await?;
     }
-    let stored = store.ledger();
-    let stored = timeout(DEADLINE, stored.count_documents(doc! {}).into_future()).await;
-    let stored = stored.map_err(|_| Failure::TimedOut(DEADLINE))?.map_err(Failure::from)?;
+    let stored = count(&store, doc! {}).await?;
+    let backfilled = count(&store, backfill::event::entries()).await?;
     // Before the workers: what they take meanwhile is counted twice rather than not at all.
     let queued = queued(broker, &tenant.name).await?;
     let peers = peers(broker).await?;
@@ -151,6 +162,7 @@ async fn account(
         tenant: tenant.name.clone(),
         accepted: number,
         stored,
+        backfilled,
         queued,
         in_workers: in_workers(&peers, &tenant.name),
         in_spools: in_spools(&peers),
@@ -158,6 +170,11 @@ async fn account(
         quarantined: length(broker, &topology::quarantine_queue(&tenant.name)).await?,
         missing: missing.into_iter().collect(),
     })
+}
+
+async fn count(store: &Store, entries: Document) -> Result<u64, Failure> {
+    let count = timeout(DEADLINE, store.ledger().count_documents(entries).into_future()).await;
+    Ok(count.map_err(|_| Failure::TimedOut(DEADLINE))??)
 }
 
 /// Takes out the keys that the ledger has.

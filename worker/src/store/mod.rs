@@ -49,6 +49,7 @@ pub(crate) struct Names {
     pub notes: String,
     pub calls: String,
     pub probe: String,
+    pub backfill: String,
 }
 
 /// A tenant's database.
@@ -78,6 +79,7 @@ impl Store {
             notes: prefixed("internal_notes"),
             calls: prefixed("calls"),
             probe: prefixed("penstock_probe"),
+            backfill: prefixed("penstock_backfill"),
         };
         let unfolding = Arc::new(Semaphore::new(UNFOLDED_BYTES));
         let database = client.database(&tenant.database);

@@ -74,6 +74,8 @@ struct Rebuilt {
     dry_run: bool,
     /// Events in the ledger that concern documents.
     events: usize,
+    /// Those of them that `worker backfill` has brought.
+    backfilled: usize,
     /// Entries of the ledger that can't be read.
     unreadable: usize,
     /// Documents that were missing.
@@ -150,11 +152,13 @@ fn tell(rebuilt: &Rebuilt, json: bool, out: &mut impl Write) -> Result<(), Comma
     if json {
         return say(out, json!(rebuilt));
     }
-    let Rebuilt { tenant, dry_run, events, unreadable, inserted, updated, failed } = rebuilt;
+    let Rebuilt { tenant, dry_run, events, backfilled, unreadable, inserted, updated, failed } = rebuilt;
     let would = if *dry_run { "would be " } else { "" };
     say(
         out,
-        format!("{tenant}: {events} events, {inserted} documents {would}added, {updated} {would}changed"),
+        format!(
+            "{tenant}: {events} events ({backfilled} of them backfilled), {inserted} documents {would}added, {updated} {would}changed"
+        ),
     )?;
     if *unreadable > 0 {
         say(out, format!("  {unreadable} entries of the ledger can't be read"))?;
@@ -234,6 +238,7 @@ impl Rebuild {
                 (Ok(id), Some(event)) => {
                     let concerned = Wanted::by(std::slice::from_ref(&event));
                     if concerned.concerns_documents() {
+                        rebuilt.backfilled += usize::from(event.is_backfilled());
                         groups.add(id.to_owned(), event.body.len(), &concerned);
                     }
                 }

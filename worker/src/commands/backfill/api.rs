@@ -1,0 +1,258 @@
+//! respond.io's Developer API, as far as it is needed: contacts, their messages, users, channels.
+
+use std::time::Duration;
+
+use hyper::header::{HeaderMap, RETRY_AFTER};
+use hyper::{Method, StatusCode};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use shared::json::{self, Json, Object};
+use tokio::time::sleep;
+
+use super::address::ApiAddress;
+use super::http::{Answer, Http, HttpError};
+use super::pace::Pace;
+use super::page::{self, Page, Unreadable};
+use crate::commands::printable;
+
+/// Most items of a page.
+const LIMIT: u32 = 100;
+/// A request that fails is made so often.
+const ATTEMPTS: u32 = 10;
+/// First and longest pause before the next attempt, if the API doesn't say how long.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_mins(1));
+/// Longest pause that the API may ask for.
+const LONGEST_PAUSE: Duration = Duration::from_mins(15);
+/// Pause after the last request that the API allows for now. It doesn't say when more are allowed; its limits
+/// are said to be per second.
+const BUDGET_PAUSE: Duration = Duration::from_secs(1);
+/// Most of what the API says of an error that is shown, in characters.
+const MAX_WORDS: usize = 200;
+/// What is not escaped in paths and queries.
+const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
+
+/// Why respond.io's API can't be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ApiError {
+    /// It doesn't take the token.
+    #[error(
+        "respond.io refuses the token ({status}): is RESPOND_API_TOKEN that of this tenant's workspace, and still valid?"
+    )]
+    Token {
+        /// 401 or 403.
+        status: u16,
+    },
+    /// There is no such thing.
+    #[error("respond.io knows nothing at {path} (404): if that isn't a contact, is RESPOND_API_URL right?")]
+    NotFound {
+        /// What was asked for.
+        path: String,
+    },
+    /// It takes the request for a mistake.
+    #[error("respond.io refuses the request ({status}): {words}")]
+    Refused {
+        /// Such as 400.
+        status: u16,
+        /// What it says.
+        words: String,
+    },
+    /// It fails again and again.
+    #[error("respond.io fails ({status}), {ATTEMPTS} times in a row")]
+    Failing {
+        /// 429, 500 or above.
+        status: u16,
+    },
+    /// It asks for a pause that is too long.
+    #[error("respond.io asks for a pause of {0:?}: try again then")]
+    Exhausted(Duration),
+    /// It can't be reached.
+    #[error("respond.io can't be reached, {ATTEMPTS} times in a row")]
+    Unreachable(#[from] HttpError),
+    /// The answer makes no sense.
+    #[error("respond.io's answer")]
+    Unreadable(#[from] Unreadable),
+}
+
+impl ApiError {
+    /// Whether it concerns one contact, and others can be read all the same.
+    #[must_use]
+    pub fn is_of_one_contact(&self) -> bool {
+        matches!(self, Self::NotFound { .. } | Self::Refused { .. } | Self::Unreadable(_))
+    }
+}
+
+/// What follows from an answer's status.
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict {
+    Fine,
+    /// To be made again; after this pause, if the API says how long.
+    Again(Option<Duration>),
+    Token,
+    NotFound,
+    Refused,
+}
+
+/// The API, for one token.
+pub struct Api {
+    http: Http,
+    pace: Pace,
+}
+
+impl Api {
+    /// The API at this address, asked at most so often a second.
+    pub fn new(address: ApiAddress, token: &str, per_second: u32) -> Result<Self, ApiError> {
+        Ok(Self { http: Http::new(address, token)?, pace: Pace::new(per_second) })
+    }
+
+    /// A page of all contacts.
+    pub async fn contacts(&self, cursor: Option<&str>) -> Result<Page, ApiError> {
+        let body = r#"{"search":"","timezone":"Etc/UTC","filter":{"$and":[]}}"#;
+        self.page(Method::POST, "/contact/list", cursor, body).await
+    }
+
+    /// A contact.
+    pub async fn contact(&self, id: &str) -> Result<Object, ApiError> {
+        let path = format!("/contact/id:{}", escaped(id));
+        let answer = self.answer(Method::GET, &path, "").await?;
+        Ok(json::parse(&answer.body).map_err(|_| Unreadable::NoJson)?)
+    }
+
+    /// A page of a contact's messages, the newest first.
+    pub async fn messages(&self, contact_id: &str, cursor: Option<&str>) -> Result<Page, ApiError> {
+        let path = format!("/contact/id:{}/message/list", escaped(contact_id));
+        self.page(Method::GET, &path, cursor, "").await
+    }
+
+    /// A page of the workspace's users.
+    pub async fn users(&self, cursor: Option<&str>) -> Result<Page, ApiError> {
+        self.page(Method::GET, "/space/user", cursor, "").await
+    }
+
+    /// A page of the workspace's channels.
+    pub async fn channels(&self, cursor: Option<&str>) -> Result<Page, ApiError> {
+        self.page(Method::GET, "/space/channel", cursor, "").await
+    }
+
+    async fn page(
+        &self,
+        method: Method,
+        path: &str,
+        cursor: Option<&str>,
+        body: &str,
+    ) -> Result<Page, ApiError> {
+        let cursor = cursor.map(|cursor| format!("&cursorId={}", escaped(cursor))).unwrap_or_default();
+        let answer = self.answer(method, &format!("{path}?limit={LIMIT}{cursor}"), body).await?;
+        Ok(page::read(&answer.body)?)
+    }
+
+    /// Makes a request until it is answered.
+    async fn answer(&self, method: Method, path: &str, body: &str) -> Result<Answer, ApiError> {
+        let (mut backoff, mut failures) = (BACKOFF.0, 0);
+        loop {
+            self.pace.turn().await;
+            let answer = self.http.request(method.clone(), path, body.to_owned()).await;
+            let (pause, error) = match answer {
+                Err(error) => (None, ApiError::Unreachable(error)),
+                Ok(answer) => match verdict(answer.status, &answer.headers) {
+                    Verdict::Fine => {
+                        if is_budget_spent(&answer.headers) {
+                            let pause = retry_after(&answer.headers).unwrap_or(BUDGET_PAUSE);
+                            self.pace.hold(pause.min(LONGEST_PAUSE));
+                        }
+                        return Ok(answer);
+                    }
+                    Verdict::Again(pause) => (pause, ApiError::Failing { status: answer.status.as_u16() }),
+                    Verdict::Token => return Err(ApiError::Token { status: answer.status.as_u16() }),
+                    Verdict::NotFound => return Err(ApiError::NotFound { path: path.to_owned() }),
+                    Verdict::Refused => {
+                        let words = words(&answer.body);
+                        return Err(ApiError::Refused { status: answer.status.as_u16(), words });
+                    }
+                },
+            };
+            if let Some(pause) = pause.filter(|pause| *pause > LONGEST_PAUSE) {
+                return Err(ApiError::Exhausted(pause));
+            }
+            failures += 1;
+            if failures == ATTEMPTS {
+                return Err(error);
+            }
+            match pause {
+                // What is said to one holds for all: the budget is common.
+                Some(pause) => self.pace.hold(pause),
+                None => sleep(backoff.mul_f64(0.5 + fastrand::f64() / 2.0)).await,
+            }
+            backoff = (backoff * 2).min(BACKOFF.1);
+        }
+    }
+}
+
+fn escaped(text: &str) -> String {
+    utf8_percent_encode(text, ESCAPED).to_string()
+}
+
+fn verdict(status: StatusCode, headers: &HeaderMap) -> Verdict {
+    match status.as_u16() {
+        200..=299 => Verdict::Fine,
+        408 | 429 | 500.. => Verdict::Again(retry_after(headers)),
+        401 | 403 => Verdict::Token,
+        404 => Verdict::NotFound,
+        _ => Verdict::Refused,
+    }
+}
+
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    number(headers, RETRY_AFTER.as_str()).map(Duration::from_secs)
+}
+
+fn is_budget_spent(headers: &HeaderMap) -> bool {
+    number(headers, "x-ratelimit-remaining") == Some(0)
+}
+
+fn number(headers: &HeaderMap, name: &str) -> Option<u64> {
+    headers.get(name)?.to_str().ok()?.trim().parse().ok()
+}
+
+/// What the API says of an error, fit for a terminal.
+fn words(body: &[u8]) -> String {
+    let said = json::parse(body).ok();
+    let message = said.as_ref().and_then(|said| said.get("message")).and_then(Json::text);
+    printable(&message.unwrap_or("without a word").chars().take(MAX_WORDS).collect::<String>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(all: &[(&'static str, &'static str)]) -> HeaderMap {
+        all.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect()
+    }
+
+    #[test]
+    fn the_status_decides_what_is_done() {
+        let of = |status: u16, all| verdict(StatusCode::from_u16(status).unwrap(), &headers(all));
+        assert_eq!(of(200, &[]), Verdict::Fine);
+        assert_eq!(of(429, &[("retry-after", "7")]), Verdict::Again(Some(Duration::from_secs(7))));
+        assert_eq!(of(429, &[("retry-after", "soon")]), Verdict::Again(None));
+        assert_eq!(of(503, &[]), Verdict::Again(None));
+        assert_eq!((of(401, &[]), of(403, &[])), (Verdict::Token, Verdict::Token));
+        assert_eq!(
+            (of(404, &[]), of(400, &[]), of(301, &[])),
+            (Verdict::NotFound, Verdict::Refused, Verdict::Refused)
+        );
+    }
+
+    #[test]
+    fn a_spent_budget_is_known() {
+        assert!(is_budget_spent(&headers(&[("x-ratelimit-remaining", "0")])));
+        assert!(
+            !is_budget_spent(&headers(&[("x-ratelimit-remaining", "1")])) && !is_budget_spent(&headers(&[]))
+        );
+    }
+
+    #[test]
+    fn what_the_api_says_is_short_and_harmless() {
+        assert_eq!(words(br#"{"code":400,"message":"bad\u001b[2J"}"#), "bad\\u{1b}[2J");
+        assert_eq!(words(b"<html>"), "without a word");
+        assert_eq!(words(format!(r#"{{"message":"{}"}}"#, "x".repeat(999)).as_bytes()).len(), MAX_WORDS);
+    }
+}

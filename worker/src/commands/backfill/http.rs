@@ -1,0 +1,145 @@
+//! Requests to respond.io's API, each with a deadline. HTTP/1.1 over hyper, TLS over rustls: both are in the
+//! worker anyway, and what is asked of them is little.
+
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::body::Bytes;
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, HeaderMap, HeaderValue, USER_AGENT};
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio::time::{error::Elapsed, timeout};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::pki_types::ServerName;
+use tokio_rustls::rustls::{self, ClientConfig, RootCertStore, crypto};
+
+use super::address::ApiAddress;
+
+/// Longest time for a request, from the connection to the last byte of the answer.
+const DEADLINE: Duration = Duration::from_secs(30);
+/// Largest answer. A page holds a hundred messages at most.
+const MAX_ANSWER_BYTES: usize = 32 << 20;
+
+/// Why there is no answer. Holds neither the token nor what was sent.
+#[derive(Debug, thiserror::Error)]
+pub enum HttpError {
+    /// The connection can't be made, or was lost.
+    #[error("the connection failed")]
+    Io(#[from] io::Error),
+    /// The answer is no HTTP, or ends too soon.
+    #[error("the connection broke")]
+    Http(#[from] hyper::Error),
+    /// It takes too long.
+    #[error("no answer within {DEADLINE:?}")]
+    TimedOut(#[from] Elapsed),
+    /// It is too large, or ends too soon.
+    #[error("the answer can't be read: {0}")]
+    Body(String),
+    /// TLS can't be used at all.
+    #[error("TLS")]
+    Tls(#[from] rustls::Error),
+    /// The request can't be written.
+    #[error("the request can't be made")]
+    Request(#[from] hyper::http::Error),
+}
+
+/// An answer.
+#[derive(Debug)]
+pub struct Answer {
+    /// Its status.
+    pub status: StatusCode,
+    /// Its headers.
+    pub headers: HeaderMap,
+    /// Its body.
+    pub body: Bytes,
+}
+
+/// A client for one server.
+pub struct Http {
+    address: ApiAddress,
+    authority: String,
+    authorization: HeaderValue,
+    tls: Option<TlsConnector>,
+    idle: Mutex<Vec<Connection>>,
+}
+
+type Connection = SendRequest<Full<Bytes>>;
+
+impl Http {
+    /// A client that shows this token.
+    pub fn new(address: ApiAddress, token: &str) -> Result<Self, HttpError> {
+        let mut authorization =
+            HeaderValue::try_from(format!("Bearer {token}")).map_err(hyper::http::Error::from)?;
+        authorization.set_sensitive(true);
+        let tls = if address.is_encrypted { Some(connector()?) } else { None };
+        let authority = address.authority();
+        Ok(Self { address, authority, authorization, tls, idle: Mutex::default() })
+    }
+
+    /// Makes a request. To make it again has to do no harm: the connection may have been closed meanwhile.
+    pub async fn request(&self, method: Method, path: &str, body: String) -> Result<Answer, HttpError> {
+        timeout(DEADLINE, self.exchange(method, path, body)).await?
+    }
+
+    async fn exchange(&self, method: Method, path: &str, body: String) -> Result<Answer, HttpError> {
+        let request = Request::builder()
+            .method(method)
+            .uri(format!("{}{path}", self.address.path))
+            .header(HOST, &self.authority)
+            .header(AUTHORIZATION, &self.authorization)
+            .header(ACCEPT, "application/json")
+            .header(CONTENT_TYPE, "application/json")
+            .header(USER_AGENT, concat!("penstock-worker/", env!("CARGO_PKG_VERSION")))
+            .body(Full::from(body))?;
+        let mut connection = match self.idle() {
+            Some(connection) => connection,
+            None => self.connect().await?,
+        };
+        let (head, body) = connection.send_request(request).await.map(Response::into_parts)?;
+        let body = Limited::new(body, MAX_ANSWER_BYTES).collect().await.map_err(|error| {
+            let is_large = error.downcast_ref::<LengthLimitError>().is_some();
+            HttpError::Body(if is_large { "it is too large".to_owned() } else { error.to_string() })
+        })?;
+        if connection.ready().await.is_ok() {
+            self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
+        }
+        Ok(Answer { status: head.status, headers: head.headers, body: body.to_bytes() })
+    }
+
+    /// A connection that is open, as far as is known.
+    fn idle(&self) -> Option<Connection> {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        idle.retain(|connection| !connection.is_closed());
+        idle.pop()
+    }
+
+    async fn connect(&self) -> Result<Connection, HttpError> {
+        let ApiAddress { host, port, .. } = &self.address;
+        let stream = TcpStream::connect((host.as_str(), *port)).await?;
+        stream.set_nodelay(true)?;
+        let Some(tls) = &self.tls else {
+            let (connection, driver) = http1::handshake(TokioIo::new(stream)).await?;
+            tokio::spawn(driver);
+            return Ok(connection);
+        };
+        let name = ServerName::try_from(host.clone()).map_err(io::Error::other)?;
+        let (connection, driver) = http1::handshake(TokioIo::new(tls.connect(name, stream).await?)).await?;
+        tokio::spawn(driver);
+        Ok(connection)
+    }
+}
+
+/// TLS as everywhere in Penstock: the system's certificates, or those in the file that `SSL_CERT_FILE` names.
+fn connector() -> Result<TlsConnector, HttpError> {
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    let config = ClientConfig::builder_with_provider(Arc::new(crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok(TlsConnector::from(Arc::new(config)))
+}

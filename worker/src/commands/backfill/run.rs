@@ -1,0 +1,257 @@
+//! A run through contacts and messages: publishes what MongoDB lacks, or only counts it.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures_util::{StreamExt, stream};
+use shared::telemetry::chain;
+use tokio::time::{Instant, sleep};
+
+use super::api::{Api, ApiError};
+use super::audit::Audit;
+use super::event::{self, Directory};
+use super::known;
+use super::lease::Lease;
+use super::page::Cursors;
+use super::plan::{Message, Span};
+use super::progress::{Counts, Place, Task};
+use super::publish::Outlet;
+use super::shown::Shown;
+use super::walk::{self, AllContacts, Contact, Contacts, Messages, Source};
+use super::{AT_ONCE, BackfillError};
+use crate::store::Store;
+
+/// So many contacts that can't be read are named; the others are only counted.
+const MAX_FAILURES: usize = 1000;
+
+/// What is done with what MongoDB lacks.
+#[derive(Clone, Copy)]
+pub enum Mode<'a> {
+    /// It is published, and the place is kept.
+    Publish(&'a Outlet, &'a Lease),
+    /// It is counted.
+    Audit,
+}
+
+/// A run.
+pub struct Run<'a> {
+    reader: Reader<'a>,
+    task: Task,
+    place: Place,
+}
+
+/// What all contacts of a run are read with.
+struct Reader<'a> {
+    api: &'a Api,
+    store: &'a Store,
+    mode: Mode<'a>,
+    directory: Directory,
+    audit: Mutex<Audit>,
+    /// Contacts that can't be read, and why.
+    failures: Mutex<Vec<(String, String)>>,
+}
+
+impl<'a> Run<'a> {
+    /// A run that begins at this place.
+    #[must_use]
+    pub fn new(api: &'a Api, store: &'a Store, mode: Mode<'a>, task: Task, place: Place) -> Self {
+        let (directory, audit, failures) = (Directory::default(), Mutex::default(), Mutex::default());
+        Self { reader: Reader { api, store, mode, directory, audit, failures }, task, place }
+    }
+
+    /// Goes through all contacts of the source that are left.
+    pub async fn all(&mut self, tenant: &str, source: &Source) -> Result<(), BackfillError> {
+        self.reader.directory = walk::directory(self.reader.api).await?;
+        if self.place.total.is_none() {
+            self.place.total = Some(count(self.reader.api, source).await?);
+            self.reader.save(&self.place).await?;
+        }
+        let mut shown = Shown::new(tenant, self.place.total, self.place.counts.done());
+        let ended = self.pages(source, &mut shown).await;
+        shown.end();
+        ended
+    }
+
+    async fn pages(&mut self, source: &Source, shown: &mut Shown) -> Result<(), BackfillError> {
+        let mut cursors = Cursors::default();
+        loop {
+            let Contacts { contacts, ids, unread, next } = self.contacts(source).await?;
+            for (id, error) in unread {
+                let counts = self.reader.failed(&id, &error);
+                self.place.finish(id, counts);
+            }
+            let published_contacts = self.reader.missing_contacts(&contacts).await?;
+            self.place.counts.add(Counts { published_contacts, ..Counts::default() });
+            self.messages_of(contacts, shown).await?;
+            self.place.cursor = cursors.follow(&ids, next).map_err(ApiError::from)?;
+            self.place.done.clear();
+            if self.place.cursor.is_none() {
+                return Ok(());
+            }
+            self.reader.save(&self.place).await?;
+        }
+    }
+
+    /// The page of contacts at the place. Begins anew, if the API doesn't know the cursor of an earlier run
+    /// any more.
+    async fn contacts(&mut self, source: &Source) -> Result<Contacts, BackfillError> {
+        let Place { cursor, done, .. } = &self.place;
+        match source.page(self.reader.api, cursor.as_deref(), done).await {
+            Err(ApiError::Refused { .. }) if cursor.is_some() => {
+                let Place { until, total, .. } = self.place;
+                self.place = Place { until, total, ..Place::default() };
+                Ok(source.page(self.reader.api, None, &self.place.done).await?)
+            }
+            page => Ok(page?),
+        }
+    }
+
+    async fn messages_of(&mut self, contacts: Vec<Contact>, shown: &mut Shown) -> Result<(), BackfillError> {
+        let Self { reader, task, place } = self;
+        let reader = &*reader;
+        let span = place.span(task);
+        let reading = stream::iter(contacts).map(|contact| reader.contact(contact, span));
+        let mut reading = reading.buffer_unordered(AT_ONCE);
+        while let Some(read) = reading.next().await {
+            let (id, counts) = read?;
+            place.finish(id, counts);
+            reader.save(place).await?;
+            shown.update(&place.counts);
+        }
+        Ok(())
+    }
+
+    /// Waits for what is missing and may only be on its way.
+    pub async fn wait_for_missing(&mut self, wait: Duration) -> Result<(), BackfillError> {
+        let started = Instant::now();
+        let (store, audit) = (self.reader.store, &self.reader.audit);
+        while lock(audit).is_any_missing() && started.elapsed() < wait {
+            sleep(known::PAUSE).await;
+            let (messages, contacts) = lock(audit).missing_ids();
+            let messages = known::whole_messages(store, &ids(&messages)).await?;
+            let contacts = known::contacts(store, &ids(&contacts)).await?;
+            lock(audit).arrived(&messages, &contacts);
+        }
+        Ok(())
+    }
+
+    /// The place where it ends, contacts that can't be read, and what was counted.
+    #[must_use]
+    pub fn end(self) -> (Place, Vec<(String, String)>, Audit) {
+        let Reader { audit, failures, .. } = self.reader;
+        let failures = failures.into_inner().unwrap_or_else(PoisonError::into_inner);
+        (self.place, failures, audit.into_inner().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Reader<'_> {
+    async fn save(&self, place: &Place) -> Result<(), BackfillError> {
+        match self.mode {
+            Mode::Publish(_, lease) => lease.save(place).await,
+            Mode::Audit => Ok(()),
+        }
+    }
+
+    /// Sees to the contacts that MongoDB lacks, and says how many were published.
+    async fn missing_contacts(&self, contacts: &[Contact]) -> Result<u64, BackfillError> {
+        let ids: Vec<&str> = contacts.iter().map(|contact| contact.id.as_str()).collect();
+        let stored = known::contacts(self.store, &ids).await?;
+        let missing: Vec<&Contact> =
+            contacts.iter().filter(|contact| !stored.contains(&contact.id)).collect();
+        let Mode::Publish(outlet, _) = self.mode else {
+            lock(&self.audit).add_contacts(missing.iter().map(|contact| contact.id.clone()));
+            return Ok(0);
+        };
+        for Contact { id, object, read_at_ms } in &missing {
+            outlet.publish(vec![event::of_contact(id, object)], *read_at_ms).await?;
+        }
+        Ok(missing.len() as u64)
+    }
+
+    /// Sees to the messages of a contact in the span.
+    async fn contact(&self, contact: Contact, span: Span) -> Result<(String, Counts), BackfillError> {
+        let mut counts = Counts { contacts: 1, ..Counts::default() };
+        let mut pages = Messages::of(self.api, &contact.id, span);
+        loop {
+            match pages.next().await {
+                Ok(Some(wanted)) => {
+                    counts.messages += wanted.len() as u64;
+                    counts.published_messages += self.messages(&contact, &wanted).await?;
+                }
+                Ok(None) => break,
+                Err(error) if error.is_of_one_contact() => {
+                    counts.contacts = 0;
+                    counts.add(self.failed(&contact.id, &error));
+                    break;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok((contact.id, counts))
+    }
+
+    /// Sees to messages of a contact, and says how many were published.
+    async fn messages(&self, contact: &Contact, wanted: &[Message]) -> Result<u64, BackfillError> {
+        let stored = known::messages(self.store, wanted).await?;
+        let Mode::Publish(outlet, _) = self.mode else {
+            lock(&self.audit).add(&contact.id, wanted, &stored);
+            return Ok(0);
+        };
+        let missing =
+            wanted.iter().filter(|message| known::is_lacking(&message.item, stored.get(&message.id)));
+        let bodies: Vec<String> =
+            missing.map(|message| event::of_message(message, &contact.object, &self.directory)).collect();
+        let published = bodies.len() as u64;
+        outlet.publish(bodies, contact.read_at_ms).await?;
+        Ok(published)
+    }
+
+    /// Takes down that a contact can't be read; unless it was deleted, which is no fault.
+    fn failed(&self, id: &str, error: &ApiError) -> Counts {
+        if matches!(error, ApiError::NotFound { .. }) {
+            return Counts { deleted: 1, ..Counts::default() };
+        }
+        let mut failures = lock(&self.failures);
+        if failures.len() < MAX_FAILURES {
+            failures.push((id.to_owned(), chain(error)));
+        }
+        Counts { failed: 1, ..Counts::default() }
+    }
+}
+
+/// How many contacts a source has.
+async fn count(api: &Api, source: &Source) -> Result<u64, ApiError> {
+    if let Source::Named(ids) = source {
+        return Ok(ids.len() as u64);
+    }
+    let (mut pages, mut count) = (AllContacts::of(api), 0);
+    while let Some(ids) = pages.next().await? {
+        count += ids.len() as u64;
+    }
+    Ok(count)
+}
+
+/// So many contacts of all, each as likely as any other.
+pub async fn sample(api: &Api, number: usize) -> Result<Source, ApiError> {
+    let (mut pages, mut seen, mut drawn) = (AllContacts::of(api), 0, Vec::new());
+    while let Some(ids) = pages.next().await? {
+        for id in ids {
+            seen += 1;
+            let place = fastrand::usize(..seen);
+            if drawn.len() < number {
+                drawn.push(id);
+            } else if let Some(drawn) = drawn.get_mut(place) {
+                *drawn = id;
+            }
+        }
+    }
+    Ok(Source::Named(drawn))
+}
+
+fn ids(all: &[String]) -> Vec<&str> {
+    all.iter().map(String::as_str).collect()
+}
+
+fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
+}
