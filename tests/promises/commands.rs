@@ -307,6 +307,7 @@ fn every_command_explains_itself() {
         &["quarantine", "replay"],
         &["rebuild"],
         &["reconcile"],
+        &["backfill"],
     ] {
         let arguments = [command, &["--help"]].concat();
         let output = penstock_tests::process::run("worker", &folder, &arguments, &[]);
@@ -314,7 +315,9 @@ fn every_command_explains_itself() {
         assert!(output.status.success() && text.contains("Usage: worker"), "{arguments:?}: {text}");
         assert_eq!(
             text.contains("--dry-run"),
-            command.ends_with(&["replay"]) || command.ends_with(&["drop"]) || command == ["rebuild"]
+            command.ends_with(&["replay"])
+                || command.ends_with(&["drop"])
+                || [&["rebuild"][..], &["backfill"]].contains(&command)
         );
         assert_eq!(text.contains("--json"), command.len() == 2 || command != ["dead"]);
     }

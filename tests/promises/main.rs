@@ -2,6 +2,7 @@
 #![expect(clippy::disallowed_methods, reason = "tests talk to the script that starts them by variables")]
 
 mod addresses;
+mod backfill;
 mod bench;
 mod bridge;
 mod clusters;

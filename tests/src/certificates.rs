@@ -1,7 +1,16 @@
 //! A certificate authority of one's own, and a server's certificate by it.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
+
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::{self, ServerConfig};
 
 /// For `localhost`, by an authority that nobody else knows.
 #[derive(Debug)]
@@ -40,6 +49,30 @@ impl Certificates {
         for name in ["ca.crt", "server.crt", "server.key", "server.pem"] {
             std::fs::copy(self.folder.join(name), to.join(name)).expect("a copy");
         }
+    }
+
+    /// Takes encrypted connections with the server's certificate, and passes on what they carry.
+    pub async fn in_front_of(&self, target: SocketAddr) -> SocketAddr {
+        let file = |name: &str| self.folder.join(name);
+        let chain = CertificateDer::pem_file_iter(file("server.crt")).expect("it was made");
+        let chain = chain.collect::<Result<_, _>>().expect("a certificate");
+        let key = PrivateKeyDer::from_pem_file(file("server.key")).expect("a key");
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+        let config = config.expect("versions").with_no_client_auth().with_single_cert(chain, key);
+        let acceptor = TlsAcceptor::from(Arc::new(config.expect("they belong together")));
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let acceptor = acceptor.clone();
+                tokio::spawn(async move {
+                    let mut encrypted = acceptor.accept(stream).await?;
+                    copy_bidirectional(&mut encrypted, &mut TcpStream::connect(target).await?).await
+                });
+            }
+        });
+        address
     }
 
     fn openssl(&self, command: &str, arguments: &[&str]) {

@@ -14,4 +14,5 @@ pub mod process;
 pub mod rabbit_cluster;
 pub mod relay;
 pub mod replica_set;
+pub mod respond_api;
 pub mod stack;

@@ -66,6 +66,22 @@ impl Process {
 
     /// As [`Process::start`], by a command that becomes the binary in the end.
     pub fn start_within(place: &Place, within: &[&str], binary: &str, settings: &[(&str, &str)]) -> Self {
+        Self::start_with(place, within, binary, &[], settings)
+    }
+
+    /// Starts a command of the worker, for the tenants `faster` and `vip`.
+    pub fn start_command(place: &Place, arguments: &[&str], settings: &[(&str, &str)]) -> Self {
+        let (faster, vip) = (place.database("faster"), place.database("vip"));
+        Self::start_with(place, &[], "worker", arguments, &worker_settings(place, (&faster, &vip), settings))
+    }
+
+    fn start_with(
+        place: &Place,
+        within: &[&str],
+        binary: &str,
+        arguments: &[&str],
+        settings: &[(&str, &str)],
+    ) -> Self {
         let unique = fastrand::u64(..);
         let log = place.folder.join(format!("{binary}-{unique:016x}.log"));
         let file = std::fs::File::create(&log).expect("a log file");
@@ -73,6 +89,7 @@ impl Process {
         let ports = [("HOST", "127.0.0.1"), ("PORT", "0"), ("ADMIN_PORT", "0"), ("DRAIN_DELAY", "300ms")];
         let all: Vec<_> = ports.into_iter().chain(settings.iter().copied()).collect();
         let child = command(binary, &place.folder, within, &all)
+            .args(arguments)
             .stdout(file)
             .stderr(errors)
             .spawn()
