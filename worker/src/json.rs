@@ -1,5 +1,7 @@
 //! A body as a tree of values.
 
+use std::fmt;
+
 use ahash::RandomState;
 use compact_str::CompactString;
 use indexmap::IndexMap;
@@ -66,6 +68,51 @@ fn elements(tokens: &mut Tokens<'_>) -> Result<Vec<Json>, Unusable> {
     }
 }
 
+/// Writes an object as compact JSON.
+#[must_use]
+pub fn compact(object: &Object) -> String {
+    Members(object).to_string()
+}
+
+impl fmt::Display for Json {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Null => f.write_str("null"),
+            Self::Bool(value) => write!(f, "{value}"),
+            Self::Number(digits) => f.write_str(digits),
+            Self::Text(text) => write!(f, "{}", Quoted(text)),
+            Self::List(elements) => {
+                f.write_str("[")?;
+                for (n, element) in elements.iter().enumerate() {
+                    write!(f, "{}{element}", if n == 0 { "" } else { "," })?;
+                }
+                f.write_str("]")
+            }
+            Self::Object(object) => write!(f, "{}", Members(object)),
+        }
+    }
+}
+
+struct Members<'a>(&'a Object);
+
+impl fmt::Display for Members<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("{")?;
+        for (n, (name, value)) in self.0.iter().enumerate() {
+            write!(f, "{}{}:{value}", if n == 0 { "" } else { "," }, Quoted(name))?;
+        }
+        f.write_str("}")
+    }
+}
+
+struct Quoted<'a>(&'a str);
+
+impl fmt::Display for Quoted<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&serde_json::to_string(self.0).map_err(|_| fmt::Error)?)
+    }
+}
+
 impl Json {
     /// The object's member, if this is an object that has it.
     #[must_use]
@@ -127,5 +174,11 @@ mod tests {
         assert_eq!(list[2].get("c"), Some(&Json::Null));
         let inner = [Json::List(vec![]), Json::Object(Box::default())];
         assert_eq!(list[2].get("d").unwrap().list(), Some(&inner[..]));
+    }
+
+    #[test]
+    fn a_tree_is_written_as_it_was_sent() {
+        let body = r#"{"b":[1,"x\n\u0001",{"c":null,"d":[[],{}]}],"a\"":true,"b2":12345678901234567890.50}"#;
+        assert_eq!(compact(&parse(body.as_bytes()).unwrap()), body);
     }
 }

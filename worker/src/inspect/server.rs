@@ -105,7 +105,7 @@ fn too_old(version: &str) -> Option<String> {
 
 fn lacking_rights(status: &Document, store: &Store) -> Option<String> {
     let database = store.database.name();
-    let Names { ledger, messages, conversations, contacts, notes, calls, probe } = &store.names;
+    let Names { ledger, messages, conversations, contacts, notes, calls, probe, backfill: _ } = &store.names;
     let collections = [ledger, messages, conversations, contacts, notes, calls, probe];
     let lacking = lacking_actions(status, database, &collections)?;
     Some(format!(

@@ -120,7 +120,7 @@ fn forget_backfilled(contact: &mut Record, now: DateTime) {
     let new = empty(now);
     for (part, fields) in PARTS {
         if Stamp::is_a_backfills(contact, part) {
-            rebuild::reset(contact, fields, &new);
+            contact.reset(fields, &new);
         }
     }
     Stamp::remove_backfilled(

@@ -109,4 +109,3 @@ pub fn forget(message: &mut Record) {
 pub fn has_content(message: &Record) -> bool {
     bridge::wrote(message) || Stamp::is_on(message, PARTS[CONTENT])
 }
-

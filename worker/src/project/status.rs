@@ -4,14 +4,14 @@
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::json::Json;
 use mongodb::bson::{Bson, RawArrayBuf, RawBson, RawBsonRef};
-use shared::json::Json;
 
 use super::record::Record;
 use super::stamp::MERGE_FIELD;
-use crate::convert;
 use crate::decode::Event;
-use crate::moment;
+use crate::decode::moment;
+use crate::project::convert;
 
 /// The field.
 const STATUS: &str = "status";

@@ -1,7 +1,8 @@
 //! Where respond.io's API is.
 
 use hyper::Uri;
-use shared::env::{self, Env};
+use shared::env::Env;
+use shared::host;
 
 /// An address like `https://api.respond.io/v2`, taken apart.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -53,7 +54,7 @@ impl ApiAddress {
     /// A warning, if tokens go to another machine for everybody on the way to read.
     #[must_use]
     pub fn exposed(&self) -> Option<String> {
-        let is_exposed = !self.is_encrypted && !self.host.is_empty() && !env::is_local(&self.host);
+        let is_exposed = !self.is_encrypted && !self.host.is_empty() && !host::is_local(&self.host);
         is_exposed.then(|| format!("RESPOND_API_URL: tokens go to {} unencrypted; use https://", self.host))
     }
 }

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
+use crate::json::{self, Json, Object};
 use hyper::header::{HeaderMap, RETRY_AFTER};
 use hyper::{Method, StatusCode};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use shared::json::{self, Json, Object};
 use tokio::time::sleep;
 
 use super::address::ApiAddress;

@@ -185,7 +185,7 @@ fn day(at_ms: i64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use shared::json;
+    use crate::json;
 
     use super::*;
 

@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
+use crate::json::{self, Json, Object, Text};
 use mongodb::bson::{Document, doc};
-use shared::json::{self, Json, Object, Text};
 
 use super::plan::Message;
 use crate::decode::BACKFILLED;

@@ -3,10 +3,10 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
+use crate::json::{Json, Object};
 use futures_util::TryStreamExt;
 use mongodb::Collection;
 use mongodb::bson::{Document, RawDocumentBuf, doc};
-use shared::json::{Json, Object};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::event;
@@ -157,8 +157,8 @@ async fn find_once(
 
 #[cfg(test)]
 mod tests {
+    use crate::json;
     use mongodb::bson::rawdoc;
-    use shared::json;
 
     use super::*;
 

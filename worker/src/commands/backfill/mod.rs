@@ -10,16 +10,16 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::json::Json;
 use clap::Args;
 use shared::env::{Env, Problems};
 use shared::event::body_digest;
-use shared::json::Json;
 use shared::publisher::PublishError;
 use shared::tenant;
 
-use super::queue::{self, QueueError};
+use super::set_aside::queue::{self, QueueError};
 use super::{CommandError, now_ms, parse_duration, rfc3339};
-use crate::moment;
+use crate::decode::{BACKFILLED, moment};
 use crate::settings::{Settings, Tenant};
 use crate::store::Store;
 use crate::store::failure::Failure;
@@ -147,10 +147,10 @@ struct Command {
 impl Command {
     async fn backfill(mut self, out: &mut impl Write) -> Result<(), CommandError> {
         if let Source::Named(ids) = &self.source {
-            self.task.contacts = body_digest(ids.join("\n").as_bytes());
+            self.task.contacts = body_digest(ids.join("\n").as_bytes(), BACKFILLED);
         }
         let store = Store::open(&self.tenant, &self.settings).await?;
-        let broker = queue::connect(self.settings.amqp_url.clone()).await?;
+        let broker = queue::connect(self.settings.rabbitmq.clone()).await?;
         let (tenant, partitions) = (self.tenant.name.clone(), self.settings.partitions);
         queue::declare_work(&broker, &tenant, partitions).await?;
         let outlet = Outlet { tenant: tenant.clone(), partitions, broker };

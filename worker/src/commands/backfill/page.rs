@@ -2,8 +2,8 @@
 
 use std::collections::HashSet;
 
+use crate::json::{self, Json, Object};
 use percent_encoding::percent_decode_str;
-use shared::json::{self, Json, Object};
 use shared::partition::fnv_1a;
 
 /// Why a page makes no sense.

@@ -1,9 +1,9 @@
 //! Which of a contact's messages are wanted, and when all of them have been read. Pure.
 
-use shared::json::{Json, Object};
+use crate::json::{Json, Object};
 
 use super::page::{Seen, Unreadable};
-use crate::moment;
+use crate::decode::moment;
 
 /// Digits of a messageId that tells its time, in microseconds.
 const TIMED_DIGITS: usize = 16;
@@ -117,7 +117,7 @@ fn time(item: &Object) -> Option<i64> {
 
 #[cfg(test)]
 mod tests {
-    use shared::json;
+    use crate::json;
 
     use super::*;
 

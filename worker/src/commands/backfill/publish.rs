@@ -6,14 +6,14 @@ use futures_util::future::try_join_all;
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, ShortStringError};
 use shared::event;
-use shared::json;
+use shared::json::Scan;
 use shared::partition;
 use shared::publisher::{DELIVERY_MODE_PERSISTENT, Message, Publisher};
 use shared::topology;
 use tokio::time::{Instant, sleep};
 
 use super::BackfillError;
-use crate::commands::queue::QueueError;
+use crate::commands::set_aside::queue::QueueError;
 use crate::decode::BACKFILLED;
 
 /// Longest wait for a confirm.
@@ -54,11 +54,11 @@ impl Outlet {
 
     /// The message that ingest would have made of it.
     fn message(&self, body: &str, read_at_ms: i64) -> Result<Message, ShortStringError> {
-        let members = json::parse(body.as_bytes()).unwrap_or_default();
-        let key = event::event_key(&self.tenant, &members, body.as_bytes());
-        let event_type = event::routable_type(event::event_type(&members));
-        let chat_id = partition::chat_id(&members);
-        let queue = partition::queue_of(chat_id.as_deref(), &key, body.len(), self.partitions);
+        let scan = Scan::of(body.as_bytes()).ok();
+        let (event_id, sent_type) = scan.map(|scan| (scan.event_id(), scan.event_type())).unwrap_or_default();
+        let key = event::event_key(&self.tenant, event_id.as_deref(), body.as_bytes(), BACKFILLED);
+        let event_type = event::routable_type(sent_type.as_deref());
+        let queue = partition::queue_of_body(&key, body.as_bytes(), self.partitions);
         let text = |value: &str| AMQPValue::LongString(value.into());
         let headers = topology::table(&[
             ("tenant", text(&self.tenant)),

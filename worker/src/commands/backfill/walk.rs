@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use crate::json::{Json, Object};
 use futures_util::{StreamExt, stream};
-use shared::json::{Json, Object};
 
 use super::AT_ONCE;
 use super::api::{Api, ApiError};

@@ -1,9 +1,9 @@
 //! What `worker backfill` brings: it fills what webhooks have left out, and a webhook always has the say over
 //! it.
 
+use crate::json::{self, Json};
 use proptest::collection::vec;
 use proptest::prelude::*;
-use shared::json::{self, Json};
 
 use super::order::{after, arrivals};
 use super::*;
