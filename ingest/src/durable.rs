@@ -39,7 +39,7 @@ impl Via {
 /// Why a webhook is durable nowhere.
 #[derive(Debug, thiserror::Error)]
 #[error("neither RabbitMQ ({broker}) nor the spool ({spool}) can take it")]
-pub struct Nowhere {
+pub struct NotDurable {
     broker: String,
     spool: String,
 }
@@ -82,14 +82,14 @@ impl Durable {
     }
 
     /// Keeps a webhook, one way or the other. The queue is that of its body.
-    pub async fn keep(&self, webhook: &Webhook, queue: WorkQueue) -> Result<Via, Nowhere> {
+    pub async fn keep(&self, webhook: &Webhook, queue: WorkQueue) -> Result<Via, NotDurable> {
         if self.is_suspect() {
             return match self.spool.append(webhook).await {
                 Ok(()) => Ok(Via::Spool),
                 // Nothing is left to be saved by sparing RabbitMQ.
                 Err(spool) => match self.publish(webhook, queue, self.publish_timeout).await {
                     Ok(()) => Ok(Via::Broker),
-                    Err(broker) => Err(nowhere(&broker, &spool)),
+                    Err(broker) => Err(not_durable(&broker, &spool)),
                 },
             };
         }
@@ -98,7 +98,7 @@ impl Durable {
         };
         match self.spool.append(webhook).await {
             Ok(()) => Ok(Via::Spool),
-            Err(spool) => Err(nowhere(&broker, &spool)),
+            Err(spool) => Err(not_durable(&broker, &spool)),
         }
     }
 
@@ -113,7 +113,7 @@ impl Durable {
             Ok(message) => message,
             Err(error) => {
                 // Names are bounded well below what AMQP allows, so this is a defect of ours.
-                let (event_key, trace_id) = (&webhook.facts.key, webhook.facts.trace_id());
+                let (event_key, trace_id) = (&webhook.metadata.key, webhook.metadata.trace_id());
                 error!(event_key, trace_id, error = chain(&error), "a webhook can't be published");
                 return Err(PublishError::Nacked);
             }
@@ -140,6 +140,6 @@ impl Durable {
     }
 }
 
-fn nowhere(broker: &PublishError, spool: &SpoolError) -> Nowhere {
-    Nowhere { broker: chain(broker), spool: chain(spool) }
+fn not_durable(broker: &PublishError, spool: &SpoolError) -> NotDurable {
+    NotDurable { broker: chain(broker), spool: chain(spool) }
 }

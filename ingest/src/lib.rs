@@ -1,7 +1,7 @@
 //! ingest: takes webhooks in and answers 200 once they are durable.
 //!
-//! The way of a webhook: [`routes`] → [`receive`] (with [`shared::verify`]) → [`mod@durable`] (RabbitMQ, else [`spool`]) →
-//! [`reply`].
+//! The way of a webhook: [`routes`] → [`receive`] → [`body`] → [`mod@judge`] (with [`shared::json::Scan`] and
+//! [`shared::verify`]) → [`webhook`] → [`mod@durable`] (RabbitMQ, else [`spool`]) → [`reply`].
 
 use std::io;
 use std::net::SocketAddr;
@@ -21,9 +21,12 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 pub mod allowance;
+pub mod body;
 pub mod check_signature;
 pub mod durable;
+pub mod gateway;
 pub mod health;
+pub mod judge;
 pub mod metrics;
 pub mod pipeline;
 pub mod receive;
@@ -35,11 +38,11 @@ pub mod spool;
 pub mod webhook;
 
 use allowance::Allowance;
+use body::BodyBudget;
 use durable::Durable;
+use gateway::Gateway;
 use metrics::Metrics;
-use receive::Memory;
 use refusals::Refusals;
-use routes::Gateway;
 use settings::Settings;
 use spool::{OpenError, Spool, drain};
 
@@ -136,7 +139,7 @@ pub fn build(settings: Settings, name: String, stop: CancellationToken) -> Resul
         traces: Traces::start(&settings.traces, metrics.registry())?,
         metrics,
         refusals: Mutex::new(Refusals::new(settings.refusal_budget, settings.refusal_window)),
-        memory: Memory::default(),
+        body_budget: BodyBudget::default(),
         allowances,
         stop: stop.clone(),
         settings,

@@ -10,7 +10,7 @@ use shared::publisher::PublishError;
 use shared::verify::Form;
 
 use crate::durable::Via;
-use crate::receive::Reason;
+use crate::judge::Reason;
 
 /// Seconds. Fine below 10 ms, where replies belong; the last ones show how near respond.io's deadline is.
 const BUCKETS: [f64; 15] =

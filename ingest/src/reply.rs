@@ -4,7 +4,7 @@ use actix_web::HttpResponse;
 use actix_web::http::header::{ALLOW, RETRY_AFTER};
 use serde_json::json;
 
-use crate::receive::Reason;
+use crate::judge::Reason;
 
 /// Seconds after which respond.io may try again; it does after about 30 of its own accord.
 const RETRY_AFTER_SECONDS: &str = "30";

@@ -12,7 +12,7 @@ use shared::topology;
 
 /// Everything about a webhook but its body.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Facts {
+pub struct Metadata {
     /// The tenant it is for.
     pub tenant: String,
     /// The stream it came on.
@@ -50,7 +50,7 @@ pub struct Evidence {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Webhook {
     /// What is known of it.
-    pub facts: Facts,
+    pub metadata: Metadata,
     /// The sender's bytes.
     pub body: Bytes,
 }
@@ -59,21 +59,21 @@ impl Webhook {
     /// The message for RabbitMQ, to this work queue if it is an event. Fails if a name is too long for AMQP, which bounded
     /// names never are.
     pub fn message(&self, queue: WorkQueue) -> Result<Message, ShortStringError> {
-        let (properties, body) = (self.facts.properties()?, self.body.clone());
-        if self.facts.evidence.is_some() {
+        let (properties, body) = (self.metadata.properties()?, self.body.clone());
+        if self.metadata.evidence.is_some() {
             return Message::new(
                 topology::ASIDE_EXCHANGE,
-                topology::quarantine_queue(&self.facts.tenant),
+                topology::quarantine_queue(&self.metadata.tenant),
                 properties,
                 body,
             );
         }
-        let routing_key = queue.routing_key(&self.facts.tenant, &self.facts.event_type);
+        let routing_key = queue.routing_key(&self.metadata.tenant, &self.metadata.event_type);
         Message::new(topology::WEBHOOKS_EXCHANGE, routing_key, properties, body)
     }
 }
 
-impl Facts {
+impl Metadata {
     /// The id of its trace.
     #[must_use]
     pub fn trace_id(&self) -> Option<&str> {

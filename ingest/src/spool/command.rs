@@ -10,7 +10,8 @@ use clap::Subcommand;
 use serde_json::json;
 
 use super::drain;
-use super::file::{OpenError, Record};
+use super::file::OpenError;
+use super::format::Record;
 use super::pages::Pages;
 use crate::metrics::Metrics;
 use crate::settings::Settings;
@@ -67,15 +68,17 @@ fn write_all(settings: &Settings, line: impl Fn(&Record) -> String) -> Result<()
 }
 
 fn list_line(record: &Record) -> String {
-    let (facts, bytes) = (&record.webhook.facts, record.webhook.body.len());
-    json!({"record": record.id, "bytes": bytes, "facts": facts}).to_string()
+    let (metadata, bytes) = (&record.webhook.metadata, record.webhook.body.len());
+    json!({"record": record.id, "bytes": bytes, "facts": metadata}).to_string()
 }
 
 fn export_line(record: &Record) -> String {
-    let facts = &record.webhook.facts;
+    let metadata = &record.webhook.metadata;
     match std::str::from_utf8(&record.webhook.body) {
-        Ok(body) => json!({"facts": facts, "body": body}).to_string(),
-        Err(_) => json!({"facts": facts, "body_base64": STANDARD.encode(&record.webhook.body)}).to_string(),
+        Ok(body) => json!({"facts": metadata, "body": body}).to_string(),
+        Err(_) => {
+            json!({"facts": metadata, "body_base64": STANDARD.encode(&record.webhook.body)}).to_string()
+        }
     }
 }
 

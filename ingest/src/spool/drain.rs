@@ -80,7 +80,7 @@ pub async fn once(durable: &Durable, partitions: u16) -> Drained {
 
 /// The queue is found now, not when the webhook was stored: the number of partitions may have changed meanwhile.
 async fn publish(durable: &Durable, webhook: &Webhook, partitions: u16) -> Result<(), PublishError> {
-    let queue = partition::queue_of_body(&webhook.facts.key, &webhook.body, partitions);
+    let queue = partition::queue_of_body(&webhook.metadata.key, &webhook.body, partitions);
     durable.publish(webhook, queue, PATIENCE).await
 }
 

@@ -1,38 +1,66 @@
-//! The spool: webhooks on disk that RabbitMQ couldn't take, each fsynced before it is acknowledged.
+//! The spool: webhooks on disk that RabbitMQ couldn't take.
 //!
-//! One thread owns the file and commits whatever has come in meanwhile at once, so that many callers share
-//! an fsync. [`drain`] gives the records to RabbitMQ when that takes them again.
+//! # Constraints
+//!
+//! - An append succeeds only after the commit that holds it is fsynced (`journal_mode = WAL`, `synchronous = FULL`).
+//! - Webhooks are appended in groups, all of a group or none, up to 512 with one fsync.
+//! - A caller waits 1 s at most. At most 64 MiB of bodies wait to be written.
+//! - The records count for at most `SPOOL_MAX_BYTES`: each for its body, its metadata and 64 bytes.
+//! - Nothing is appended while the disk has less than 4 MiB left besides: SQLite's log may need them.
+//! - Another 4 MiB are held by the file `reserve`, and given up when a delete finds the disk full: so a full disk can be
+//!   drained.
+//! - One process has the folder, by a lock on the file `lock`. One thread of it has the file.
+//! - Records are read in the order in which they were appended, and deleted after RabbitMQ has confirmed them. What was
+//!   confirmed and not yet deleted when the process ended is published again; the event key makes that harmless.
+//! - A record whose checksum is wrong is never published. It is copied to a file of its own before it is deleted.
+//! - A file that SQLite finds damaged is kept under another name. It is read from both ends as far as possible; records
+//!   with the right checksum are copied into a new one, in order.
+//!
+//! # On disk, in `SPOOL_DIR`
+//!
+//! - `lock`: empty.
+//! - `reserve`: 4 MiB of zeros.
+//! - `spool.db`, `spool.db-wal`, `spool.db-shm`: an SQLite database with `auto_vacuum = INCREMENTAL`, see [`format`].
+//!   - `records`, a row for each webhook: `id` (ascending, never used twice), `received_at_ms` (since 1970), `facts`
+//!     ([`crate::webhook::Metadata`] as JSON), `body` (the sender's bytes), and `checksum`: the first 8 bytes of the SHA-256
+//!     over the length of `facts` as 8 bytes, big-endian, `facts`, and `body`.
+//!   - `totals`, one row: number of records, and the bytes that they count for.
+//!   - `writable`, one row: a number that is raised every 2 s, to see whether the file can be written.
+//! - `corrupt-spool-{time}Z-{random}`, each with its `-wal` and `-shm`: damaged files.
+//! - `damaged-records-{time}Z-{random}`: two lines for each damaged record, `facts` and `body`.
+//!
+//! [`drain`] gives the records to RabbitMQ when that takes them again.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prometheus::Histogram;
-use shared::telemetry::chain;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
-use tracing::{error, info, warn};
 
 use crate::webhook::Webhook;
 
 pub mod command;
 pub mod drain;
 pub mod file;
+pub mod format;
+mod owner;
 mod pages;
+mod reserve;
+mod salvage;
 #[cfg(test)]
 mod tests;
 
-pub use file::{File, OpenError, Record, Size};
+pub use file::{File, OpenError, Size};
+pub use format::Record;
+use owner::{Append, Job, Owner};
 
 /// Longest wait for an fsync. With the time for the body and to publish it stays below respond.io's 5 seconds.
 const APPEND_TIMEOUT: Duration = Duration::from_secs(1);
 /// Bodies that wait to be written take at most this much memory, in units of 1 KiB.
 const MAX_WAITING_KIB: u32 = 64 << 10;
-/// Most records in a commit.
-const MAX_GROUP: usize = 512;
-/// How often the file is looked at when nothing happens: is there room, can it be written?
-const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Why a webhook couldn't be spooled.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -53,7 +81,7 @@ pub enum SpoolError {
 
 /// What others see of the spool.
 #[derive(Debug, Default)]
-struct Shown {
+struct Stats {
     records: AtomicU64,
     bytes: AtomicU64,
     room: AtomicU64,
@@ -63,25 +91,12 @@ struct Shown {
     corruptions: AtomicU64,
 }
 
-enum Job {
-    Append(Box<Append>),
-    After { id: i64, limit: usize, done: oneshot::Sender<Vec<Record>> },
-    Delete { ids: Vec<i64>, done: oneshot::Sender<()> },
-}
-
-/// A webhook that waits to be written.
-struct Append {
-    webhook: Webhook,
-    place: OwnedSemaphorePermit,
-    done: oneshot::Sender<Result<(), SpoolError>>,
-}
-
 /// A handle on the spool.
 #[derive(Clone, Debug)]
 pub struct Spool {
     jobs: mpsc::UnboundedSender<Job>,
     places: Arc<Semaphore>,
-    shown: Arc<Shown>,
+    stats: Arc<Stats>,
     appended: Arc<Notify>,
 }
 
@@ -89,31 +104,21 @@ impl Spool {
     /// Opens the spool in a folder and starts its thread. Fails if another process uses the folder; a spool that
     /// can't be opened for another reason is reported, and tried again and again.
     pub fn open(folder: &Path, max_bytes: u64, commits: Histogram) -> Result<Self, OpenError> {
-        let file = match File::open(folder, max_bytes) {
-            Err(error @ OpenError::InUse(_)) => return Err(error),
-            opened => opened,
-        };
-        let shown = Arc::new(Shown::default());
+        let file = File::open(folder, max_bytes);
+        if let Err(error @ OpenError::InUse(_)) = file {
+            return Err(error);
+        }
+        let (stats, appended) = (Arc::new(Stats::default()), Arc::new(Notify::new()));
+        let place = (folder.to_owned(), max_bytes);
+        let owner = Owner::new(place, file, stats.clone(), appended.clone(), commits);
         // Bounded by `places`, except for the few jobs of the drain.
         let (jobs, received) = mpsc::unbounded_channel();
-        let (folder, path) = (folder.to_owned(), folder.to_owned());
-        let appended = Arc::new(Notify::new());
-        let mut owner = Owner {
-            folder,
-            max_bytes,
-            file: None,
-            shown: shown.clone(),
-            appended: appended.clone(),
-            commits,
-            noted_failure: false,
-        };
-        owner.opened(file);
         std::thread::Builder::new()
             .name("spool".to_owned())
             .spawn(move || owner.run(received))
-            .map_err(|source| OpenError::Io { path, source })?;
+            .map_err(|source| OpenError::Io { path: folder.to_owned(), source })?;
         let places = Arc::new(Semaphore::new(MAX_WAITING_KIB as usize));
-        Ok(Self { jobs, places, shown, appended })
+        Ok(Self { jobs, places, stats, appended })
     }
 
     /// Appends a webhook and waits until it is fsynced.
@@ -124,7 +129,7 @@ impl Spool {
             let place = place.map_err(|_| gone())?;
             let (done, answer) = oneshot::channel();
             let append = Append { webhook: webhook.clone(), place, done };
-            self.shown.waiting.fetch_add(1, Ordering::Relaxed);
+            self.stats.waiting.fetch_add(1, Ordering::Relaxed);
             self.jobs.send(Job::Append(Box::new(append))).map_err(|_| gone())?;
             answer.await.unwrap_or_else(|_| Err(gone()))
         };
@@ -154,20 +159,20 @@ impl Spool {
     /// Records in the spool, and their bytes.
     #[must_use]
     pub fn size(&self) -> Size {
-        let (records, bytes) = (&self.shown.records, &self.shown.bytes);
+        let (records, bytes) = (&self.stats.records, &self.stats.bytes);
         Size { records: records.load(Ordering::Relaxed), bytes: bytes.load(Ordering::Relaxed) }
     }
 
     /// Bytes that can still be appended; none while it can't be written.
     #[must_use]
     pub fn room(&self) -> u64 {
-        if self.is_writable() { self.shown.room.load(Ordering::Relaxed) } else { 0 }
+        if self.is_writable() { self.stats.room.load(Ordering::Relaxed) } else { 0 }
     }
 
     /// Time since the oldest record was received.
     #[must_use]
     pub fn oldest_age(&self) -> Duration {
-        let received = match self.shown.oldest_ms.load(Ordering::Relaxed) {
+        let received = match self.stats.oldest_ms.load(Ordering::Relaxed) {
             0 => return Duration::ZERO,
             ms => Duration::from_millis(u64::try_from(ms).unwrap_or_default()),
         };
@@ -177,160 +182,22 @@ impl Spool {
     /// Webhooks that wait to be written.
     #[must_use]
     pub fn waiting(&self) -> usize {
-        self.shown.waiting.load(Ordering::Relaxed)
+        self.stats.waiting.load(Ordering::Relaxed)
     }
 
     /// Whether webhooks can be appended.
     #[must_use]
     pub fn is_writable(&self) -> bool {
-        !self.shown.unwritable.load(Ordering::Relaxed)
+        !self.stats.unwritable.load(Ordering::Relaxed)
     }
 
     /// How often a damaged file was set aside.
     #[must_use]
     pub fn corruptions(&self) -> u64 {
-        self.shown.corruptions.load(Ordering::Relaxed)
+        self.stats.corruptions.load(Ordering::Relaxed)
     }
 }
 
 fn gone() -> SpoolError {
     SpoolError::Failed("its thread has ended".to_owned())
-}
-
-/// The thread that owns the file.
-struct Owner {
-    folder: PathBuf,
-    max_bytes: u64,
-    // None while it can't be opened.
-    file: Option<File>,
-    shown: Arc<Shown>,
-    // Told by the owner, not by the callers: those may have gone before their records are written.
-    appended: Arc<Notify>,
-    commits: Histogram,
-    noted_failure: bool,
-}
-
-impl Owner {
-    fn run(mut self, mut jobs: mpsc::UnboundedReceiver<Job>) {
-        let Ok(clock) = tokio::runtime::Builder::new_current_thread().enable_time().build() else { return };
-        loop {
-            match clock.block_on(async { timeout(CHECK_INTERVAL, jobs.recv()).await }) {
-                Ok(Some(first)) => self.work(first, &mut jobs),
-                Ok(None) => return,
-                Err(_) => self.check(),
-            }
-            self.show();
-        }
-    }
-
-    fn check(&mut self) {
-        match &mut self.file {
-            Some(file) => {
-                let checked = file.check();
-                self.note(&checked);
-            }
-            None => {
-                let opened = File::open(&self.folder, self.max_bytes);
-                self.opened(opened);
-            }
-        }
-    }
-
-    fn opened(&mut self, opened: Result<File, OpenError>) {
-        match opened {
-            Ok(file) => {
-                self.file = Some(file);
-                self.check();
-                self.show();
-                self.appended.notify_one();
-            }
-            Err(error) => self.note(&Err(SpoolError::Failed(chain(&error)))),
-        }
-    }
-
-    /// Does a job, and with it whatever else waits to be written.
-    fn work(&mut self, first: Job, jobs: &mut mpsc::UnboundedReceiver<Job>) {
-        let (mut appends, mut next) = (Vec::new(), Some(first));
-        while let Some(job) = next.take() {
-            match job {
-                Job::Append(append) => {
-                    appends.push(*append);
-                    if appends.len() < MAX_GROUP {
-                        next = jobs.try_recv().ok();
-                    }
-                }
-                other => {
-                    // What was appended before must be seen by what was asked after.
-                    self.append(std::mem::take(&mut appends));
-                    self.read_or_delete(other);
-                }
-            }
-        }
-        self.append(appends);
-    }
-
-    fn append(&mut self, appends: Vec<Append>) {
-        if appends.is_empty() {
-            return;
-        }
-        let started = Instant::now();
-        let written = match &mut self.file {
-            Some(file) => file.append(appends.iter().map(|append| &append.webhook)),
-            None => Err(SpoolError::Failed("it can't be opened".to_owned())),
-        };
-        self.commits.observe(started.elapsed().as_secs_f64());
-        self.note(&written);
-        // Before the callers are told, so that whoever was told finds it there.
-        self.show();
-        if written.is_ok() {
-            self.appended.notify_one();
-        }
-        self.shown.waiting.fetch_sub(appends.len(), Ordering::Relaxed);
-        for Append { place, done, .. } in appends {
-            drop(place);
-            let _ = done.send(written.clone());
-        }
-    }
-
-    fn read_or_delete(&mut self, job: Job) {
-        match job {
-            Job::After { id, limit, done } => {
-                let records = self.file.as_mut().map(|file| file.after(id, limit));
-                let _ = done.send(records.unwrap_or_default());
-            }
-            Job::Delete { ids, done } => {
-                if let Some(Err(error)) = self.file.as_mut().map(|file| file.delete(&ids)) {
-                    warn!(
-                        error = chain(&error),
-                        "published records stay in the spool and will be published again"
-                    );
-                }
-                self.show();
-                let _ = done.send(());
-            }
-            Job::Append(_) => {}
-        }
-    }
-
-    fn show(&self) {
-        let (Some(file), shown) = (&self.file, &self.shown) else { return };
-        let size = file.size();
-        shown.records.store(size.records, Ordering::Relaxed);
-        shown.bytes.store(size.bytes, Ordering::Relaxed);
-        shown.room.store(file.room(), Ordering::Relaxed);
-        shown.oldest_ms.store(file.oldest_ms(), Ordering::Relaxed);
-        shown.corruptions.store(file.corruptions(), Ordering::Relaxed);
-    }
-
-    fn note(&mut self, outcome: &Result<(), SpoolError>) {
-        self.shown.unwritable.store(outcome.is_err(), Ordering::Relaxed);
-        match outcome {
-            Err(failure) if !self.noted_failure => {
-                error!(error = chain(failure), "the spool can't be written");
-            }
-            Ok(()) if self.noted_failure => info!("the spool can be written again"),
-            _ => {}
-        }
-        self.noted_failure = outcome.is_err();
-    }
 }

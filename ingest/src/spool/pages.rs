@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OpenFlags};
 
-use super::file::{self, OpenError, Record};
+use super::file::OpenError;
+use super::format::{self, Record};
 
 /// Records in memory at a time.
 const PAGE: usize = 64;
@@ -21,7 +22,7 @@ pub struct Pages {
 impl Pages {
     /// Begins with the oldest record.
     pub fn open(folder: &Path) -> Result<Self, OpenError> {
-        let path = folder.join(file::FILE);
+        let path = folder.join(format::FILE);
         // Not read-only in SQLite's sense: a write-ahead log left by a crash has to be recovered first.
         let connection = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_WRITE)
             .map_err(|source| OpenError::Sqlite { path: folder.to_owned(), source })?;
@@ -30,7 +31,7 @@ impl Pages {
 
     /// The next records; none if that was all. Leaves out those whose checksum is wrong.
     pub fn next(&mut self) -> Result<Option<Vec<Record>>, OpenError> {
-        let rows = file::read(&self.connection, "id > ?1 ORDER BY id LIMIT ?2", self.after, PAGE)
+        let rows = format::read(&self.connection, "id > ?1 ORDER BY id LIMIT ?2", self.after, PAGE)
             .map_err(|source| OpenError::Sqlite { path: self.path.clone(), source })?;
         let Some((last, _)) = rows.last() else { return Ok(None) };
         self.after = *last;

@@ -2,10 +2,11 @@ use std::fs;
 use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use super::file::{File, OpenError, Record};
+use super::file::{File, OpenError};
+use super::format::Record;
 use super::pages::Pages;
 use super::{SpoolError, file};
-use crate::webhook::{Facts, Webhook};
+use crate::webhook::{Metadata, Webhook};
 
 const PLENTY: u64 = 1 << 30;
 
@@ -35,7 +36,7 @@ impl Drop for Folder {
 }
 
 fn webhook(n: i64) -> Webhook {
-    let facts = Facts {
+    let metadata = Metadata {
         tenant: "faster".into(),
         stream: "any".into(),
         received_at_ms: 1000 + n,
@@ -45,7 +46,7 @@ fn webhook(n: i64) -> Webhook {
         traceparent: String::new(),
         evidence: None,
     };
-    Webhook { facts, body: vec![u8::try_from(n % 256).unwrap(); 3000].into() }
+    Webhook { metadata, body: vec![u8::try_from(n % 256).unwrap(); 3000].into() }
 }
 
 fn append(file: &mut File, numbers: std::ops::Range<i64>) -> Result<(), SpoolError> {
@@ -54,7 +55,7 @@ fn append(file: &mut File, numbers: std::ops::Range<i64>) -> Result<(), SpoolErr
 }
 
 fn numbers(records: &[Record]) -> Vec<i64> {
-    records.iter().map(|record| record.webhook.facts.received_at_ms - 1000).collect()
+    records.iter().map(|record| record.webhook.metadata.received_at_ms - 1000).collect()
 }
 
 /// Writes rubbish over a part of the file, as a failing disk would.

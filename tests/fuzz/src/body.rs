@@ -2,9 +2,10 @@
 
 use actix_web::http::header::{CONTENT_ENCODING, HeaderMap, HeaderName, HeaderValue};
 use bytes::Bytes;
-use ingest::receive::{self, Body, Named, Reason, Verdict};
+use ingest::body::Body;
+use ingest::judge::{self, Identity, Reason, Verdict};
 use ingest::settings::{Policy, Signing};
-use ingest::webhook::{Evidence, Facts, Webhook};
+use ingest::webhook::{Evidence, Metadata, Webhook};
 use serde::de::IgnoredAny;
 use shared::event::{self, Stream};
 use shared::json::{self, MAX_DEPTH, Scan, Unusable};
@@ -30,14 +31,14 @@ pub fn target(input: &[u8]) -> bool {
     let can_be_checked = !circumstances.is_cut;
     let is_trusted = circumstances.policy == Policy::Off || circumstances.is_signed;
     match verdict {
-        Verdict::Accept(named) => {
+        Verdict::Accept(identity) => {
             assert!(is_event && is_trusted);
-            check_message(&named, body, None);
-            check_agreement(&named, body);
+            check_message(&identity, body, None);
+            check_agreement(&identity, body);
         }
-        Verdict::Quarantine(named, reason) => {
+        Verdict::Quarantine(identity, reason) => {
             assert!(!is_event || !is_trusted);
-            check_message(&named, body, Some(reason));
+            check_message(&identity, body, Some(reason));
         }
         Verdict::Reject(_) => {
             assert!(circumstances.policy == Policy::Reject && !is_trusted && can_be_checked);
@@ -76,10 +77,10 @@ impl Circumstances {
 
     fn judge(&self, body: &[u8]) -> Verdict {
         let signing = Signing { policy: self.policy, keys: [KEY].into_iter().collect() };
-        let sent = body.len() + usize::from(self.is_cut);
         let limit = body.len();
-        let body = Body { bytes: body.to_vec(), sent, digest: None, memory: Vec::new() };
-        receive::judge(TENANT, &signing, &self.headers, &body, limit)
+        let mut body = Body::whole(Bytes::copy_from_slice(body));
+        body.sent += usize::from(self.is_cut);
+        judge::judge(TENANT, &signing, &self.headers, &body, limit)
     }
 
     fn is_readable(&self) -> bool {
@@ -116,12 +117,12 @@ fn check_acceptance(body: &[u8]) {
 }
 
 /// What the broker takes, whatever the sender calls things.
-fn check_message(named: &Named, body: &[u8], reason: Option<Reason>) {
-    let Named { key, event_type, signature, .. } = named;
+fn check_message(identity: &Identity, body: &[u8], reason: Option<Reason>) {
+    let Identity { key, event_type, signature, .. } = identity;
     assert!((1..=255).contains(&key.len()) && !key.chars().any(char::is_control), "{key:?}");
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
     assert!((1..=100).contains(&event_type.len()) && event_type.bytes().all(is_plain), "{event_type:?}");
-    let facts = Facts {
+    let metadata = Metadata {
         tenant: TENANT.to_owned(),
         stream: Stream::Any.name().to_owned(),
         received_at_ms: 0,
@@ -131,7 +132,7 @@ fn check_message(named: &Named, body: &[u8], reason: Option<Reason>) {
         traceparent: String::new(),
         evidence: reason.map(|reason| evidence(reason.name().to_owned())),
     };
-    let message = Webhook { facts, body: Bytes::copy_from_slice(body) }.message(WorkQueue::Large);
+    let message = Webhook { metadata, body: Bytes::copy_from_slice(body) }.message(WorkQueue::Large);
     assert!(message.is_ok(), "{message:?}");
 }
 
@@ -141,23 +142,23 @@ fn evidence(reason: String) -> Evidence {
 
 /// What ingest accepts the worker understands, under the same name and of the same conversation: so it is in the one
 /// queue where it belongs, also when it was spooled.
-fn check_agreement(named: &Named, body: &[u8]) {
+fn check_agreement(identity: &Identity, body: &[u8]) {
     let envelope =
-        Envelope { tenant: TENANT, stream: Stream::Any, received_at_ms: 0, signature: named.signature };
+        Envelope { tenant: TENANT, stream: Stream::Any, received_at_ms: 0, signature: identity.signature };
     let decoded = Event::decode(body, envelope);
     let understood = decoded.as_ref().map(|event| {
         (&event.key, event::routable_type(event.event_type.as_deref()), event.chat_id.as_deref())
     });
-    let chat_id = named.chat_id.as_deref();
-    assert_eq!(understood, Ok((&named.key, named.event_type.as_str(), chat_id)));
+    let chat_id = identity.chat_id.as_deref();
+    assert_eq!(understood, Ok((&identity.key, identity.event_type.as_str(), chat_id)));
     for partitions in [1, 4, MAX_PARTITIONS] {
-        let published = partition::queue_of(chat_id, &named.key, body.len(), partitions);
-        assert_eq!(published, partition::queue_of_body(&named.key, body, partitions));
+        let published = partition::queue_of(chat_id, &identity.key, body.len(), partitions);
+        assert_eq!(published, partition::queue_of_body(&identity.key, body, partitions));
     }
-    if let (true, Some(signed)) = (Form::is_reserialised(named.signature), compact(body)) {
+    if let (true, Some(signed)) = (Form::is_reserialised(identity.signature), compact(body)) {
         let as_signed = Event::decode(&signed, Envelope { signature: Form::Raw.name(), ..envelope });
-        let identity = |event: &Event| (event.key.clone(), event.digest.clone());
-        assert_eq!(decoded.as_ref().map(identity), as_signed.as_ref().map(identity));
+        let of = |event: &Event| (event.key.clone(), event.digest.clone());
+        assert_eq!(decoded.as_ref().map(of), as_signed.as_ref().map(of));
     }
 }
 

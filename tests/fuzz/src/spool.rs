@@ -1,7 +1,7 @@
 //! Any record of the spool: what is read is what was written, or nothing.
 
-use ingest::spool::file::{self, Row};
-use ingest::webhook::{Evidence, Facts, Webhook};
+use ingest::spool::format::{self, Row};
+use ingest::webhook::{Evidence, Metadata, Webhook};
 
 use crate::lines;
 
@@ -19,7 +19,7 @@ pub fn target(input: &[u8]) -> bool {
     let (Some(body), Some(junk)) = (lines.next(), lines.next()) else { return false };
 
     let evidence = reason.filter(|reason| !reason.is_empty());
-    let facts = Facts {
+    let metadata = Metadata {
         tenant: tenant.unwrap_or_default(),
         stream: stream.unwrap_or_default(),
         received_at_ms,
@@ -34,7 +34,7 @@ pub fn target(input: &[u8]) -> bool {
             sent_signature: signature,
         }),
     };
-    let webhook = Webhook { facts, body: body.to_vec().into() };
+    let webhook = Webhook { metadata, body: body.to_vec().into() };
     let stored = Stored::of(&webhook);
     assert_eq!(stored.read().as_ref(), Some(&webhook));
 
@@ -60,7 +60,7 @@ impl Stored {
     }
 
     fn read(&self) -> Option<Webhook> {
-        file::webhook(&self.facts, self.body.clone(), &self.checksum)
+        format::webhook(&self.facts, self.body.clone(), &self.checksum)
     }
 
     fn damaged(&self, damage: u8, place: usize, junk: &[u8]) -> Self {

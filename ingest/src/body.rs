@@ -1,0 +1,106 @@
+//! Reads a request's body, within bounds of size, time and memory.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix_web::web;
+use bytes::Bytes;
+use futures_util::StreamExt;
+use sha2::{Digest, Sha256};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
+
+/// A body that isn't there by then never comes. With the time to publish and the time to spool (a second
+/// each at most) a reply stays below respond.io's deadline of 5 seconds.
+const BODY_TIMEOUT: Duration = Duration::from_millis(2500);
+/// As much of a body that is over the limit is kept as evidence, in bytes.
+const EVIDENCE_BYTES: usize = 64 << 10;
+/// Bodies up to this size, nearly all, need not ask for memory: the number of connections bounds them. In bytes.
+const SMALL_BODY_BYTES: usize = 16 << 10;
+/// More of a body isn't even read, in bytes: it takes time from others, and no sender of webhooks has so much to say.
+const MAX_SENT_BYTES: usize = 64 << 20;
+/// What larger bodies may take beyond that at the same time, in KiB.
+const LARGE_BODIES_KIB: usize = 64 << 10;
+
+/// A request's body.
+#[derive(Debug, Default)]
+pub struct Body {
+    /// The bytes, or the first of them if there are more than allowed.
+    pub bytes: Bytes,
+    /// Number of bytes sent.
+    pub sent: usize,
+    /// SHA-256 of what was sent, in hexadecimal, if that was more.
+    pub digest: Option<String>,
+    // Its share of the budget, given back when the body is dropped.
+    _share: Vec<OwnedSemaphorePermit>,
+}
+
+impl Body {
+    /// A body that was sent whole.
+    #[must_use]
+    pub fn whole(bytes: Bytes) -> Self {
+        Self { sent: bytes.len(), bytes, ..Self::default() }
+    }
+}
+
+/// Memory for bodies that are larger than most: those that are there at the same time share it.
+#[derive(Clone, Debug)]
+pub struct BodyBudget(Arc<Semaphore>);
+
+impl Default for BodyBudget {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(LARGE_BODIES_KIB)))
+    }
+}
+
+impl BodyBudget {
+    /// Takes what a body needs to grow to `bytes`, waiting for others to finish if need be.
+    async fn grow(&self, share: &mut Vec<OwnedSemaphorePermit>, bytes: usize) {
+        let has: usize = share.iter().map(OwnedSemaphorePermit::num_permits).sum();
+        let needs = (bytes.saturating_sub(SMALL_BODY_BYTES) >> 10).saturating_sub(has);
+        if let (Ok(needs @ 1..), true) = (u32::try_from(needs), has < LARGE_BODIES_KIB) {
+            // It is never closed.
+            share.extend(self.0.clone().acquire_many_owned(needs).await.ok());
+        }
+    }
+}
+
+/// Reads a body of the announced length, keeping at most `limit` bytes of it. None if the sender doesn't finish it in time.
+pub async fn read(
+    payload: &mut web::Payload,
+    announced: Option<usize>,
+    limit: usize,
+    budget: &BodyBudget,
+) -> Option<Body> {
+    // A buffer that has to grow takes twice the memory. What isn't written to takes none.
+    let buffer = Vec::with_capacity(announced.unwrap_or(0).min(limit));
+    timeout(BODY_TIMEOUT, read_all(payload, buffer, limit, budget)).await.ok().flatten()
+}
+
+async fn read_all(
+    payload: &mut web::Payload,
+    mut bytes: Vec<u8>,
+    limit: usize,
+    budget: &BodyBudget,
+) -> Option<Body> {
+    let (mut sent, mut share) = (0, Vec::new());
+    let mut hash: Option<Sha256> = None;
+    while let Some(chunk) = payload.next().await {
+        let chunk = chunk.ok()?;
+        sent += chunk.len();
+        if sent <= limit {
+            budget.grow(&mut share, sent).await;
+            bytes.extend_from_slice(&chunk);
+        } else if sent > MAX_SENT_BYTES {
+            return None;
+        } else {
+            hash.get_or_insert_with(|| Sha256::new().chain_update(&bytes)).update(&chunk);
+            // The rest is read all the same: a sender that is cut off sees an error, not our 200.
+            let missing = EVIDENCE_BYTES.saturating_sub(bytes.len()).min(chunk.len());
+            bytes.extend_from_slice(&chunk[..missing]);
+            bytes.truncate(EVIDENCE_BYTES);
+        }
+    }
+    let digest = hash.map(|hash| hex::encode(hash.finalize()));
+    Some(Body { bytes: bytes.into(), sent, digest, _share: share })
+}

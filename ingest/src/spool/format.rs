@@ -1,0 +1,154 @@
+//! What is on disk, see [`super`]: the tables, and a record in them.
+
+use std::path::Path;
+
+use bytes::Bytes;
+use rusqlite::types::ValueRef;
+use rusqlite::{Connection, ErrorCode, params};
+use sha2::{Digest, Sha256};
+
+use crate::webhook::{Metadata, Webhook};
+
+/// The spool's file, within its folder.
+pub const FILE: &str = "spool.db";
+/// What a record takes besides body and metadata, roughly, in bytes.
+const RECORD_OVERHEAD: u64 = 64;
+
+/// A webhook in the spool.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// Its place in the order.
+    pub id: i64,
+    /// The webhook.
+    pub webhook: Webhook,
+}
+
+/// Opens the file, which is made if it is missing. Fails if it is damaged.
+pub fn connect(folder: &Path) -> rusqlite::Result<Connection> {
+    let connection = Connection::open(folder.join(FILE))?;
+    connection.execute_batch(&format!(
+        "PRAGMA auto_vacuum = INCREMENTAL;
+         PRAGMA journal_mode = WAL;
+         PRAGMA synchronous = FULL;
+         PRAGMA cache_size = -4096;
+         CREATE TABLE IF NOT EXISTS records (
+             id INTEGER PRIMARY KEY AUTOINCREMENT,
+             received_at_ms INTEGER NOT NULL,
+             facts TEXT NOT NULL,
+             body BLOB NOT NULL,
+             checksum BLOB NOT NULL);
+         CREATE TABLE IF NOT EXISTS totals (records INTEGER NOT NULL, bytes INTEGER NOT NULL);
+         INSERT INTO totals SELECT 0, 0 WHERE NOT EXISTS (SELECT 1 FROM totals);
+         CREATE TABLE IF NOT EXISTS writable (checks INTEGER NOT NULL);
+         INSERT INTO writable SELECT 0 WHERE NOT EXISTS (SELECT 1 FROM writable);
+         CREATE TRIGGER IF NOT EXISTS count_deleted AFTER DELETE ON records BEGIN
+             UPDATE totals SET records = records - 1,
+                 bytes = bytes - length(CAST(old.facts AS BLOB)) - length(old.body) - {RECORD_OVERHEAD};
+         END;"
+    ))?;
+    let verdict: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+    if verdict == "ok" { Ok(connection) } else { Err(damaged(verdict)) }
+}
+
+fn damaged(verdict: String) -> rusqlite::Error {
+    let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT);
+    rusqlite::Error::SqliteFailure(code, Some(verdict))
+}
+
+/// Whether this means that the file is damaged.
+#[must_use]
+pub fn is_corrupt(error: &rusqlite::Error) -> bool {
+    matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
+}
+
+/// A record as it is in the table.
+pub struct Row {
+    /// When it was received first, in milliseconds since 1970.
+    pub received_at_ms: i64,
+    /// What is known of the webhook, as JSON.
+    pub facts: String,
+    /// The sender's bytes.
+    pub body: Bytes,
+}
+
+impl Row {
+    /// What is written of a webhook.
+    #[must_use]
+    pub fn of(webhook: &Webhook) -> Self {
+        Self {
+            received_at_ms: webhook.metadata.received_at_ms,
+            // A struct of texts and numbers can always be written as JSON.
+            facts: serde_json::to_string(&webhook.metadata).unwrap_or_default(),
+            body: webhook.body.clone(),
+        }
+    }
+
+    /// What it counts for, in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        (self.facts.len() + self.body.len()) as u64 + RECORD_OVERHEAD
+    }
+
+    /// What its checksum must be.
+    #[must_use]
+    pub fn checksum(&self) -> Vec<u8> {
+        checksum(&self.facts, &self.body)
+    }
+
+    /// Writes it, and counts it.
+    pub fn insert(&self, connection: &Connection) -> rusqlite::Result<()> {
+        let insert = "INSERT INTO records (received_at_ms, facts, body, checksum) VALUES (?1, ?2, ?3, ?4)";
+        connection.prepare_cached(insert)?.execute(params![
+            self.received_at_ms,
+            self.facts,
+            &self.body[..],
+            self.checksum()
+        ])?;
+        connection
+            .prepare_cached("UPDATE totals SET records = records + 1, bytes = bytes + ?1")?
+            .execute([i64::try_from(self.bytes()).unwrap_or(i64::MAX)])?;
+        Ok(())
+    }
+}
+
+/// SQLite notices damage to its own structure, but not within a body. The length tells where the body begins.
+fn checksum(facts: &str, body: &[u8]) -> Vec<u8> {
+    let length = (facts.len() as u64).to_be_bytes();
+    let hash = Sha256::new().chain_update(length).chain_update(facts).chain_update(body).finalize();
+    hash[..8].to_vec()
+}
+
+/// The id of a record, and what it holds.
+pub type Read = (i64, Option<Webhook>);
+
+/// Reads records; none stands for one whose checksum is wrong.
+pub fn read(connection: &Connection, which: &str, id: i64, limit: usize) -> rusqlite::Result<Vec<Read>> {
+    let query = format!("SELECT id, facts, body, checksum FROM records WHERE {which}");
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    let mut query = connection.prepare_cached(&query)?;
+    let rows = query.query_map(params![id, limit], |row| {
+        let (facts, body): (Vec<u8>, Vec<u8>) = (bytes_of(row, 1)?, bytes_of(row, 2)?);
+        let stored: Vec<u8> = bytes_of(row, 3)?;
+        Ok((row.get(0)?, webhook(&facts, body, &stored)))
+    })?;
+    rows.collect()
+}
+
+/// The bytes of a column, whatever type damage has given it.
+pub fn bytes_of(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<Vec<u8>> {
+    Ok(match row.get_ref(column)? {
+        ValueRef::Text(bytes) | ValueRef::Blob(bytes) => bytes.to_vec(),
+        _ => Vec::new(),
+    })
+}
+
+/// The webhook of which this was written; none if the checksum is wrong.
+#[must_use]
+pub fn webhook(facts: &[u8], body: Vec<u8>, stored: &[u8]) -> Option<Webhook> {
+    let facts = std::str::from_utf8(facts).ok()?;
+    if checksum(facts, &body) != stored {
+        return None;
+    }
+    let metadata: Metadata = serde_json::from_str(facts).ok()?;
+    Some(Webhook { metadata, body: body.into() })
+}
