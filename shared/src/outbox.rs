@@ -1,7 +1,7 @@
-//! The task that publishes over a connection: it takes what waits, sends it in groups, and hands each confirm back.
+//! The task that publishes over a connection: it takes what waits, sends groups, and hands confirms back.
 //!
-//! RabbitMQ reads, writes to disk and confirms what reaches it together as one. With few messages at a time that, and
-//! waking up for each, is most of its work.
+//! RabbitMQ wakes up, writes to disk and confirms once for a group. With single messages, that is most of its
+//! work.
 
 use std::time::Duration;
 
@@ -15,10 +15,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::publisher::{Message, Place, PublishError};
 
-/// A group this large doesn't wait for the one before it. Measured: twice as many leave RabbitMQ idle meanwhile, half
-/// as many cost it a tenth more.
+/// A group this large doesn't wait for the one before it. Measured: twice as many leave RabbitMQ idle
+/// meanwhile, half as many cost it a tenth more.
 const LARGE_GROUP: usize = 16;
-/// Longest wait of a group. The confirm that it waits for may be of a slow queue, and no other should suffer from that.
+/// Longest wait of a group. The confirm that it waits for may be of a slow queue, which should slow no other.
 const LONGEST_WAIT: Duration = Duration::from_millis(2);
 /// Messages that the task hasn't taken yet: more than any publisher has in flight.
 const MAX_QUEUED: usize = 1024;
@@ -34,8 +34,8 @@ pub(crate) struct Outgoing {
     pub(crate) outcome: oneshot::Sender<Result<(), PublishError>>,
 }
 
-/// Opens channels, and starts the task that publishes over them until the connection is lost. Who waits for a confirm then
-/// learns that it is lost: lapin doesn't resolve every confirm of a connection that is gone.
+/// Opens channels, and starts the task that publishes over them until the connection is lost. Dropping what it
+/// holds tells those who wait then: lapin doesn't resolve every confirm of a lost connection.
 pub(crate) async fn open(
     connection: &Connection,
     channels: usize,
@@ -53,8 +53,8 @@ pub(crate) async fn open(
     Ok(outbox)
 }
 
-// Everything is sent by this one task. lapin numbers a message and queues its frames in two steps: between two threads, a
-// message could get the confirm of another.
+// Everything is sent by this one task. lapin numbers a message and queues its frames in two steps: with two
+// threads, a message could get the confirm of another.
 async fn run(
     channels: &[Channel],
     mut queue: mpsc::Receiver<Outgoing>,
@@ -87,7 +87,7 @@ fn leaves(messages: usize, unconfirmed: usize, waited: Duration) -> bool {
     messages > 0 && (unconfirmed == 0 || messages >= LARGE_GROUP || waited >= LONGEST_WAIT)
 }
 
-/// Sends a message and waits for its confirm, for as long as it takes: lapin keeps a confirm that nobody waits for.
+/// Sends a message and waits for its confirm, however late it is: in lapin, a confirm that is dropped leaks.
 async fn send(channel: &Channel, outgoing: Outgoing, broken: &watch::Sender<Option<&'static str>>) {
     let Outgoing { message, place, outcome } = outgoing;
     let told = match confirmation(channel, message).await {

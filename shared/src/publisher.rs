@@ -87,7 +87,7 @@ impl PublishError {
     }
 }
 
-/// A message takes one place in flight, and another for each of these bytes in its body: large ones are bounded too.
+/// A message takes one place in flight, and another for each 32 KiB of its body.
 const BYTES_PER_PLACE: usize = 32 << 10;
 
 /// Publishes over a [`Link`], with a bound on what is in flight.
@@ -121,8 +121,8 @@ impl Publisher {
         Arc::strong_count(&self.in_flight) - 1
     }
 
-    /// Publishes and waits for the confirm, at most for `patience`. A message that has its place is sent even if this
-    /// future is dropped.
+    /// Publishes and waits for the confirm, at most for `patience`. A message that has its place is sent,
+    /// even if this future is dropped.
     pub async fn publish(&self, message: Message, patience: Duration) -> Result<(), PublishError> {
         let deadline = Instant::now() + patience;
         let session = self.link.session().ok_or(PublishError::NotConnected)?;

@@ -46,11 +46,14 @@ impl Watch {
         Ok(Self { seen, watcher })
     }
 
-    /// Times from the reply to being visible, once all that was received is. What was due at the beginning isn't measured.
+    /// Times from the reply to being visible, of what was due after the beginning, once all is visible.
     pub async fn ages(self, load: &Load, beginning: Duration) -> anyhow::Result<Vec<Duration>> {
         let deadline = Instant::now() + STORING;
-        let number = || self.seen.lock().unwrap_or_else(PoisonError::into_inner).len() as u64;
-        while number() < load.accepted() && Instant::now() < deadline && !self.watcher.is_finished() {
+        let is_visible = || {
+            let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+            load.sent.iter().all(|sent| sent.outcome.is_err() || seen.contains_key(&sent.n))
+        };
+        while !is_visible() && Instant::now() < deadline && !self.watcher.is_finished() {
             sleep(Duration::from_millis(20)).await;
         }
         self.watcher.abort();

@@ -21,7 +21,7 @@ pub const AT_ONCE: usize = 64;
 pub struct Bench {
     /// What was found.
     pub report: Report,
-    /// What the parts do by themselves, with the machine to themselves: replies, confirms, and transactions per second.
+    /// What the parts do by themselves: replies, confirms, and events in transactions per second.
     pub ceilings: Vec<f64>,
     /// Further settings for ingest and worker.
     pub settings: Vec<(String, String)>,

@@ -1,4 +1,4 @@
-//! The body of an event, made of the parts in bodies.txt. As text, since a tree of JSON would cost more than what is measured.
+//! The body of an event, from the parts in bodies.txt. As text: a tree of JSON would cost more than ingest.
 
 use std::collections::HashMap;
 use std::fmt::Write;

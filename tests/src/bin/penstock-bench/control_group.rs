@@ -1,4 +1,4 @@
-//! A share of a processor for a process, so that several processes can be compared on a machine with few of them.
+//! A share of a processor for a process, so that a machine with few processors can compare many processes.
 
 use std::path::{Path, PathBuf};
 

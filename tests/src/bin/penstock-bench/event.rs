@@ -1,4 +1,4 @@
-//! What an event is, by its number alone: its kind, its contact, its ids. So of an event only its number is remembered.
+//! What an event is follows from its number: its kind, contact and ids. Only numbers are remembered.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

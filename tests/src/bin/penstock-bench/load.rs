@@ -1,7 +1,7 @@
-//! The load generator: open loop (a constant rate, whatever the answers take) and closed loop (a number of requests at a time).
+//! The load generator: open loop (a constant rate, whatever the answers take) and closed loop.
 //!
-//! Load libraries don't fit. rlt measures from the moment a request starts, and goose estimates what a stall hid: neither has
-//! the time from the intended start.
+//! Load libraries don't fit: rlt measures from when a request starts, goose estimates what a stall hid, and
+//! neither measures from when it should have started.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -103,7 +103,7 @@ pub struct Generator {
 }
 
 impl Generator {
-    /// A number of callers, each of which sends one event after the other: for this time, or until so many are sent.
+    /// This many callers, each of which sends one event after the other, for this time or this many events.
     pub async fn closed(&self, callers: usize, time: Duration, events: u64) -> anyhow::Result<Load> {
         let (generator, taken) = (self.clone(), Arc::new(AtomicU64::new(0)));
         let is_over = move |started: Instant| {
@@ -140,7 +140,8 @@ impl Generator {
             let (started, mut calls) = (Instant::now(), JoinSet::new());
             let (sender, mut due_events) = unbounded_channel();
             let maker = generator.maker.clone();
-            // A thread, since the timers of tokio round up to milliseconds: every answer would look slower by up to one.
+            // A thread, since tokio's timers round up to milliseconds: answers would look slower by up to
+            // one.
             let pacer = spawn_blocking(move || release(rate, time, &maker, &sender));
             while let Some((due, event)) = due_events.recv().await {
                 calls.spawn(generator.clone().send(due, event));
@@ -190,7 +191,7 @@ fn wait_until(due: Instant) {
     }
 }
 
-/// With a runtime of its own: a request then costs no change of thread, and nothing else of the benchmark delays it.
+/// With a runtime of its own: a request costs no change of thread, and nothing else delays it.
 async fn on_own_thread<T: Send + 'static>(
     load: impl Future<Output = T> + Send + 'static,
 ) -> anyhow::Result<T> {

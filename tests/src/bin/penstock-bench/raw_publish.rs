@@ -1,4 +1,4 @@
-//! The ceiling of accepting: lapin alone, publishing what ingest would, with confirms, into queues like the tenants'.
+//! The ceiling of accepting: lapin alone publishes what ingest would, into queues like a tenant's.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::SystemTime;

@@ -1,5 +1,5 @@
-//! The ceiling of storing: the driver alone, writing the very documents that the worker has written, in transactions as
-//! large as the worker's, and as many at the same time. It reads nothing, and decides nothing.
+//! The ceiling of storing: the driver alone writes the documents that the worker has written, in as large
+//! transactions, and as many at the same time. It reads nothing, and decides nothing.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -70,8 +70,8 @@ impl Batches {
     }
 }
 
-/// Spreads the documents evenly. Each batch also changes conversations that its writer has inserted before, so that writers
-/// don't meet in one.
+/// Spreads the documents evenly. Each batch also changes conversations that its writer has inserted before:
+/// two writers never change the same one.
 fn cut(stored: BTreeMap<&'static str, Vec<Document>>, number: usize) -> Vec<Batch> {
     let mut batches: Vec<Batch> = (0..number).map(|_| Batch::default()).collect();
     for (collection, documents) in stored {

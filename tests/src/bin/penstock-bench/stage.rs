@@ -97,13 +97,13 @@ impl Stage {
         Meter::start([("ingest", self.ingest.process.pid())].into_iter().chain(workers).collect())
     }
 
-    /// Events in the ledger, by what MongoDB knows without counting. It counts what is inserted, though nobody can see it before
-    /// the commit: so it may be ahead by a batch of each queue.
+    /// Events in the ledger, by what MongoDB knows without counting. It includes what is inserted and not
+    /// committed yet, up to a batch of each queue.
     pub async fn stored(&self) -> anyhow::Result<u64> {
         Ok(self.database.0.collection::<Document>("webhook_events").estimated_document_count().await?)
     }
 
-    /// Waits until so many events are stored. Gives the number stored per second since the first one was seen.
+    /// Waits until so many events are stored. Gives how many were stored per second since the first one was.
     pub async fn until_stored(&self, events: u64) -> anyhow::Result<f64> {
         let (deadline, mut first) = (Instant::now() + STORING, None);
         loop {

@@ -1,5 +1,5 @@
-//! How fast ingest accepts, next to what a bare server replies and what RabbitMQ confirms. Since a machine's speed
-//! varies, ingest and raw publishing take turns.
+//! How fast ingest accepts, next to what a bare server replies and what RabbitMQ confirms. A machine's speed
+//! varies, so ingest and raw publishing take turns.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,4 +1,5 @@
-//! A million events wait, and then are stored: does memory stay bounded, and does an event cost more when there are many?
+//! A million events wait, then are stored: is memory bounded, and does an event cost more when there are
+//! many?
 
 use std::time::{Duration, Instant};
 
@@ -27,7 +28,6 @@ struct Mark {
     cpu: f64,
 }
 
-/// Measures.
 pub async fn run(bench: &mut Bench) -> anyhow::Result<()> {
     let events = bench.size(1_000_000, 20_000);
     bench.say(&format!("{PHASE}: {} events wait, then one worker stores them", grouped(events as f64)));
@@ -72,8 +72,8 @@ async fn pile_up(bench: &mut Bench, stage: &Stage, events: u64) -> anyhow::Resul
     Ok(expected)
 }
 
-/// Marks the moment when so many are stored. MongoDB writes much of its work to disk up to a minute later: each slice
-/// should bear its own, so a checkpoint comes first.
+/// Marks the moment when so many are stored. MongoDB writes much of its work to disk up to a minute later: a
+/// checkpoint comes first, so that each slice bears its own.
 async fn mark(stage: &Stage, bound: u64) -> anyhow::Result<Mark> {
     let deadline = Instant::now() + STORING;
     while stage.stored().await? < bound {

@@ -1,5 +1,5 @@
-//! Everything running at a calm rate: how long does a caller wait, how old is an event when others can see it, and what does
-//! it cost? Replies are compared with bare publishing at the same rate.
+//! Everything running at a calm rate: how long does a caller wait, how old is an event when others can see
+//! it, and what does it cost? Replies are compared with bare publishing at the same rate.
 
 use std::time::Duration;
 
@@ -19,7 +19,6 @@ const REPLY_FACTOR: f64 = 4.0;
 /// How old an event may be, in milliseconds after the reply.
 const AGE: f64 = 100.0;
 
-/// Measures.
 pub async fn run(bench: &mut Bench) -> anyhow::Result<()> {
     let mut stage = Stage::start(bench, &[]).await?;
     let (raw, queues) = stage.raw_generator(bench, CEILING_TENANT).await?;

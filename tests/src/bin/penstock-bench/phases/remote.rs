@@ -1,5 +1,5 @@
-//! A server that runs already, of which only HTTP is known: what it accepts as fast as it goes, and how long replies take at a
-//! calm rate.
+//! A server that runs already, of which only HTTP is known: what it accepts as fast as it goes, and how long
+//! replies take at a calm rate.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +13,6 @@ const PHASE: &str = "remote";
 /// Events per second of the calm rate.
 const RATE: u64 = 100;
 
-/// Measures.
 pub async fn run(bench: &mut Bench, url: &str) -> anyhow::Result<()> {
     bench.say(&format!("{PHASE}: {url}"));
     let target = Target::Http(Arc::new(HttpTarget::new(url)?));

@@ -10,7 +10,6 @@ use crate::stage::Stage;
 
 const PHASE: &str = "saturated";
 
-/// Measures.
 pub async fn run(bench: &mut Bench) -> anyhow::Result<()> {
     bench.say(&format!("{PHASE}: ingest and one worker, {AT_ONCE} requests at the same time"));
     let mut stage = Stage::start(bench, &[]).await?;

@@ -1,5 +1,5 @@
-//! What more workers are worth to one tenant with a backlog: each held to a share of a processor, so that the machine isn't
-//! what limits them, and each far from MongoDB.
+//! What more workers are worth to one tenant with a backlog: each held to a share of a processor, so that the
+//! machine doesn't limit them, and then each far from MongoDB.
 
 use std::time::Duration;
 
@@ -20,7 +20,6 @@ const PERCENT: u32 = 12;
 /// Half of it each way.
 const DISTANCE: Duration = Duration::from_millis(20);
 
-/// Measures.
 pub async fn run(bench: &mut Bench) -> anyhow::Result<()> {
     let is_held = ControlGroup::can_be_made();
     let name = if is_held { "each held to 12 % of a processor" } else { "with the machine as it is" };
@@ -80,7 +79,7 @@ async fn measure(
     Ok(stored)
 }
 
-/// Workers keep their queues while they are stopped, for less than RabbitMQ's heartbeats allow: then all begin at once.
+/// Stopped workers keep their queues for as long as RabbitMQ's heartbeats allow. So all can begin at once.
 fn signal(stage: &Stage, signal: &str) {
     for worker in &stage.workers {
         worker.process.signal(signal);
