@@ -476,6 +476,8 @@ async fn what_is_wrong_is_said_plainly_and_the_token_never() {
         (&[("RESPOND_API_TOKEN", "s3cret s3cret")], 64, "RESPOND_API_TOKEN: has blanks"),
         (&[("RESPOND_API_URL", &wrong_path)], 1, "(404)"),
         (&[("RESPOND_API_URL", "respond.io")], 64, "RESPOND_API_URL: is not a URL"),
+        (&[("RESPOND_API_URL", "http://127.0.0.1:1/v2")], 1, "can't be reached"),
+        (&[("RESPOND_API_URL", &encrypted)], 1, "can't be reached"),
         (&[("RESPOND_API_URL", &encrypted), ("SSL_CERT_FILE", &authority)], 1, "1 contacts are missing"),
     ] {
         let answer = audit(extra);

@@ -1,5 +1,6 @@
 //! respond.io's Developer API, as far as it is needed: contacts, their messages, users, channels.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::json::{self, Json, Object};
@@ -16,8 +17,9 @@ use crate::commands::printable;
 
 /// Most items of a page.
 const LIMIT: u32 = 100;
-/// A request that fails is made so often.
+/// A request that fails is made so often; fewer times, if nothing has answered yet: the address may be wrong.
 const ATTEMPTS: u32 = 10;
+const FIRST_ATTEMPTS: u32 = 3;
 /// First and longest pause before the next attempt, if the API doesn't say how long.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_mins(1));
 /// Longest pause that the API may ask for.
@@ -58,14 +60,19 @@ pub enum ApiError {
     /// It fails again and again.
     #[error("respond.io fails ({status}), {ATTEMPTS} times in a row")]
     Failing {
-        /// 429, 500 or above.
+        /// 500 or above.
         status: u16,
     },
+    /// It takes no more requests.
+    #[error(
+        "respond.io takes no more requests for now (429): lower RESPOND_API_RATE, or see who else uses them up"
+    )]
+    TooMany,
     /// It asks for a pause that is too long.
     #[error("respond.io asks for a pause of {0:?}: try again then")]
     Exhausted(Duration),
     /// It can't be reached.
-    #[error("respond.io can't be reached, {ATTEMPTS} times in a row")]
+    #[error("respond.io can't be reached: is RESPOND_API_URL right?")]
     Unreachable(#[from] HttpError),
     /// The answer makes no sense.
     #[error("respond.io's answer")]
@@ -95,12 +102,17 @@ enum Verdict {
 pub struct Api {
     http: Http,
     pace: Pace,
+    has_answered: AtomicBool,
 }
 
 impl Api {
     /// The API at this address, asked at most so often a second.
     pub fn new(address: ApiAddress, token: &str, per_second: u32) -> Result<Self, ApiError> {
-        Ok(Self { http: Http::new(address, token)?, pace: Pace::new(per_second) })
+        Ok(Self {
+            http: Http::new(address, token)?,
+            pace: Pace::new(per_second),
+            has_answered: AtomicBool::new(false),
+        })
     }
 
     /// A page of all contacts.
@@ -149,41 +161,55 @@ impl Api {
         let (mut backoff, mut failures) = (BACKOFF.0, 0);
         loop {
             self.pace.turn().await;
-            let answer = self.http.request(method.clone(), path, body.to_owned()).await;
-            let (pause, error) = match answer {
-                Err(error) => (None, ApiError::Unreachable(error)),
-                Ok(answer) => match verdict(answer.status, &answer.headers) {
-                    Verdict::Fine => {
-                        if is_budget_spent(&answer.headers) {
-                            let pause = retry_after(&answer.headers).unwrap_or(BUDGET_PAUSE);
-                            self.pace.hold(pause.min(LONGEST_PAUSE));
-                        }
-                        return Ok(answer);
-                    }
-                    Verdict::Again(pause) => (pause, ApiError::Failing { status: answer.status.as_u16() }),
-                    Verdict::Token => return Err(ApiError::Token { status: answer.status.as_u16() }),
-                    Verdict::NotFound => return Err(ApiError::NotFound { path: path.to_owned() }),
-                    Verdict::Refused => {
-                        let words = words(&answer.body);
-                        return Err(ApiError::Refused { status: answer.status.as_u16(), words });
-                    }
-                },
+            let (pause, error) = match self.attempt(method.clone(), path, body).await {
+                Ok(answer) => return Ok(answer),
+                Err(Failed::ForGood(error)) => return Err(error),
+                Err(Failed::ForNow(pause, error)) => (pause, error),
             };
-            if let Some(pause) = pause.filter(|pause| *pause > LONGEST_PAUSE) {
-                return Err(ApiError::Exhausted(pause));
-            }
             failures += 1;
-            if failures == ATTEMPTS {
+            let has_answered = self.has_answered.load(Ordering::Relaxed);
+            if failures >= if has_answered { ATTEMPTS } else { FIRST_ATTEMPTS } {
                 return Err(error);
             }
             match pause {
-                // What is said to one holds for all: the budget is common.
+                Some(pause) if pause > LONGEST_PAUSE => return Err(ApiError::Exhausted(pause)),
+                // The budget is common to all requests.
                 Some(pause) => self.pace.hold(pause),
+                None if matches!(error, ApiError::TooMany) => self.pace.hold(backoff),
                 None => sleep(backoff.mul_f64(0.5 + fastrand::f64() / 2.0)).await,
             }
             backoff = (backoff * 2).min(BACKOFF.1);
         }
     }
+
+    async fn attempt(&self, method: Method, path: &str, body: &str) -> Result<Answer, Failed> {
+        let answer = self.http.request(method, path, body.to_owned()).await;
+        let answer = answer.map_err(|error| Failed::ForNow(None, error.into()))?;
+        self.has_answered.store(true, Ordering::Relaxed);
+        let status = answer.status.as_u16();
+        Err(match verdict(answer.status, &answer.headers) {
+            Verdict::Fine => {
+                if is_budget_spent(&answer.headers) {
+                    let pause = retry_after(&answer.headers).unwrap_or(BUDGET_PAUSE);
+                    self.pace.hold(pause.min(LONGEST_PAUSE));
+                }
+                return Ok(answer);
+            }
+            Verdict::Again(pause) if status == 429 => Failed::ForNow(pause, ApiError::TooMany),
+            Verdict::Again(pause) => Failed::ForNow(pause, ApiError::Failing { status }),
+            Verdict::Token => Failed::ForGood(ApiError::Token { status }),
+            Verdict::NotFound => Failed::ForGood(ApiError::NotFound { path: path.to_owned() }),
+            Verdict::Refused => Failed::ForGood(ApiError::Refused { status, words: words(&answer.body) }),
+        })
+    }
+}
+
+/// Why an attempt has no good answer.
+enum Failed {
+    /// To try again makes no sense.
+    ForGood(ApiError),
+    /// To be tried again; after this pause, if the API says how long.
+    ForNow(Option<Duration>, ApiError),
 }
 
 fn escaped(text: &str) -> String {
