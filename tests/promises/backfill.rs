@@ -510,7 +510,7 @@ async fn one_run_at_a_time_and_contacts_can_be_chosen() {
         traffic.happen(&api, phase);
     }
     let list = place.folder.join("contacts");
-    std::fs::write(&list, "id:3\n4\n\n99\n").unwrap();
+    std::fs::write(&list, "id:3\n7\n\n99\n").unwrap();
     let listed = ["--contacts", list.to_str().unwrap()];
     let named = backfill(&place, &listed, &settings(&api, "1000")).json().remove(0);
     assert_eq!((&named["contacts"], &named["deleted"]), (&json!(2), &json!(1)), "99 doesn't exist");

@@ -8,7 +8,7 @@ use crate::json::{self, Json, Object};
 
 pub mod moment;
 
-/// What stands in the place of a signature in an event that `worker backfill` has made of what respond.io's API told.
+/// Stands in the place of a signature in an event that `worker backfill` has made of what respond.io's API told.
 pub const BACKFILLED: &str = "backfill";
 
 /// Larger bodies are parsed again rather than held parsed. In bytes.

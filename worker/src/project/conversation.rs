@@ -98,7 +98,8 @@ fn is_told_by_webhooks(conversation: &Record) -> bool {
     bridge::wrote(conversation) || Stamp::is_a_webhooks(conversation, "contact")
 }
 
-/// Takes away what backfilled events have told of the contact: a webhook tells it whole, also by what it leaves out.
+/// Takes away what backfilled events have told of the contact: a webhook tells it whole, also by what it leaves
+/// out.
 fn forget_backfilled_contact(conversation: &mut Record) {
     if Stamp::is_a_backfills(conversation, "assignee") {
         conversation.set("assignee", RawBson::Null);

@@ -31,7 +31,8 @@ impl<'a> Stamp<'a> {
     /// Before any event.
     pub(super) const EARLIEST: Self = Self { at: i64::MIN, key: "", body: "" };
 
-    /// The stamp of an event. A backfilled one tells how things were when the API was read, whatever its own time is.
+    /// The stamp of an event. A backfilled one tells how things were when the API was read, whatever its own
+    /// time is.
     #[must_use]
     pub fn of(event: &'a Event) -> Self {
         Self::at(if event.is_backfilled() { event.received_at_ms } else { event.at_ms }, event)
@@ -129,8 +130,8 @@ impl<'a> Stamp<'a> {
         self.claim(record, part, |on_it| on_it < *self)
     }
 
-    /// Claims a part of a record if this stamp is earlier than the one on it, or that is a backfilled event's and this one
-    /// isn't; says whether it was.
+    /// Claims a part of a record if this stamp is earlier than the one on it, or if that is a backfilled event's and
+    /// this one isn't; says whether it was.
     #[must_use]
     pub fn claim_as_earliest(&self, record: &mut Record, part: &'static str) -> bool {
         self.claim(record, part, |on_it| (on_it.is_backfilled(), on_it) > (self.is_backfilled(), *self))

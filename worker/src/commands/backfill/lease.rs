@@ -1,6 +1,6 @@
-//! One run of a tenant at a time: a lease in a small collection of the tenant's database, with the place where the run
-//! is. It is renewed while the run lives. If two runs should overlap for a moment, that matters for respond.io's
-//! limits, and not for the documents.
+//! One run of a tenant at a time: a lease in a small collection of the tenant's database, with the place
+//! where the run is. It is renewed while the run lives. If two runs should overlap for a moment, that matters
+//! for respond.io's limits, and not for the documents.
 
 use std::time::Duration;
 
@@ -20,8 +20,8 @@ use crate::store::failure::Failure;
 const ID: &str = "run";
 /// A run that hasn't renewed its lease for this long is gone.
 const LEASE: Duration = Duration::from_secs(15);
-/// A place is of use for this long. Later, the end of its span is not what anybody means by now, and the API may not
-/// know its cursor.
+/// A place is of use for this long. Later, the end of its span is not what anybody means by now, and the API
+/// may not know its cursor.
 const LIFETIME: Duration = Duration::from_hours(24);
 /// The lease is renewed this often.
 const RENEWAL: Duration = Duration::from_secs(3);

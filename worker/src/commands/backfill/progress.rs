@@ -1,5 +1,5 @@
-//! Where a backfill is, so that a run that was killed goes on from there: on a page of contacts, of which some are
-//! done. Pure.
+//! Where a backfill is, so that a run that was killed goes on from there: on a page of contacts, of which
+//! some are done. Pure.
 
 use std::collections::BTreeSet;
 
