@@ -2,6 +2,7 @@
 //!
 //! - `transaction`: one attempt to write a batch, with a deadline that holds whatever the server does. Either all of it
 //!   happens, or nothing.
+//! - `load`: reads what a batch concerns.
 //! - `failure`: what kind of failure it was, and so who has to act.
 //! - `retries`: what follows from it. Pure.
 //! - `abandoned`: transactions that killed workers have left behind.
@@ -22,6 +23,7 @@ use crate::settings::{Settings, Tenant};
 
 pub mod abandoned;
 pub mod failure;
+mod load;
 pub mod retries;
 pub mod transaction;
 

@@ -2,33 +2,28 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use mongodb::ClientSession;
 use mongodb::bson::{DateTime, Document, RawArrayBuf, RawDocumentBuf, doc, rawdoc};
 use mongodb::options::{ReadConcern, ReadPreference, SelectionCriteria, WriteConcern};
-use mongodb::{ClientSession, SessionCursor};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::failure::Failure;
 use super::{Store, UNFOLDED_BYTES, refused};
 use crate::decode::Event;
-use crate::project::neighbours::{self, Neighbours};
 use crate::project::rebuild::Shared;
-use crate::project::record::Record;
-use crate::project::table::{Change, Table, Writes};
-use crate::project::{Documents, Outcome, Wanted, ledger};
+use crate::project::table::{Change, Writes};
+use crate::project::{Outcome, Wanted};
 
 /// Longest pause before a commit whose outcome is unknown is sent again.
 const COMMIT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Updates in one command, which must stay below 48 MB. A batch of a worker has hardly more.
 const MAX_UPDATES: usize = 1000;
-
-/// Most bytes of documents that a batch of several events may load: one event may need more, a batch can be halved.
-const MAX_LOADED: usize = 64 << 20;
 
 /// How long an attempt that missed its deadline may take to end: the next one would only wait for its locks. One
 /// whose connection hangs never ends.
@@ -135,10 +130,10 @@ async fn end_session(store: &Store, session: &OnceLock<Document>) {
 }
 
 /// An attempt.
-struct Attempt {
-    store: Store,
-    events: Arc<[Event]>,
-    work: Work,
+pub(super) struct Attempt {
+    pub(super) store: Store,
+    pub(super) events: Arc<[Event]>,
+    pub(super) work: Work,
     /// Whether to leave everything as it is in the end.
     dry_run: bool,
     /// Cancelled when nobody waits for it any more.
@@ -146,7 +141,7 @@ struct Attempt {
     /// The id of its session, once there is one.
     session: Arc<OnceLock<Document>>,
     /// Bytes of documents that were loaded so far.
-    loaded: AtomicUsize,
+    pub(super) loaded: AtomicUsize,
 }
 
 impl Attempt {
@@ -234,125 +229,6 @@ impl Attempt {
         events
     }
 
-    async fn load(&self, session: &mut ClientSession, events: &[Event]) -> Result<Documents, Failure> {
-        let (names, mut wanted) = (&self.store.names, Wanted::by(events));
-        let mut documents = Documents::default();
-        if let Work::RebuildShared { shared, .. } = &self.work {
-            let Wanted { mut conversations, contacts, .. } = wanted;
-            conversations.extend(shared.conversations.iter().cloned());
-            wanted = Wanted { conversations, contacts, ..Wanted::default() };
-        }
-        if self.work == Work::Apply {
-            let known_by = Some(fields(&ledger::KNOWN_BY));
-            documents.ledger.load(self.find_ids(session, &names.ledger, &wanted.ledger, known_by).await?)?;
-            let variants = ledger::variants(&documents.ledger, events);
-            documents.ledger.load(self.find_ids(session, &names.ledger, &variants, None).await?)?;
-        }
-        documents.messages.load(self.find_ids(session, &names.messages, &wanted.messages, None).await?)?;
-        documents.notes.load(self.find_ids(session, &names.notes, &wanted.notes, None).await?)?;
-        documents.calls.load(self.find_ids(session, &names.calls, &wanted.calls, None).await?)?;
-        if !wanted.unnamed_messages.is_empty() {
-            documents.messages.load_unnamed(self.find_unnamed(session, &wanted.unnamed_messages).await?)?;
-        }
-        documents.contacts.load(self.find_ids(session, &names.contacts, &wanted.contacts, None).await?)?;
-        let mut conversations = wanted.conversations;
-        conversations.extend(documents.previous_conversations());
-        let found = self.find_ids(session, &names.conversations, &conversations, None).await?;
-        documents.conversations.load(found)?;
-        Ok(documents)
-    }
-
-    /// What else is in the conversations. There may be much of it, so it is counted as it comes.
-    async fn neighbours(
-        &self,
-        session: &mut ClientSession,
-        documents: &Documents,
-        chats: BTreeSet<String>,
-    ) -> Result<Neighbours, Failure> {
-        let in_chats = doc! {"chat_id": {"$in": chats.into_iter().collect::<Vec<_>>()}};
-        let (names, mut neighbours) = (&self.store.names, Neighbours::default());
-        let is_here = |table: &Table, found: &Record| found.get("_id").is_some_and(|id| table.has(id));
-
-        self.check_deadline()?;
-        let collection = self.store.database.collection::<RawDocumentBuf>(&names.messages);
-        let messages = collection.find(in_chats.clone()).projection(fields(&neighbours::MESSAGES_COUNTED_BY));
-        let mut messages = messages.session(&mut *session).await?;
-        while let Some(message) = messages.next(session).await.transpose()? {
-            let message = Record::read(&message)?;
-            if !is_here(&documents.messages, &message) {
-                neighbours.add_message(&message);
-            }
-        }
-        self.check_deadline()?;
-        let collection = self.store.database.collection::<RawDocumentBuf>(&names.notes);
-        let notes = collection.find(in_chats).projection(fields(&neighbours::NOTES_COUNTED_BY));
-        let mut notes = notes.session(&mut *session).await?;
-        while let Some(note) = notes.next(session).await.transpose()? {
-            let note = Record::read(&note)?;
-            if !is_here(&documents.notes, &note) {
-                neighbours.add_note(&note);
-            }
-        }
-        Ok(neighbours)
-    }
-
-    /// Messages without messageId that the bridge stored, by `event_id`. There are few with such an `_id`, and the index on `_id`
-    /// leads to them, so that no other index is needed.
-    async fn find_unnamed(
-        &self,
-        session: &mut ClientSession,
-        event_ids: &BTreeSet<String>,
-    ) -> Result<Vec<RawDocumentBuf>, Failure> {
-        self.check_deadline()?;
-        let collection = self.store.database.collection::<RawDocumentBuf>(&self.store.names.messages);
-        let event_ids: Vec<&String> = event_ids.iter().collect();
-        let filter = doc! {"_id": {"$type": "objectId"}, "event_id": {"$in": event_ids}};
-        let cursor = collection.find(filter).sort(doc! {"_id": 1}).session(&mut *session).await?;
-        self.collect(cursor, session).await
-    }
-
-    async fn find_ids(
-        &self,
-        session: &mut ClientSession,
-        collection: &str,
-        ids: &BTreeSet<String>,
-        fields: Option<Document>,
-    ) -> Result<Vec<RawDocumentBuf>, Failure> {
-        if ids.is_empty() {
-            return Ok(Vec::new());
-        }
-        let ids: Vec<&String> = ids.iter().collect();
-        // One batch, so one round trip, unless the documents are larger than a reply may be.
-        let batch_size = u32::try_from(ids.len()).unwrap_or(u32::MAX).saturating_add(1);
-        self.check_deadline()?;
-        let collection = self.store.database.collection::<RawDocumentBuf>(collection);
-        let mut find = collection.find(doc! {"_id": {"$in": ids}}).batch_size(batch_size);
-        if let Some(fields) = fields {
-            find = find.projection(fields);
-        }
-        let cursor = find.session(&mut *session).await?;
-        self.collect(cursor, session).await
-    }
-
-    /// All that a cursor finds, if a batch may have as much.
-    async fn collect(
-        &self,
-        mut cursor: SessionCursor<RawDocumentBuf>,
-        session: &mut ClientSession,
-    ) -> Result<Vec<RawDocumentBuf>, Failure> {
-        let mut found = Vec::new();
-        let is_bounded = self.events.len() > 1 && matches!(self.work, Work::Apply | Work::Reapply);
-        while let Some(document) = cursor.next(session).await.transpose()? {
-            let bytes = document.as_bytes().len();
-            let loaded = self.loaded.fetch_add(bytes, Ordering::Relaxed) + bytes;
-            if is_bounded && loaded > MAX_LOADED {
-                return Err(Failure::TooMuch(MAX_LOADED));
-            }
-            found.push(document);
-        }
-        Ok(found)
-    }
-
     async fn save(
         &self,
         session: &mut ClientSession,
@@ -388,11 +264,7 @@ impl Attempt {
     }
 
     /// An abandoned attempt ends itself between two calls of the driver.
-    fn check_deadline(&self) -> Result<(), Failure> {
+    pub(super) fn check_deadline(&self) -> Result<(), Failure> {
         if self.abandoned.is_cancelled() { Err(Failure::TimedOut(self.store.deadline)) } else { Ok(()) }
     }
-}
-
-fn fields(names: &[&str]) -> Document {
-    names.iter().map(|name| ((*name).to_owned(), 1.into())).collect()
 }

@@ -18,11 +18,8 @@ use shared::telemetry::chain;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{CommandError, printable, progress, say};
-use crate::decode::Event;
-use crate::project::essential::Essential;
-use crate::project::rebuild::Shared;
 use crate::project::table::Change;
-use crate::project::{self, Stamp, Wanted};
+use crate::project::{self, Wanted};
 use crate::settings::{Purpose, Settings};
 use crate::store::Store;
 use crate::store::failure::{Class, Failure};
@@ -32,6 +29,7 @@ use crate::store::transaction::{self, Work, Written};
 pub mod changes;
 pub mod groups;
 pub mod ledger;
+mod parts;
 
 use groups::Groups;
 use ledger::{Reading, before};
@@ -278,35 +276,6 @@ impl Rebuild {
         done
     }
 
-    /// Computes what a group concerns anew that is too large for one transaction: first what belongs to few events each, and
-    /// then the conversations and contacts that all of them share.
-    async fn in_parts(&self, group: &[String], horizon: DateTime) -> Result<Written, Failure> {
-        let (mut own, mut essential, mut shared) =
-            (Groups::default(), Essential::default(), Shared::default());
-        for ids in group.chunks(PAGE) {
-            let entries = self.entries(ids).await?;
-            for (id, event) in &entries {
-                let (key, body) = Stamp::of(event).event();
-                shared.told_by.insert((key.to_owned(), body.to_owned()));
-                shared.conversations.extend(event.chat_id.clone());
-                let concerned = concerned(event).own();
-                if concerned.concerns_documents() {
-                    own.add(id.clone(), event.body.len(), &concerned);
-                }
-            }
-            essential.add(entries);
-        }
-        let mut written = Written::default();
-        for batch in own.into_batches(self.settings.batch_size, BATCH_BYTES) {
-            let part = self.write(&batch.concat(), &Work::RebuildOwn { horizon }, u32::MAX).await?;
-            shared.conversations.extend(part.uncounted.iter().cloned());
-            add(&mut written, part);
-        }
-        let work = Work::RebuildShared { horizon, shared: shared.into() };
-        add(&mut written, self.write(&essential.into_ids(), &work, u32::MAX).await?);
-        Ok(written)
-    }
-
     /// Applies what workers have stored since the ledger was read.
     async fn catch_up(&self, started: DateTime, rebuilt: &mut Rebuilt) -> Result<(), Failure> {
         self.ended.store(false, Ordering::Relaxed);
@@ -367,13 +336,6 @@ struct Done {
     failed: Vec<Failed>,
     /// Why it makes no sense to go on.
     ended: Option<Failure>,
-}
-
-/// The documents that an event concerns, also if its parsed body was given up.
-fn concerned(event: &Event) -> Wanted {
-    let mut event = event.clone();
-    event.recall_members();
-    Wanted::by(&[event])
 }
 
 fn add(all: &mut Written, Written { inserted, updated, changes, .. }: Written) {
