@@ -1,4 +1,4 @@
-//! Takes a webhook in, step by step: [`Arrival::of`] → read → judge → make a webhook of it → keep → reply.
+//! Takes a webhook in, step by step: `Arrival::of` → read → judge → make a webhook of it → keep → reply.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 

@@ -20,7 +20,7 @@
 //!
 //! - `lock`: empty.
 //! - `reserve`: 4 MiB of zeros.
-//! - `spool.db`, `spool.db-wal`, `spool.db-shm`: an SQLite database with `auto_vacuum = INCREMENTAL`, see [`format`].
+//! - `spool.db`, `spool.db-wal`, `spool.db-shm`: an SQLite database with `auto_vacuum = INCREMENTAL`, see [`mod@format`].
 //!   - `records`, a row for each webhook: `id` (ascending, never used twice), `received_at_ms` (since 1970), `facts`
 //!     ([`crate::webhook::Metadata`] as JSON), `body` (the sender's bytes), and `checksum`: the first 8 bytes of the SHA-256
 //!     over the length of `facts` as 8 bytes, big-endian, `facts`, and `body`.

@@ -2,7 +2,7 @@
 //! bounded.
 //!
 //! [`Tokens`] alone decides what is acceptable. Whoever reads a body reads its tokens, so no two can differ about that:
-//! [`Scan`] takes a few members out of it, [`compact`] writes it anew, and the worker makes a tree of it.
+//! [`Scan`] takes a few members out of it, [`compact()`] writes it anew, and the worker makes a tree of it.
 
 mod compact;
 mod number;

@@ -36,17 +36,17 @@ pub enum Work {
     Apply,
     /// Apply them all, though the ledger has them.
     Reapply,
-    /// Compute the documents that they concern anew, see [`Documents::rebuild`].
+    /// Compute the documents that they concern anew, see [`crate::project::Documents::rebuild`].
     Rebuild {
         /// The ledger has every event that was stored since then.
         horizon: DateTime,
     },
-    /// Compute only those anew that belong to few events each, see [`Documents::rebuild_own`].
+    /// Compute only those anew that belong to few events each, see [`crate::project::Documents::rebuild_own`].
     RebuildOwn {
         /// The ledger has every event that was stored since then.
         horizon: DateTime,
     },
-    /// Compute only those anew that many events share, see [`Documents::rebuild_shared`].
+    /// Compute only those anew that many events share, see [`crate::project::Documents::rebuild_shared`].
     RebuildShared {
         /// The ledger has every event that was stored since then.
         horizon: DateTime,
