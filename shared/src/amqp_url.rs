@@ -1,7 +1,8 @@
 //! Reads `AMQP_URL` as it is written, or refuses it. Pure.
 //!
-//! lapin's own reader takes an IPv6 address for no host at all, and connects to localhost; it takes a password that is
-//! empty or missing for `guest`, and leaves out what stands behind a `#` and parameters that it doesn't know.
+//! lapin's own reader takes an IPv6 address for no host at all, and connects to localhost; it takes a
+//! password that is empty or missing for `guest`, and leaves out what stands behind a `#` and parameters that
+//! it doesn't know.
 
 use std::str::FromStr;
 

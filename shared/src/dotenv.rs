@@ -1,7 +1,8 @@
 //! Reads a `.env` file exactly as python-dotenv 1.0 does, which the Flask bridge reads it with. Pure.
 //!
-//! `tests/dotenv` holds what python-dotenv makes of many files. The crate dotenvy refuses unquoted values with spaces and
-//! expands `$NAME` without braces: a password with a `$` in it would change when Penstock replaces the bridge.
+//! `tests/dotenv` holds what python-dotenv makes of many files. The crate dotenvy refuses unquoted values
+//! with spaces and expands `$NAME` without braces: a password with a `$` in it would change when Penstock
+//! replaces the bridge.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +18,8 @@ pub struct Dotenv {
 /// A statement's name and value. A comment has neither, and a name alone has no value.
 type Statement<'a> = (Option<&'a str>, Option<String>);
 
-/// Reads a file in which `known` (the process environment) can be referred to as `${NAME}` or `${NAME:-default}`.
+/// Reads a file in which `known` (the process environment) can be referred to as `${NAME}` or
+/// `${NAME:-default}`.
 #[must_use]
 pub fn parse(text: &str, known: &BTreeMap<String, String>) -> Dotenv {
     // Python reads every kind of line end as this one.
@@ -88,8 +90,8 @@ fn value(text: &str) -> Result<(String, &str), &str> {
     Ok((value.trim_end_matches(is_space).to_owned(), &text[line.len()..]))
 }
 
-/// The text up to the quote that ends it, and what follows: up to the first without a backslash before it or, if there is
-/// none, the last one.
+/// The text up to the quote that ends it, and what follows: up to the first without a backslash before it or,
+/// if there is none, the last one.
 fn quoted(text: &str, quote: char) -> Option<(&str, &str)> {
     let mut quotes = text.match_indices(quote).map(|(at, _)| at);
     let end = quotes.clone().find(|at| !text[..*at].ends_with('\\')).or_else(|| quotes.next_back())?;

@@ -168,8 +168,8 @@ impl Env {
         self.source(name).map(|(_, origin)| origin)
     }
 
-    /// A setting's value, or the path of the file that holds it. The environment comes before `.env`, and `NAME` before
-    /// `NAME_FILE`.
+    /// A setting's value, or the path of the file that holds it. The environment comes before `.env`, and
+    /// `NAME` before `NAME_FILE`.
     fn source(&self, name: &str) -> Option<(String, Origin)> {
         [Origin::Environment, Origin::Dotenv].into_iter().find_map(|origin| {
             if let Some(value) = self.variable(name, &origin) {

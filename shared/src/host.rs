@@ -5,7 +5,8 @@ use std::net::{IpAddr, Ipv6Addr};
 /// Longest name of a host.
 const MAX_NAME: usize = 253;
 
-/// A host without the brackets that an IPv6 address may stand in; none, if it is neither a name nor an address.
+/// A host without the brackets that an IPv6 address may stand in; none, if it is neither a name nor an
+/// address.
 #[must_use]
 pub fn parse(text: &str) -> Option<String> {
     if let Some(inner) = text.strip_prefix('[') {

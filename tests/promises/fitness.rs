@@ -1,4 +1,5 @@
-//! A MongoDB that can't do what is needed is named in plain words, and no good event is given up because of it.
+//! A MongoDB that can't do what is needed is named in plain words, and no good event is given up because of
+//! it.
 
 use std::process::Output;
 use std::time::{Duration, Instant};

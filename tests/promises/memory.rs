@@ -1,4 +1,5 @@
-//! What a worker has in its memory is bounded for the whole process, whatever tenants, queues and documents there are.
+//! What a worker has in its memory is bounded for the whole process, whatever tenants, queues and documents
+//! there are.
 
 use std::time::Instant;
 

@@ -161,7 +161,8 @@ async fn a_transaction_that_a_killed_worker_left_open_is_ended_by_the_next_owner
     database.until_stored(41).await;
     until_idle(&broker, &[&worker]).await;
 
-    // To MongoDB it is a worker's, of which nothing more is heard; and one of somebody else's, which is left alone.
+    // To MongoDB it is a worker's, of which nothing more is heard; and one of somebody else's, which is left
+    // alone.
     let gone = Database::on(&format!("{uri}&appName=penstock-worker"), &place, "faster").await;
     let mut left = gone.lock("conversations", "0").await;
     let mut others = database.lock("conversations", "1").await;

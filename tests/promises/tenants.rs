@@ -1,4 +1,5 @@
-//! One tenant's trouble is its own: it is down, everybody can see it, it is tried again, and the others go on.
+//! One tenant's trouble is its own: it is down, everybody can see it, it is tried again, and the others go
+//! on.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};

@@ -17,8 +17,8 @@ const SHORTEST_CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 const SHORTEST_HEARTBEAT: Duration = Duration::from_millis(500);
 const LONGEST_HEARTBEAT: Duration = Duration::from_secs(10);
 
-/// A client whose server is contacted when it is first used, and the name under which MongoDB knows it. May look up the
-/// server's name, though.
+/// A client whose server is contacted when it is first used, and the name under which MongoDB knows it. May
+/// look up the server's name, though.
 pub async fn open(tenant: &Tenant, settings: &Settings) -> Result<(Client, String), Failure> {
     let uri = tenant.mongo_uri.clone();
     let parsed = tokio::spawn(async move { ClientOptions::parse(uri).await });

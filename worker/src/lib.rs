@@ -93,8 +93,8 @@ pub struct Worker {
     stop: CancellationToken,
 }
 
-/// Binds the port and starts connecting to RabbitMQ. A MongoDB that can't be used concerns its tenant alone, whenever that
-/// is found out. Needs a tokio runtime.
+/// Binds the port and starts connecting to RabbitMQ. A MongoDB that can't be used concerns its tenant alone,
+/// whenever that is found out. Needs a tokio runtime.
 pub fn build(settings: Settings, worker: String, stop: CancellationToken) -> Result<Worker, StartError> {
     let names: Vec<String> = settings.tenants.iter().map(|tenant| tenant.name.clone()).collect();
     let link = |name: &str, purpose, declares: &[String]| {
@@ -175,8 +175,8 @@ impl Worker {
     }
 }
 
-/// Serves a tenant until told to stop. If that ends by itself, it is a defect of ours: it begins anew after a pause, and the
-/// other tenants go on.
+/// Serves a tenant until told to stop. If that ends by itself, it is a defect of ours: it begins anew after a
+/// pause, and the other tenants go on.
 async fn serve_again_and_again<F: Future<Output = ()> + Send + 'static>(
     tenant: &str,
     state: &TenantState,

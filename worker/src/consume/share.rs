@@ -1,5 +1,5 @@
-//! How many deliveries each queue may have in hand. RabbitMQ bounds what it sends by number, not by bytes: so the bytes of
-//! the whole process are bounded by the number of queues that it consumes.
+//! How many deliveries each queue may have in hand. RabbitMQ bounds what it sends by number, not by bytes: so
+//! the bytes of the whole process are bounded by the number of queues that it consumes.
 
 use std::collections::BTreeMap;
 

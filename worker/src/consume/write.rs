@@ -101,7 +101,8 @@ impl Write<'_> {
         }
     }
 
-    /// Ends transactions that killed workers have left open, and says whether there were any. Looks for them now and then.
+    /// Ends transactions that killed workers have left open, and says whether there were any. Looks for them
+    /// now and then.
     async fn end_abandoned(&mut self) -> bool {
         if self.looked_at.is_some_and(|at| at.elapsed() < LOOK_INTERVAL) {
             return false;

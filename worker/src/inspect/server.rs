@@ -1,5 +1,5 @@
-//! Whether a tenant's MongoDB can do what is relied on. It is tried out, since services that only look like MongoDB say of
-//! themselves what MongoDB would say.
+//! Whether a tenant's MongoDB can do what is relied on. It is tried out, since services that only look like
+//! MongoDB say of themselves what MongoDB would say.
 
 use std::time::Duration;
 

@@ -1,7 +1,7 @@
 //! Of many events, those that suffice for the conversations and contacts that all of them share. Pure.
 //!
-//! A conversation shows the latest, the earliest or the union of what its events say, whatever their order. So an event
-//! that changes nothing beside the others can be left out.
+//! A conversation shows the latest, the earliest or the union of what its events say, whatever their order.
+//! So an event that changes nothing beside the others can be left out.
 
 use mongodb::bson::{DateTime, RawDocumentBuf};
 

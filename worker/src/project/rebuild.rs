@@ -52,8 +52,8 @@ pub struct Shared {
 }
 
 impl Documents {
-    /// Computes the messages, notes and calls that these events concern anew. What they say of conversations and contacts is
-    /// applied, but nothing of these is forgotten, and conversations keep their counts.
+    /// Computes the messages, notes and calls that these events concern anew. What they say of conversations
+    /// and contacts is applied, but nothing of these is forgotten, and conversations keep their counts.
     ///
     /// `events` must be all that were read from the ledger of any of these messages, notes and calls.
     pub fn rebuild_own(&mut self, events: &[Event], horizon: DateTime, now: DateTime) {
@@ -71,8 +71,8 @@ impl Documents {
         }
     }
 
-    /// Computes the conversations and contacts anew, once all messages, notes and calls are. `events` suffice for them, see
-    /// [`super::essential`]; `neighbours` are all that is in the conversations.
+    /// Computes the conversations and contacts anew, once all messages, notes and calls are. `events` suffice
+    /// for them, see [`super::essential`]; `neighbours` are all that is in the conversations.
     pub fn rebuild_shared(
         &mut self,
         events: &[Event],

@@ -10,7 +10,8 @@ use super::failure::Failure;
 use super::transaction::ABANDONED_TIMEOUT;
 use super::{Store, within};
 
-/// Ends those of workers that are gone, and says how many there were. A worker that lives gives its own up before.
+/// Ends those of workers that are gone, and says how many there were. A worker that lives gives its own up
+/// before.
 pub async fn end(store: &Store) -> Result<usize, Failure> {
     let left = find(store).await?;
     if left.is_empty() {

@@ -28,16 +28,18 @@ pub enum Class {
 /// `WriteConflict`, `NoSuchTransaction`, `LockTimeout`, `SnapshotUnavailable`, `DuplicateKey` (another worker inserted
 /// after our snapshot; a new snapshot shows its document).
 const CONFLICT: [i32; 5] = [112, 251, 24, 246, DUPLICATE_KEY];
-/// `UserNotFound`, `Unauthorized`, `AuthenticationFailed`, `IllegalOperation` (a standalone server), Atlas's `AtlasError`.
-const CONFIGURATION: [i32; 5] = [11, 13, 18, 20, 8000];
-/// `IllegalOperation`, `CommandNotFound`, `InvalidOptions`, `CommandNotSupported`, `OperationNotSupportedInTransaction`, and
-/// `DocumentDB`'s code for what it doesn't have: this server can't do what every batch needs, whatever the batch.
+/// `UserNotFound`, `Unauthorized`, `AuthenticationFailed`, Atlas's `AtlasError`.
+const CONFIGURATION: [i32; 4] = [11, 13, 18, 8000];
+/// `IllegalOperation` (also of a standalone), `CommandNotFound`, `InvalidOptions`, `CommandNotSupported`,
+/// `OperationNotSupportedInTransaction`, and a code of `DocumentDB`'s for what it doesn't have: this server
+/// can't do what every batch needs, whatever the batch.
 const UNSUPPORTED: [i32; 6] = [20, 59, 72, 115, 263, 303];
-/// `HostUnreachable`, `HostNotFound`, `MaxTimeMSExpired`, `WriteConcernFailed`, `NetworkTimeout`, `ShutdownInProgress`,
-/// `ReadConcernMajorityNotAvailableYet`, `FailedToSatisfyReadPreference`, `PrimarySteppedDown`, `ExceededTimeLimit`,
-/// `SocketException`, `NotYetInitialized`, `NotWritablePrimary`, `InterruptedAtShutdown`, `Interrupted`,
-/// `InterruptedDueToReplStateChange`, `NotPrimaryNoSecondaryOk`, `NotPrimaryOrSecondary`, the codes of older servers, and
-/// what a service answers for which a request was one too many.
+/// `HostUnreachable`, `HostNotFound`, `MaxTimeMSExpired`, `WriteConcernFailed`, `NetworkTimeout`,
+/// `ShutdownInProgress`, `ReadConcernMajorityNotAvailableYet`, `FailedToSatisfyReadPreference`,
+/// `PrimarySteppedDown`, `ExceededTimeLimit`, `SocketException`, `NotYetInitialized`, `NotWritablePrimary`,
+/// `InterruptedAtShutdown`, `Interrupted`, `InterruptedDueToReplStateChange`, `NotPrimaryNoSecondaryOk`,
+/// `NotPrimaryOrSecondary`, the codes of older servers, and what a service answers for which a request was
+/// one too many.
 const INFRASTRUCTURE: [i32; 21] = [
     6, 7, 50, 64, 89, 91, 134, 133, 189, 262, 9001, 94, 10058, 10107, 11600, 11601, 11602, 13435, 13436, 202,
     16500,

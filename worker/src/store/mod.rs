@@ -32,7 +32,8 @@ use failure::{Failure, within};
 /// Most bytes of large bodies that a tenant's queues unfold at the same time: a body like `[0,0,0]` takes two hundred
 /// times its size when it is parsed and made into documents.
 pub(crate) const UNFOLDED_BYTES: usize = 1 << 20;
-/// Share of the deadline in which a majority of the members has to confirm a probe: so it can be told what is missing.
+/// Share of the deadline in which a majority of the members has to confirm a probe: so it can be told what is
+/// missing.
 const CONFIRM_SHARE: f64 = 0.8;
 /// Building an index on a large collection takes its time.
 const INDEX_TIMEOUT: Duration = Duration::from_mins(10);
