@@ -267,7 +267,8 @@ async fn an_event_that_kills_workers_becomes_a_dead_letter_and_takes_none_of_its
         }
         worker.process.crash().await;
         kills += 1;
-        assert!(kills <= 30, "it comes again and again");
+        // It may be a neighbour that was in hand, which an open transaction of a killed worker had locked.
+        assert!(kills <= 60, "it comes again and again");
         if kills == 1 {
             // From now on the event comes first, and alone. A worker that is killed while it writes several together would
             // leave an open transaction that locks the neighbours, too.
