@@ -316,7 +316,7 @@ async fn a_document_beyond_what_mongodb_takes_is_a_dead_letter_and_the_rest_is_s
     let dead = async || broker.depth("dead.faster").await;
     poll::until_within("the dead letter", Some(1), Duration::from_secs(120), dead).await;
     database.until_stored(20).await;
-    let letter = broker.take("dead.faster").await.unwrap();
+    let letter = broker.next("dead.faster").await;
     assert_eq!(header(&letter.properties, "reason").as_deref(), Some("refused_by_mongodb"));
     assert_eq!(letter.data, attachment(0, 950_000).as_bytes());
     worker.process.stop().await;
@@ -532,7 +532,7 @@ async fn an_event_that_always_takes_too_long_holds_up_only_its_own_queue_and_onl
     if is_long_run() {
         let dead = async || broker.depth("dead.faster").await;
         poll::until_within("it is given up", Some(1), Duration::from_mins(4), dead).await;
-        let letter = broker.take("dead.faster").await.unwrap();
+        let letter = broker.next("dead.faster").await;
         assert_eq!(header(&letter.properties, "reason").as_deref(), Some("stuck"));
         assert_eq!(letter.data, attachment(0, 520_000).as_bytes());
         poll::until("the one behind it is stored", 65, stored).await;

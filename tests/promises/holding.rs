@@ -101,7 +101,7 @@ async fn what_rabbitmq_sets_aside_itself_has_a_reason_too() {
         broker.depth("dead.faster").await
     })
     .await;
-    let letter = broker.take("dead.faster").await.unwrap();
+    let letter = broker.next("dead.faster").await;
     assert_eq!(header(&letter.properties, "reason").as_deref(), Some("delivery_limit"));
     assert_eq!(letter.data, br#"{"event_id":"deadly"}"#);
     assert_eq!(broker.waiting("faster").await, Some(0));

@@ -144,7 +144,7 @@ async fn a_flood_of_rubbish_neither_fills_the_quarantine_nor_the_log() {
     }
     let broker = Broker::connect(&place.amqp_url).await;
     assert_eq!(broker.depth("quarantine.faster").await, Some(20));
-    let first = broker.take("quarantine.faster").await.unwrap();
+    let first = broker.next("quarantine.faster").await;
     assert_eq!(first.data, ours.as_bytes(), "what was there first is still there");
     let labels = [("tenant", "faster"), ("reason", "invalid_signature")];
     assert_eq!(metric(&ingest.admin, "ingest_quarantined_total", &labels).await, Some(201.0));
@@ -171,7 +171,7 @@ async fn what_is_over_a_limit_is_turned_away_and_told_of() {
     for body in [reqwest::Body::from(large.clone()), reqwest::Body::wrap_stream(chunks)] {
         let answer = send(Method::POST, &ingest.path("/webhook/faster"), &[], body).await;
         assert_eq!((answer.status, &answer.body["reason"]), (200, &json!("body_too_large")));
-        let evidence = broker.take("quarantine.faster").await.unwrap();
+        let evidence = broker.next("quarantine.faster").await;
         assert_eq!(evidence.data, large[..64 << 10]);
         assert_eq!(header(&evidence.properties, "body_bytes"), Some(large.len().to_string()));
         let digest: String = Sha256::digest(&large).iter().map(|byte| format!("{byte:02x}")).collect();

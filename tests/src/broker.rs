@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::time::Duration;
 
+use crate::poll;
 use futures_util::StreamExt;
 use lapin::message::Delivery;
 use lapin::options::{
@@ -17,6 +18,8 @@ use shared::json::Scan;
 use shared::partition::{self, MAX_PARTITIONS, WorkQueue};
 use shared::verify::Form;
 use tokio::time::timeout;
+
+use crate::poll;
 
 /// The work queue of a body that isn't signed.
 #[must_use]
@@ -128,14 +131,23 @@ impl Broker {
         waiting
     }
 
-    /// Takes an event out of a tenant's work queues, if there is one.
-    pub async fn take_event(&self, tenant: &str) -> Option<Delivery> {
+    /// Waits for a message in a queue and takes it. On a busy machine it may have come through the spool.
+    pub async fn next(&self, queue: &str) -> Delivery {
+        let waits = async || self.depth(queue).await > Some(0);
+        poll::until(&format!("a message in {queue}"), true, waits).await;
+        self.take(queue).await.expect("it waits")
+    }
+
+    /// The same with the work queues of a tenant.
+    pub async fn next_event(&self, tenant: &str) -> Delivery {
+        let waits = async || self.waiting(tenant).await > Some(0);
+        poll::until(&format!("an event of {tenant}"), true, waits).await;
         for queue in self.work_queues(tenant).await {
             if let Some(message) = self.take(&queue.name(tenant)).await {
-                return Some(message);
+                return message;
             }
         }
-        None
+        panic!("it waits")
     }
 
     /// The work queue that ingest would publish this body to.
