@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use crate::poll;
 use futures_util::StreamExt;
 use lapin::message::Delivery;
 use lapin::options::{
