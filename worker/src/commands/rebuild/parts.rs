@@ -22,8 +22,9 @@ impl Rebuild {
             for (id, event) in &entries {
                 let (key, body) = Stamp::of(event).event();
                 shared.told_by.insert((key.to_owned(), body.to_owned()));
-                shared.conversations.extend(event.chat_id.clone());
-                let concerned = concerned(event).own();
+                let mut concerned = concerned(event);
+                shared.conversations.append(&mut concerned.conversations);
+                let concerned = concerned.own();
                 if concerned.concerns_documents() {
                     own.add(id.clone(), event.body.len(), &concerned);
                 }

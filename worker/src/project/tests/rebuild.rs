@@ -44,8 +44,9 @@ impl Database {
             for (id, event) in page {
                 let (key, body) = Stamp::of(event).event();
                 shared.told_by.insert((key.to_owned(), body.to_owned()));
-                shared.conversations.extend(event.chat_id.clone());
-                let concerned = Wanted::by(std::slice::from_ref(event)).own();
+                let mut concerned = Wanted::by(std::slice::from_ref(event));
+                shared.conversations.append(&mut concerned.conversations);
+                let concerned = concerned.own();
                 if concerned.concerns_documents() {
                     own.add(id.clone(), 1, &concerned);
                 }
@@ -178,16 +179,27 @@ proptest! {
     }
 
     #[test]
-    fn in_parts_it_comes_to_the_same((_, batches) in arrivals(), damages in damages(), expired in 0..8_i64) {
-        let mut damaged = order::after(&batches);
+    fn damage_is_mended_in_parts_too((_, batches) in arrivals(), damages in damages()) {
+        let before = order::after(&batches);
+        let mut after = before.clone();
+        for (collection, which, damage) in &damages {
+            harm(&mut after, *collection, *which, damage);
+        }
+        after.rebuild_in_parts(RECEIVED);
+        let (mut before, mut after) = (before.timeless(), after.timeless());
+        for (before, after) in before.collections().into_iter().zip(after.collections()) {
+            prop_assert_eq!(&before.0, &after.0);
+        }
+    }
+
+    #[test]
+    fn after_events_have_expired_it_comes_to_the_same_in_parts((_, batches) in arrivals(), expired in 0..8_i64) {
+        let mut whole = order::after(&batches);
         let horizon = RECEIVED + expired;
-        damaged.ledger.0.retain(|_, entry| {
+        whole.ledger.0.retain(|_, entry| {
             entry.get_datetime("stored_at").unwrap().timestamp_millis() >= horizon
         });
-        for (collection, which, damage) in &damages {
-            harm(&mut damaged, *collection, *which, damage);
-        }
-        let (mut whole, mut parts) = (damaged.clone(), damaged);
+        let mut parts = whole.clone();
         whole.rebuild(&whole.events(), horizon);
         parts.rebuild_in_parts(horizon);
         prop_assert_eq!(parts.timeless(), whole.timeless());
