@@ -15,9 +15,9 @@ use tokio::time::timeout;
 const BODY_TIMEOUT: Duration = Duration::from_millis(2500);
 /// As much of a body that is over the limit is kept as evidence, in bytes.
 const EVIDENCE_BYTES: usize = 64 << 10;
-/// Bodies up to this size, nearly all, need not ask for memory: the number of connections bounds them. In bytes.
+/// Bodies up to this size need not ask for memory: the number of connections bounds them. In bytes.
 const SMALL_BODY_BYTES: usize = 16 << 10;
-/// More of a body isn't even read, in bytes: it takes time from others, and no sender of webhooks has so much to say.
+/// More of a body isn't even read: it takes time from others, and no webhook is so large. In bytes.
 const MAX_SENT_BYTES: usize = 64 << 20;
 /// What larger bodies may take beyond that at the same time, in KiB.
 const LARGE_BODIES_KIB: usize = 64 << 10;
@@ -65,7 +65,7 @@ impl BodyBudget {
     }
 }
 
-/// Reads a body of the announced length, keeping at most `limit` bytes of it. None if the sender doesn't finish it in time.
+/// Reads a body of the announced length, keeping at most `limit` bytes of it. None if it isn't finished in time.
 pub async fn read(
     payload: &mut web::Payload,
     announced: Option<usize>,

@@ -1,5 +1,5 @@
-//! Prints the documents of a tenant's database, once it has so many events: `penstock-show MONGO_URI DATABASE EVENTS
-//! [--documents]`.
+//! Prints the documents of a tenant's database, once the ledger has this many events:
+//! `penstock-show MONGO_URI DATABASE EVENTS [--documents]`.
 
 use std::time::{Duration, Instant};
 

@@ -6,10 +6,9 @@ use std::time::Duration;
 use mongodb::Database;
 use mongodb::bson::oid::ObjectId;
 use mongodb::bson::{DateTime, Document, doc};
-use mongodb::options::{ReadConcern, ReadPreference, SelectionCriteria, WriteConcern};
 
 use crate::store::failure::{Class, Failure, within};
-use crate::store::{Names, Store, refused};
+use crate::store::{Names, Store, refused, transaction};
 
 /// The oldest version that has everything that is relied on.
 const OLDEST: (u32, u32) = (5, 0);
@@ -61,12 +60,7 @@ async fn try_transactions(store: Store) -> Result<(), Failure> {
     let collection = store.database.collection::<Document>(probe);
     let mut session = store.client.start_session().await?;
     for commits in [false, true] {
-        session
-            .start_transaction()
-            .read_concern(ReadConcern::snapshot())
-            .write_concern(WriteConcern::majority())
-            .selection_criteria(SelectionCriteria::ReadPreference(ReadPreference::Primary))
-            .await?;
+        transaction::begin(&mut session).await?;
         collection.find_one(doc! {"_id": "transaction"}).session(&mut session).await?;
         if commits {
             let change =

@@ -47,7 +47,7 @@ impl Documents {
 pub struct Shared {
     /// What tells each of the events from others, see [`Stamp::event`].
     pub told_by: BTreeSet<(String, String)>,
-    /// The conversations that are to be counted.
+    /// The conversations whose messages and notes are counted anew.
     pub conversations: BTreeSet<String>,
 }
 

@@ -129,6 +129,16 @@ async fn end_session(store: &Store, session: &OnceLock<Document>) {
     let _ = store.client.database("admin").run_command(kill).await;
 }
 
+/// Begins a transaction: it sees one snapshot, and what it commits survives an election.
+pub(crate) async fn begin(session: &mut ClientSession) -> mongodb::error::Result<()> {
+    session
+        .start_transaction()
+        .read_concern(ReadConcern::snapshot())
+        .write_concern(WriteConcern::majority())
+        .selection_criteria(SelectionCriteria::ReadPreference(ReadPreference::Primary))
+        .await
+}
+
 /// An attempt.
 pub(super) struct Attempt {
     pub(super) store: Store,
@@ -148,12 +158,7 @@ impl Attempt {
     async fn run(self) -> Result<Written, Failure> {
         let mut session = self.store.client.start_session().await?;
         let _ = self.session.set(session.id().clone());
-        session
-            .start_transaction()
-            .read_concern(ReadConcern::snapshot())
-            .write_concern(WriteConcern::majority())
-            .selection_criteria(SelectionCriteria::ReadPreference(ReadPreference::Primary))
-            .await?;
+        begin(&mut session).await?;
         match self.write(&mut session).await {
             Ok(written) if !self.dry_run => {
                 self.commit(&mut session).await?;

@@ -103,7 +103,7 @@ impl Stage {
         Ok(self.database.0.collection::<Document>("webhook_events").estimated_document_count().await?)
     }
 
-    /// Waits until so many events are stored. Gives how many were stored per second since the first one was.
+    /// Waits until this many events are stored. Returns the rate since the first of them, per second.
     pub async fn until_stored(&self, events: u64) -> anyhow::Result<f64> {
         let (deadline, mut first) = (Instant::now() + STORING, None);
         loop {

@@ -122,7 +122,7 @@ impl Work<'_> {
         replay.map(Some)
     }
 
-    /// Publishes what there is to be published, and removes each message whose replacement was confirmed.
+    /// Publishes the replacements, and removes each message once its replacement is confirmed.
     async fn settle(
         &self,
         queue: &Queue,
