@@ -65,28 +65,40 @@ impl BodyBudget {
     }
 }
 
-/// Reads a body of the announced length, keeping at most `limit` bytes of it. None if it isn't finished in time.
+/// How long a body will be, as far as that is known.
+#[derive(Clone, Copy, Debug)]
+pub struct Announced {
+    /// The length that its sender has announced, in bytes.
+    pub length: Option<usize>,
+    /// Whether it ends there, whatever follows: behind the offer of another protocol actix-web takes all for the body.
+    pub ends: bool,
+}
+
+/// Reads a body, keeping at most `limit` bytes of it. None if it isn't finished in time.
 pub async fn read(
     payload: &mut web::Payload,
-    announced: Option<usize>,
+    announced: Announced,
     limit: usize,
     budget: &BodyBudget,
 ) -> Option<Body> {
-    // A buffer that has to grow takes twice the memory. What isn't written to takes none.
-    let buffer = Vec::with_capacity(announced.unwrap_or(0).min(limit));
-    timeout(BODY_TIMEOUT, read_all(payload, buffer, limit, budget)).await.ok().flatten()
+    timeout(BODY_TIMEOUT, read_all(payload, announced, limit, budget)).await.ok().flatten()
 }
 
 async fn read_all(
     payload: &mut web::Payload,
-    mut bytes: Vec<u8>,
+    announced: Announced,
     limit: usize,
     budget: &BodyBudget,
 ) -> Option<Body> {
+    // A buffer that has to grow takes twice the memory. What isn't written to takes none.
+    let mut bytes = Vec::with_capacity(announced.length.unwrap_or(0).min(limit));
+    let end = announced.length.filter(|_| announced.ends).unwrap_or(usize::MAX);
     let (mut sent, mut share) = (0, Vec::new());
     let mut hash: Option<Sha256> = None;
-    while let Some(chunk) = payload.next().await {
-        let chunk = chunk.ok()?;
+    while sent < end {
+        let Some(chunk) = payload.next().await else { break };
+        let mut chunk = chunk.ok()?;
+        chunk.truncate(end - sent);
         sent += chunk.len();
         if sent <= limit {
             budget.grow(&mut share, sent).await;

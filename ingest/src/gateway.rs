@@ -14,8 +14,10 @@ use tracing::{error, warn};
 
 use crate::allowance::{Allowance, Decision};
 use crate::body::BodyBudget;
+use crate::connections::Connections;
 use crate::durable::{Durable, NotDurable};
 use crate::health::{self, Seen};
+use crate::judge::Reason;
 use crate::metrics::Metrics;
 use crate::pipeline::Pipeline;
 use crate::refusals::Refusals;
@@ -42,6 +44,8 @@ pub struct Gateway {
     pub traces: Traces,
     /// Refusals within the window.
     pub refusals: Mutex<Refusals>,
+    /// The connections of the public port.
+    pub connections: Arc<Connections>,
     /// Memory for bodies.
     pub body_budget: BodyBudget,
     /// How much evidence is kept of each tenant.
@@ -93,19 +97,19 @@ impl Gateway {
         Announcement { name: self.name.clone(), partitions: self.settings.partitions, leaving, role }
     }
 
-    /// Why this process shouldn't get webhooks, if there is a reason. RabbitMQ's absence is none.
+    /// Why this process shouldn't get webhooks, if there is a reason: only that it stops. If all were unready because
+    /// RabbitMQ and the spools take nothing, the load balancer would refuse every webhook, and no budget would hold.
     #[must_use]
     pub fn unready(&self) -> Option<String> {
-        if self.stop.is_cancelled() {
-            return Some("stopping".to_owned());
-        }
-        (!self.durable.spool().is_writable()).then(|| "the spool can't be written".to_owned())
+        self.stop.is_cancelled().then(|| "stopping".to_owned())
     }
 
     /// Sets the gauges that are measured on demand.
     pub fn refresh_metrics(&self) {
         let (publisher, spool, metrics) = (self.durable.publisher(), self.durable.spool(), &self.metrics);
         let up = publisher.link().is_up() && self.status_link.is_up();
+        metrics.connections.set(gauge(self.connections.count()));
+        metrics.connections_max.set(gauge(self.connections.most()));
         metrics.amqp_up.set(i64::from(up));
         metrics.amqp_blocked.set(i64::from(publisher.link().is_blocked()));
         metrics.publishes_in_flight.set(gauge(publisher.in_flight()));
@@ -137,6 +141,19 @@ impl Gateway {
                 false
             }
         }
+    }
+
+    /// Neither RabbitMQ nor the spool has it, and it is evidence alone: not worth a refusal, of which there are few.
+    pub fn drop_evidence(&self, metadata: &Metadata, reason: Reason, why: &NotDurable) {
+        self.metrics.evidence_dropped(&metadata.tenant, reason);
+        error!(
+            tenant = metadata.tenant,
+            event_key = metadata.key,
+            trace_id = metadata.trace_id(),
+            reason = reason.name(),
+            error = chain(why),
+            "evidence is lost"
+        );
     }
 
     /// Neither RabbitMQ nor the spool has it. A refusal makes respond.io send it again, but only so many

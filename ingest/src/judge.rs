@@ -1,9 +1,12 @@
 //! Decides what a request is: an event, evidence for the quarantine, or to be turned away. Pure.
 
+use std::panic::{self, AssertUnwindSafe};
+
 use actix_web::http::header::{CONTENT_ENCODING, HeaderMap, HeaderValue};
 use shared::event;
 use shared::json::{Scan, Unusable};
 use shared::verify::{self, Form, Untrusted};
+use tracing::error;
 
 use crate::body::Body;
 use crate::settings::{Policy, Signing};
@@ -21,11 +24,13 @@ pub enum Reason {
     MissingSignature,
     /// Signed by somebody else.
     InvalidSignature,
+    /// Nobody knows: judging it has failed, a defect of ours.
+    Defect,
 }
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Unusable(Unusable::Empty),
         Self::Unusable(Unusable::Invalid),
         Self::Unusable(Unusable::NotAnObject),
@@ -34,6 +39,7 @@ impl Reason {
         Self::UnsupportedEncoding,
         Self::MissingSignature,
         Self::InvalidSignature,
+        Self::Defect,
     ];
 
     /// The name that callers, operators and metrics see.
@@ -48,6 +54,7 @@ impl Reason {
             Self::UnsupportedEncoding => "unsupported_encoding",
             Self::MissingSignature => "missing_signature",
             Self::InvalidSignature => "invalid_signature",
+            Self::Defect => "defect",
         }
     }
 }
@@ -88,9 +95,22 @@ pub struct Identity {
 /// Stands in place of how a signature was found good, where it wasn't.
 const UNTRUSTED: &str = "untrusted";
 
-/// Decides what a request is.
+/// Decides what a request is. A body on which that fails is kept for those who can mend it.
 #[must_use]
 pub fn judge(tenant: &str, signing: &Signing, headers: &HeaderMap, body: &Body, limit: usize) -> Verdict {
+    or_defect(tenant, body, || decide(tenant, signing, headers, body, limit))
+}
+
+fn or_defect(tenant: &str, body: &Body, decide: impl FnOnce() -> Verdict) -> Verdict {
+    // What is read within is left as it was.
+    panic::catch_unwind(AssertUnwindSafe(decide)).unwrap_or_else(|_| {
+        let identity = identify(tenant, &Scan::default(), &body.bytes, UNTRUSTED);
+        error!(tenant, event_key = identity.key, "a webhook can't be judged: a defect");
+        Verdict::Quarantine(identity, Reason::Defect)
+    })
+}
+
+fn decide(tenant: &str, signing: &Signing, headers: &HeaderMap, body: &Body, limit: usize) -> Verdict {
     if body.sent > limit {
         // Only a part of what was signed is at hand.
         let identity = identify(tenant, &Scan::default(), &body.bytes, Form::Unchecked.name());
@@ -177,6 +197,14 @@ mod tests {
         let signing = Signing { policy: Policy::Off, keys: [].into_iter().collect() };
         let verdict = judge("faster", &signing, &headers, &Body::whole(Bytes::from_static(b"{}")), 10);
         assert_eq!(reason(&verdict), Some("unsupported_encoding"));
+    }
+
+    #[test]
+    fn what_cannot_be_judged_is_kept() {
+        let body = Body::whole(Bytes::from_static(b"{}"));
+        let verdict = or_defect("faster", &body, || Vec::<Verdict>::new().remove(0));
+        let Verdict::Quarantine(identity, Reason::Defect) = verdict else { panic!("{verdict:?}") };
+        assert!(identity.key.starts_with("sha256:"));
     }
 
     #[test]

@@ -1,19 +1,19 @@
 //! ingest: takes webhooks in and answers 200 once they are durable.
 //!
-//! The way of a webhook: [`routes`] → [`receive`] → [`body`] → [`mod@judge`] (with [`shared::json::Scan`] and
+//! The way of a webhook: [`connections`] → [`routes`] → [`receive`] → [`body`] → [`mod@judge`] (with [`shared::json::Scan`] and
 //! [`shared::verify`]) → [`webhook`] → [`mod@durable`] (RabbitMQ, else [`spool`]) → [`reply`].
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use actix_web::dev::Server;
-use actix_web::middleware::from_fn;
-use actix_web::{App, HttpServer, web};
+use actix_web::web;
 use shared::admin::{self, Admin};
 use shared::amqp::{Link, Purpose};
 use shared::host;
+use shared::open_files;
 use shared::publisher::Publisher;
 use shared::status;
 use shared::traces::{self, Traces};
@@ -23,6 +23,7 @@ use tracing::{info, warn};
 pub mod allowance;
 pub mod body;
 pub mod check_signature;
+pub mod connections;
 pub mod durable;
 pub mod gateway;
 pub mod health;
@@ -39,6 +40,7 @@ pub mod webhook;
 
 use allowance::Allowance;
 use body::BodyBudget;
+use connections::{Connections, listen};
 use durable::Durable;
 use gateway::Gateway;
 use metrics::Metrics;
@@ -50,14 +52,14 @@ use spool::{OpenError, Spool, drain};
 const MAX_IN_FLIGHT: u32 = 512;
 /// Channels for publishing: RabbitMQ has a process for each.
 const PUBLISH_CHANNELS: usize = 2;
-/// Longest time for a request's head to arrive.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
-/// Longer than the idle time of common load balancers, so that they close a connection before we do.
-const KEEP_ALIVE: Duration = Duration::from_secs(75);
 /// Requests under way get this long when stopping: body and publish have shorter deadlines.
 const FINISHING: Duration = Duration::from_secs(10);
-/// Connections at the same time, per thread that serves them. Each can hold a small body.
-const MAX_CONNECTIONS: usize = 4096;
+/// Connections of the public port at the same time, if as many files may be open. Each can hold a small body.
+const MAX_CONNECTIONS: u64 = 8192;
+/// Open files that are kept for others than the public port's connections: RabbitMQ, the spool, the admin port.
+const OTHER_FILES: u64 = 128;
+/// Connections of the public port in any case.
+const MIN_CONNECTIONS: u64 = 16;
 /// What is in the spool when stopping is published as long as that goes on, at most with such gaps.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(1);
 /// Announcements published and not confirmed yet.
@@ -131,6 +133,8 @@ pub fn build(settings: Settings, name: String, stop: CancellationToken) -> Resul
     let allowance = || Mutex::new(Allowance::new(burst, per_second, Instant::now()));
     let allowances = tenants.iter().map(|tenant| (tenant.clone(), allowance())).collect();
     let partitions = settings.partitions;
+    let connections =
+        Connections::new(max_connections(), settings.keep_alive, metrics.connections_closed.clone());
     let gateway = web::Data::new(Gateway {
         name,
         durable: Arc::new(durable(&settings, &metrics)?),
@@ -139,6 +143,7 @@ pub fn build(settings: Settings, name: String, stop: CancellationToken) -> Resul
         traces: Traces::start(&settings.traces, metrics.registry())?,
         metrics,
         refusals: Mutex::new(Refusals::new(settings.refusal_budget, settings.refusal_window)),
+        connections: Arc::new(connections),
         body_budget: BodyBudget::default(),
         allowances,
         stop: stop.clone(),
@@ -149,6 +154,7 @@ pub fn build(settings: Settings, name: String, stop: CancellationToken) -> Resul
         pipeline::follow(follower.pipeline.clone(), &follower.status_link, &tenants, partitions).await;
     });
     tokio::spawn(drain::run(gateway.durable.clone(), partitions, stop.clone()));
+    tokio::spawn(connections::sweep(gateway.connections.clone()));
     let public = bind_public(&gateway, stop)?;
     let admin = bind_admin(&gateway)?;
     // A connection of its own: where publishing to the queues takes all that is allowed in flight, or is refused, this
@@ -160,25 +166,25 @@ pub fn build(settings: Settings, name: String, stop: CancellationToken) -> Resul
 
 fn bind_public(gateway: &web::Data<Gateway>, stop: CancellationToken) -> Result<Server, StartError> {
     let (host, port) = &gateway.settings.public;
-    let (shared, delay) = (gateway.clone(), gateway.settings.drain_delay);
-    let server = HttpServer::new(move || {
-        App::new().app_data(shared.clone()).wrap(from_fn(routes::observe)).configure(routes::configure)
-    })
-    .client_request_timeout(HEAD_TIMEOUT)
-    .keep_alive(KEEP_ALIVE)
-    .max_connections(MAX_CONNECTIONS)
-    .on_connect(|_, data| {
-        data.insert(routes::Requests::default());
-    })
-    .shutdown_timeout(FINISHING.as_secs())
-    .shutdown_signal(async move {
+    let delay = gateway.settings.drain_delay;
+    let stopped = async move {
         stop.cancelled().await;
         tokio::time::sleep(delay).await;
-    })
-    .bind((host.as_str(), *port))
-    .map_err(|source| StartError::Bind { address: host::with_port(host, *port), source })?;
-    log_addresses("public", &server.addrs());
-    Ok(server.run())
+    };
+    let bound = listen::bind(host, *port).and_then(|listeners| {
+        let addresses = listeners.iter().map(TcpListener::local_addr).collect::<io::Result<Vec<_>>>()?;
+        Ok((addresses, listen::serve(listeners, gateway, FINISHING, stopped)?))
+    });
+    let (addresses, server) =
+        bound.map_err(|source| StartError::Bind { address: host::with_port(host, *port), source })?;
+    log_addresses("public", &addresses);
+    Ok(server)
+}
+
+/// How many connections the public port may have, by how many files may be open.
+fn max_connections() -> usize {
+    let most = open_files::raise_limit().saturating_sub(OTHER_FILES).clamp(MIN_CONNECTIONS, MAX_CONNECTIONS);
+    usize::try_from(most).unwrap_or(usize::MAX)
 }
 
 fn bind_admin(gateway: &web::Data<Gateway>) -> Result<Server, StartError> {

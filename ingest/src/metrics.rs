@@ -9,6 +9,7 @@ use prometheus::{
 use shared::publisher::PublishError;
 use shared::verify::Form;
 
+use crate::connections::Closed;
 use crate::durable::Via;
 use crate::judge::Reason;
 
@@ -18,11 +19,11 @@ const BUCKETS: [f64; 15] =
 
 /// The routes as they stand in the label `http_route`, with the statuses that each can have.
 const ROUTES: [(&str, &[u16]); 5] = [
-    ("/webhook/{tenant}", &[200, 401, 404, 405, 408, 503]),
-    ("/webhook/{tenant}/{stream}", &[200, 401, 404, 405, 408, 503]),
-    ("/", &[200, 405]),
-    ("/health", &[200, 405]),
-    (UNMATCHED, &[404]),
+    ("/webhook/{tenant}", &[200, 204, 401, 404, 405, 408, 503]),
+    ("/webhook/{tenant}/{stream}", &[200, 204, 401, 404, 405, 408, 503]),
+    ("/", &[200, 204, 405]),
+    ("/health", &[200, 204, 405]),
+    (UNMATCHED, &[204, 404]),
 ];
 
 /// The label `http_route` of a request that no route matches.
@@ -63,6 +64,12 @@ pub struct Metrics {
     pub refusal_budget_left: IntGauge,
     /// Messages published and not confirmed yet.
     pub publishes_in_flight: IntGauge,
+    /// Connections of the public port.
+    pub connections: IntGauge,
+    /// Most connections that there may be.
+    pub connections_max: IntGauge,
+    /// Connections closed before their senders did so.
+    pub connections_closed: IntCounterVec,
     /// 1 while RabbitMQ can be reached.
     pub amqp_up: IntGauge,
     /// 1 while RabbitMQ blocks publishing.
@@ -128,6 +135,13 @@ impl Metrics {
                 "ingest_publishes_in_flight",
                 "Messages published and not confirmed yet",
             )?,
+            connections: IntGauge::new("ingest_connections", "Connections of the public port")?,
+            connections_max: IntGauge::new("ingest_connections_max", "Most connections that there may be")?,
+            connections_closed: counters(
+                "ingest_connections_closed_total",
+                "Connections closed before their senders did so",
+                &["reason"],
+            )?,
             amqp_up: IntGauge::new("amqp_connection_up", "1 while RabbitMQ can be reached")?,
             amqp_blocked: IntGauge::new("amqp_connection_blocked", "1 while RabbitMQ blocks publishing")?,
             registry,
@@ -158,6 +172,9 @@ impl Metrics {
         register(Box::new(self.lost.clone()))?;
         register(Box::new(self.refusal_budget_left.clone()))?;
         register(Box::new(self.publishes_in_flight.clone()))?;
+        register(Box::new(self.connections.clone()))?;
+        register(Box::new(self.connections_max.clone()))?;
+        register(Box::new(self.connections_closed.clone()))?;
         register(Box::new(self.amqp_up.clone()))?;
         register(Box::new(self.amqp_blocked.clone()))?;
         register(Box::new(ProcessCollector::for_self()))
@@ -180,6 +197,9 @@ impl Metrics {
             for form in Form::ALL {
                 self.signatures.with_label_values(&[tenant, form.name()]);
             }
+        }
+        for why in Closed::ALL {
+            self.connections_closed.with_label_values(&[why.name()]);
         }
         for outcome in PublishError::OUTCOMES {
             self.publishes.with_label_values(&[outcome]);

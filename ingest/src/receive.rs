@@ -1,5 +1,6 @@
 //! Takes a webhook in, step by step: `Arrival::of` → read → judge → make a webhook of it → keep → reply.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use actix_web::http::header::CONTENT_LENGTH;
@@ -10,7 +11,8 @@ use shared::traces::{Span, SpanKind};
 use shared::verify;
 use tracing::{debug, warn};
 
-use crate::body::{self, Body};
+use crate::body::{self, Announced, Body};
+use crate::connections::Connection;
 use crate::durable::{NotDurable, Via};
 use crate::gateway::{Gateway, gauge};
 use crate::judge::{self, Identity, Reason, Verdict};
@@ -98,9 +100,13 @@ impl<'a> Arrival<'a> {
 
     async fn read(&self, mut payload: web::Payload) -> Result<Body, End> {
         let (limit, budget) = (self.gateway.settings.max_body_bytes, &self.gateway.body_budget);
-        let announced = self.request.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok());
-        let announced = announced.and_then(|text| text.parse().ok());
+        let length = self.request.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok());
+        let length = length.and_then(|text| text.parse().ok());
+        let announced = Announced { length, ends: self.request.head().upgrade() };
         if let Some(body) = body::read(&mut payload, announced, limit, budget).await {
+            if let Some(connection) = self.request.conn_data::<Arc<Connection>>() {
+                connection.is_read();
+            }
             return Ok(body);
         }
         if self.gateway.may_keep(self.tenant, 0) {
@@ -179,12 +185,15 @@ impl<'a> Arrival<'a> {
                 debug!(target: LOG_TARGET, tenant, event_key, trace_id, via = via.name(), "received");
                 reply::received()
             }
-            (Ok(_), Some(reason)) => {
+            (kept, Some(reason)) => {
                 self.gateway.metrics.quarantined(tenant, reason);
-                warn!(tenant, event_key, trace_id, reason = reason.name(), "quarantined");
+                match kept {
+                    Ok(_) => warn!(tenant, event_key, trace_id, reason = reason.name(), "quarantined"),
+                    Err(why) => self.gateway.drop_evidence(&webhook.metadata, reason, &why),
+                }
                 reply::quarantined(reason)
             }
-            (Err(why), _) => self.gateway.refuse_or_lose(&webhook.metadata, &why),
+            (Err(why), None) => self.gateway.refuse_or_lose(&webhook.metadata, &why),
         }
     }
 

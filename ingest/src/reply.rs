@@ -1,6 +1,7 @@
 //! What callers are told.
 
 use actix_web::HttpResponse;
+use actix_web::http::Method;
 use actix_web::http::header::{ALLOW, RETRY_AFTER};
 use serde_json::json;
 
@@ -56,9 +57,18 @@ pub fn not_found(what: &str) -> HttpResponse {
     HttpResponse::NotFound().json(json!({"status": "error", "error": format!("unknown {what}")}))
 }
 
-/// The path exists, but not for this method.
+/// What can be asked for here.
 #[must_use]
-pub fn wrong_method(allow: &'static str) -> HttpResponse {
+pub fn options(allow: &'static str) -> HttpResponse {
+    HttpResponse::NoContent().insert_header((ALLOW, allow)).finish()
+}
+
+/// The path exists, but not for this method; or the method is a question for those that are allowed.
+#[must_use]
+pub fn other_method(method: &Method, allow: &'static str) -> HttpResponse {
+    if method == Method::OPTIONS {
+        return options(allow);
+    }
     HttpResponse::MethodNotAllowed()
         .insert_header((ALLOW, allow))
         .json(json!({"status": "error", "error": format!("only {allow} here")}))

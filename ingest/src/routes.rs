@@ -1,15 +1,17 @@
 //! The public port: which path leads where.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::Arc;
 use std::time::Instant;
 
 use actix_web::body::MessageBody;
 use actix_web::dev::{ServiceRequest, ServiceResponse};
-use actix_web::http::ConnectionType;
+use actix_web::http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
+use actix_web::http::{ConnectionType, Method};
 use actix_web::middleware::Next;
 use actix_web::{Error, HttpResponse, web};
 use serde_json::json;
 
+use crate::connections::Connection;
 use crate::gateway::Gateway;
 use crate::receive::webhook;
 use crate::{health, metrics, reply};
@@ -23,20 +25,25 @@ pub fn configure(config: &mut web::ServiceConfig) {
         .service(
             web::resource("/webhook/{tenant}")
                 .route(web::post().to(webhook))
-                .default_service(web::to(async || reply::wrong_method("POST"))),
+                .default_service(web::to(async |method| reply::other_method(&method, "OPTIONS, POST"))),
         )
         .service(
             web::resource("/webhook/{tenant}/{stream}")
                 .route(web::post().to(webhook))
-                .default_service(web::to(async || reply::wrong_method("POST"))),
+                .default_service(web::to(async |method| reply::other_method(&method, "OPTIONS, POST"))),
         )
         .service(read_only("/").route(web::get().to(service)).route(web::head().to(service)))
         .service(read_only("/health").route(web::get().to(health)).route(web::head().to(health)))
-        .default_service(web::to(async || reply::not_found("path")));
+        .default_service(web::to(unknown));
 }
 
 fn read_only(path: &str) -> actix_web::Resource {
-    web::resource(path).default_service(web::to(async || reply::wrong_method("GET, HEAD")))
+    let other = async |method| reply::other_method(&method, "GET, HEAD, OPTIONS");
+    web::resource(path).default_service(web::to(other))
+}
+
+async fn unknown(method: Method) -> HttpResponse {
+    if method == Method::OPTIONS { reply::options("OPTIONS") } else { reply::not_found("path") }
 }
 
 async fn service() -> HttpResponse {
@@ -51,26 +58,30 @@ async fn health(gateway: web::Data<Gateway>) -> HttpResponse {
     HttpResponse::Ok().json(gateway.health())
 }
 
-/// Requests on a connection so far.
-#[derive(Debug, Default)]
-pub struct Requests(AtomicU32);
-
-/// Times every request, and asks callers to connect anew once this process is about to stop.
+/// Times every request, tells its connection how far it is, and asks callers to connect anew once this process is about to stop.
 pub async fn observe(
     gateway: web::Data<Gateway>,
     request: ServiceRequest,
     next: Next<impl MessageBody>,
 ) -> Result<ServiceResponse<impl MessageBody>, Error> {
     let started = Instant::now();
+    let connection = request.conn_data::<Arc<Connection>>().cloned();
+    let headers = request.headers();
+    let length = headers.get(CONTENT_LENGTH).is_some_and(|length| length != "0");
+    let has_body = length || headers.contains_key(TRANSFER_ENCODING);
+    let so_far = connection.as_ref().map_or(0, |connection| connection.begin(has_body));
     let mut response = next.call(request).await?;
     let route = response.request().match_pattern();
     let route = route.as_deref().unwrap_or(metrics::UNMATCHED);
     gateway.metrics.replied(route, response.status().as_u16(), started.elapsed());
-    let requests = response.request().conn_data::<Requests>();
-    let is_last = requests
-        .is_some_and(|so_far| so_far.0.fetch_add(1, Ordering::Relaxed) + 1 >= REQUESTS_PER_CONNECTION);
-    if gateway.stop.is_cancelled() || is_last {
+    if gateway.stop.is_cancelled() || so_far >= REQUESTS_PER_CONNECTION {
         response.response_mut().head_mut().set_connection_type(ConnectionType::Close);
+    } else if response.request().head().upgrade() {
+        // The offer of another protocol is not taken up. Left alone, the connection would end here.
+        response.response_mut().head_mut().set_connection_type(ConnectionType::KeepAlive);
+    }
+    if let Some(connection) = connection {
+        connection.end();
     }
     Ok(response)
 }

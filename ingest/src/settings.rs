@@ -44,6 +44,8 @@ pub struct Settings {
     pub quarantine: (u32, u32),
     /// Shown by `/health` while no worker has told its own.
     pub breaker_threshold: u32,
+    /// How long a connection may be idle.
+    pub keep_alive: Duration,
     /// How long a stopping ingest goes on serving, unready, so that load balancers notice.
     pub drain_delay: Duration,
     /// How much longer it may take to drain the spool when stopping.
@@ -116,6 +118,7 @@ impl Settings {
             refusal_window: env.duration("REFUSAL_WINDOW"),
             quarantine: (env.number("QUARANTINE_BURST"), env.number("QUARANTINE_RATE")),
             breaker_threshold: env.number("CIRCUIT_BREAKER_THRESHOLD"),
+            keep_alive: env.duration("KEEP_ALIVE"),
             drain_delay,
             spare_grace: shutdown::spare_grace(env, drain_delay + STOPPING, "DRAIN_DELAY"),
             traces: Export::read(env),

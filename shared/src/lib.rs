@@ -9,6 +9,7 @@ pub mod env;
 pub mod event;
 pub mod host;
 pub mod json;
+pub mod open_files;
 mod outbox;
 pub mod partition;
 pub mod publisher;

@@ -37,14 +37,21 @@ async fn unknown_paths_are_404_and_wrong_methods_405() {
         assert_eq!((answer.status, &answer.body["status"]), (404, &json!("error")), "{path}");
     }
     for (path, method, allow) in [
-        ("/webhook/faster", Method::GET, "POST"),
-        ("/webhook/vip/incoming", Method::PUT, "POST"),
-        ("/health", Method::POST, "GET, HEAD"),
-        ("/", Method::DELETE, "GET, HEAD"),
+        ("/webhook/faster", Method::GET, "OPTIONS, POST"),
+        ("/webhook/vip/incoming", Method::PUT, "OPTIONS, POST"),
+        ("/health", Method::POST, "GET, HEAD, OPTIONS"),
+        ("/", Method::DELETE, "GET, HEAD, OPTIONS"),
     ] {
         let answer = send(method, &ingest.path(path), &[], "").await;
         assert_eq!((answer.status, answer.headers["allow"].as_str()), (405, allow), "{path}");
         assert_eq!(answer.body["status"], "error");
+        let answer = send(Method::OPTIONS, &ingest.path(path), &[], "").await;
+        assert_eq!((answer.status, answer.headers["allow"].as_str()), (204, allow), "{path}");
+    }
+    assert_eq!(send(Method::OPTIONS, &ingest.path("/nowhere"), &[], "").await.status, 204);
+    for path in ["/", "/health"] {
+        let answer = send(Method::HEAD, &ingest.path(path), &[], "").await;
+        assert_eq!((answer.status, answer.body), (200, json!(null)), "{path}");
     }
     place.remove().await;
 }

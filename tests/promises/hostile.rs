@@ -178,6 +178,17 @@ async fn what_is_over_a_limit_is_turned_away_and_told_of() {
         assert_eq!(header(&evidence.properties, "body_sha256"), Some(digest));
     }
     let address = ingest.url.trim_start_matches("http://").to_owned();
+    // As many as actix-web takes, of which each proxy on the way may add some.
+    let headers = |number: usize| (0..number).map(|n| format!("x-{n}: y\r\n")).collect::<String>();
+    let request = format!(
+        "POST /webhook/faster HTTP/1.1\r\ncontent-length: 2\r\nconnection: close\r\n{}\r\n{{}}",
+        headers(94)
+    );
+    let mut stream = TcpStream::connect(&address).await.unwrap();
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     let many_headers: String = (0..500).map(|n| format!("x-{n}: y\r\n")).collect();
     let wide_header = format!("x-wide: {}\r\n", "y".repeat(300_000));
     let path = |path: &str, headers: &str| {
@@ -202,6 +213,23 @@ async fn what_is_over_a_limit_is_turned_away_and_told_of() {
         let beginning = request[..60.min(request.len())].to_owned();
         assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 4"), "{beginning}: {answer}");
         post_received(&ingest.path("/webhook/faster"), "{}").await;
+    }
+    place.remove().await;
+}
+
+#[tokio::test]
+async fn the_quarantine_is_bounded_and_drops_the_oldest() {
+    let place = Place::new().await;
+    let _ingest = Ingest::start(&place, &[]).await;
+    let url = format!("{}/api/queues/{}/quarantine.faster", place.management_url, place.name);
+    let queue: serde_json::Value = client().get(url).send().await.unwrap().json().await.unwrap();
+    let bounds = [
+        ("x-max-length", json!(100_000)),
+        ("x-max-length-bytes", json!(1 << 30)),
+        ("x-overflow", json!("drop-head")),
+    ];
+    for (name, bound) in bounds {
+        assert_eq!(queue["arguments"][name], bound, "{name}");
     }
     place.remove().await;
 }
@@ -249,6 +277,7 @@ async fn beside_the_honest<F>(
     settings: &[(&str, &str)],
     hostile: impl Fn(String) -> F,
     senders: usize,
+    answered: &str,
 ) where
     F: Future<Output = String> + Send + 'static,
 {
@@ -272,6 +301,7 @@ async fn beside_the_honest<F>(
     load.until_more(100).await;
     let report = load.stop().await;
     println!("{what}: answered {answers:?}");
+    assert_eq!(answers, BTreeMap::from([(answered.to_owned(), senders)]), "{what}");
     println!("{}", quiet.summary("  honest before"));
     println!("{}", report.summary("  honest meanwhile"));
     println!("  peak memory {} MiB", ingest.process.peak_memory() >> 20);
@@ -292,6 +322,10 @@ async fn beside_the_honest<F>(
 }
 
 const SIGNED: [(&str, &str); 2] = [("SIGNING_KEYS", "key"), ("QUARANTINE_BURST", "100")];
+
+fn quarantined(reason: &str) -> String {
+    format!(r#"200 {{"status":"quarantined","reason":"{reason}"}}"#)
+}
 
 /// Posts again and again for as long as it takes, and tells the last answer.
 async fn posts(url: String, times: usize, headers: &[(&str, &str)], body: Vec<u8>) -> String {
@@ -325,7 +359,7 @@ async fn two_hundred_slow_clients() {
         let _ = stream.read_to_end(&mut answer).await;
         String::from_utf8_lossy(&answer).lines().next().unwrap_or("closed").to_owned()
     };
-    beside_the_honest("200 slow clients", &SIGNED, slow, 200).await;
+    beside_the_honest("200 slow clients", &SIGNED, slow, 200, "closed").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -334,7 +368,7 @@ async fn a_flood_of_bad_signatures() {
         let signature = STANDARD.encode([7; 32]);
         posts(url, 200, &[("x-webhook-signature", &signature)], br#"{"event_id":"forged"}"#.to_vec()).await
     };
-    beside_the_honest("bad signatures", &SIGNED, bad, 16).await;
+    beside_the_honest("bad signatures", &SIGNED, bad, 16, &quarantined("invalid_signature")).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -344,7 +378,7 @@ async fn a_flood_of_large_bodies() {
         let signature = STANDARD.encode([7; 32]);
         posts(url, 10, &[("x-webhook-signature", &signature)], body.into_bytes()).await
     };
-    beside_the_honest("1 MiB bodies", &SIGNED, large, 8).await;
+    beside_the_honest("1 MiB bodies", &SIGNED, large, 8, &quarantined("invalid_signature")).await;
 }
 
 /// A request with a body of 1 MiB, the same element again and again, and a signature that is wrong.
@@ -405,7 +439,7 @@ async fn large_bodies_at_once_take_bounded_memory_also_if_their_senders_hang_up(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flood_of_bodies_over_the_limit() {
     let large = |url| async move { posts(url, 10, &[], vec![b'['; 4 << 20]).await };
-    beside_the_honest("4 MiB bodies", &SIGNED, large, 8).await;
+    beside_the_honest("4 MiB bodies", &SIGNED, large, 8, &quarantined("body_too_large")).await;
 }
 
 #[tokio::test]

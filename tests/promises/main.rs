@@ -3,11 +3,13 @@
 
 mod addresses;
 mod backfill;
+mod balancer;
 mod bench;
 mod bridge;
 mod clusters;
 mod commands;
 mod confirms;
+mod connections;
 mod contract;
 mod delivery;
 mod documents;

@@ -7,7 +7,7 @@ use penstock_tests::database::Database;
 use penstock_tests::http::get;
 use penstock_tests::load::Load;
 use penstock_tests::poll;
-use penstock_tests::process::{Ingest, Worker, until_idle};
+use penstock_tests::process::{Ingest, Process, Worker, until_idle};
 use penstock_tests::relay::Fault;
 use penstock_tests::stack::Place;
 use serde_json::json;
@@ -68,6 +68,21 @@ async fn a_worker_told_to_stop_finishes_what_it_has_in_hand() {
     worker.process.stop().await;
     assert_eq!(database.count("webhook_events").await, 40);
     assert_eq!(broker.waiting("faster").await, Some(0));
+    place.remove().await;
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_it_at_once() {
+    let place = Place::new().await;
+    // It would go on serving for longer than a test waits.
+    let mut ingest = Ingest::start(&place, &[("DRAIN_DELAY", "60s")]).await.process;
+    let told =
+        |ingest: &Process, message: &str| ingest.log_lines().iter().any(|line| line["message"] == message);
+    ingest.signal("TERM");
+    poll::until("it stops", true, async || told(&ingest, "stopping")).await;
+    ingest.signal("TERM");
+    assert_eq!(ingest.ended().await.code(), Some(1));
+    assert!(told(&ingest, "told to stop again, stopping at once"));
     place.remove().await;
 }
 

@@ -25,6 +25,10 @@ async fn records(ingest: &Ingest) -> Option<f64> {
     metric(&ingest.admin, "ingest_spool_records", &[]).await
 }
 
+async fn writable(ingest: &Ingest) -> Option<f64> {
+    metric(&ingest.admin, "ingest_spool_writable", &[]).await
+}
+
 #[tokio::test]
 async fn an_ingest_killed_with_webhooks_in_its_spool_loses_none() {
     let place = Place::new().await;
@@ -104,19 +108,20 @@ async fn without_a_usable_spool_webhooks_go_through_rabbitmq_all_the_same() {
     let (file, spool) = (place.folder.join("file"), place.folder.join("file/spool"));
     std::fs::write(&file, "").unwrap();
     let ingest = Ingest::start(&place, &[("SPOOL_DIR", spool.to_str().unwrap())]).await;
-    assert_eq!(get(&format!("{}/readyz", ingest.admin)).await.status, 503);
+    assert_eq!(writable(&ingest).await, Some(0.0));
+    assert_eq!(get(&format!("{}/readyz", ingest.admin)).await.status, 200, "others may be no better off");
     assert!(ingest.process.log_text().contains("the spool can't be written"));
     post_received(&ingest.path("/webhook/faster"), "{}").await;
 
     std::fs::remove_file(&file).unwrap();
     std::fs::rename(&left, &file).unwrap();
-    poll::until("it is usable", 200, async || get(&format!("{}/readyz", ingest.admin)).await.status).await;
+    poll::until("it is usable", Some(1.0), async || writable(&ingest).await).await;
     let broker = Broker::connect(&place.amqp_url).await;
     poll::until("what was left is published", Some(1), async || broker.waiting("vip").await).await;
 
     // With no room at all, there is nothing but RabbitMQ either.
     let none = Ingest::start(&place, &[("SPOOL_MAX_BYTES", "0")]).await;
-    assert_eq!(get(&format!("{}/readyz", none.admin)).await.status, 503);
+    assert_eq!(writable(&none).await, Some(0.0));
     post_received(&none.path("/webhook/faster"), "{}").await;
     place.remove().await;
 }
@@ -156,6 +161,18 @@ async fn when_nothing_can_take_it_the_budget_of_refusals_is_spent_and_then_webho
         json!({"event_id": format!("lost-{n}"), "event_type": "comment.created", "text": "x".repeat(200_000)})
             .to_string()
     };
+    // What isn't worth saving is answered all the same.
+    let rubbish = post(&url, "[".repeat(200_000)).await;
+    assert_eq!((rubbish.status, &rubbish.body["reason"]), (200, &json!("too_deep")));
+    assert_eq!(
+        metric(
+            &ingest.admin,
+            "ingest_evidence_dropped_total",
+            &[("tenant", "faster"), ("reason", "too_deep")]
+        )
+        .await,
+        Some(1.0)
+    );
     for left in (0..3).rev() {
         let refused = post(&url, too_much(0)).await;
         assert_eq!((refused.status, refused.headers["retry-after"].as_str()), (503, "30"));
@@ -179,12 +196,12 @@ async fn when_nothing_can_take_it_the_budget_of_refusals_is_spent_and_then_webho
         (&json!("ERROR"), &json!("lost-1"), &json!("comment.created"))
     );
     assert_eq!(get(&ingest.path("/health")).await.body["status"], "unhealthy");
-    assert_eq!(get(&format!("{}/readyz", ingest.admin)).await.status, 503);
+    assert_eq!(get(&format!("{}/readyz", ingest.admin)).await.status, 200, "refusals have a budget");
 
     relay.set(Fault::None);
     poll::until("the spool is empty", Some(0.0), async || records(&ingest).await).await;
     post_received(&url, too_much(9)).await;
-    poll::until("it is ready", 200, async || get(&format!("{}/readyz", ingest.admin)).await.status).await;
+    poll::until("it takes more", Some(1.0), async || writable(&ingest).await).await;
     place.remove().await;
 }
 
@@ -213,7 +230,7 @@ async fn a_full_disk_stops_the_spool_and_a_drain_still_works() {
         post_received(&webhooks, event(n)).await;
     }
     fill(Path::new(&inside).join("filler").as_path());
-    poll::until("it shows", 503, async || get(&format!("{}/readyz", ingest.admin)).await.status).await;
+    poll::until("it shows", Some(0.0), async || writable(&ingest).await).await;
     assert_eq!(post(&webhooks, event(50)).await.status, 503);
 
     // Draining needs room too, and has it.
@@ -224,8 +241,7 @@ async fn a_full_disk_stops_the_spool_and_a_drain_still_works() {
     database.until_stored(50).await;
     post_received(&webhooks, event(51)).await;
     std::fs::remove_file(Path::new(&inside).join("filler")).unwrap();
-    poll::until("it is ready again", 200, async || get(&format!("{}/readyz", ingest.admin)).await.status)
-        .await;
+    poll::until("it takes more again", Some(1.0), async || writable(&ingest).await).await;
     relay.set(Fault::Cut);
     post_received(&webhooks, event(52)).await;
     relay.set(Fault::None);

@@ -332,7 +332,7 @@ pub async fn until_idle(broker: &Broker, workers: &[&Worker]) {
     .await;
 }
 
-async fn until_connected(admin: &str) {
+pub async fn until_connected(admin: &str) {
     let connected = async || crate::http::metric(admin, "amqp_connection_up", &[]).await;
     poll::until("RabbitMQ is connected", Some(1.0), connected).await;
 }

@@ -109,6 +109,13 @@ pub const SETTINGS: &[Setting] = &[
         ),
     ),
     duration("REFUSAL_WINDOW", Ingest, "30m", ("1s", "24h"), "how long a refusal is counted"),
+    duration(
+        "KEEP_ALIVE",
+        Ingest,
+        "620s",
+        ("1s", "24h"),
+        "how long a connection may be idle; longer than your load balancer keeps one, so that it never uses one that is being closed (Google's: 600 s)",
+    ),
     duration("DRAIN_DELAY", Ingest, "1s", ("0s", "60s"), "how long a stopping ingest goes on serving"),
     counting(
         "queues",

@@ -1,0 +1,86 @@
+//! A connection's bytes on their way, watched.
+
+use std::io::{self, ErrorKind};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+use super::{Connection, Connections, Phase};
+
+/// A TCP connection that says what it waits for, and ends when it is closed by [`Connections`].
+#[derive(Debug)]
+pub struct Guarded {
+    stream: TcpStream,
+    connection: Arc<Connection>,
+    id: u64,
+    all: Arc<Connections>,
+}
+
+impl Guarded {
+    /// Takes a new connection in. Fails if there is no room, and all others are being served.
+    pub fn admit(stream: TcpStream, all: &Arc<Connections>) -> io::Result<Self> {
+        let (id, connection) = all.admit(Instant::now()).ok_or(ErrorKind::ConnectionRefused)?;
+        Ok(Self { stream, connection, id, all: all.clone() })
+    }
+
+    /// What others know of it.
+    #[must_use]
+    pub fn connection(&self) -> &Arc<Connection> {
+        &self.connection
+    }
+}
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        self.all.remove(self.id);
+    }
+}
+
+impl AsyncRead for Guarded {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.connection.waker.register(context.waker());
+        if self.connection.is_closed() {
+            // As if the sender had hung up.
+            return Poll::Ready(Ok(()));
+        }
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(context, buffer);
+        // Some senders end a body with a line break that belongs to nothing.
+        let begins = buffer.filled()[before..].iter().any(|byte| !b"\r\n".contains(byte));
+        if begins && self.connection.phase().0 == Phase::Idle {
+            self.connection.enter(Phase::Head);
+        }
+        read
+    }
+}
+
+impl AsyncWrite for Guarded {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        if self.connection.is_closed() {
+            return Poll::Ready(Err(ErrorKind::BrokenPipe.into()));
+        }
+        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.connection.takes(written.is_ready());
+        written
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}

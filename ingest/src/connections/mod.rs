@@ -1,0 +1,326 @@
+//! The connections of the public port: how many there are, and how long each may keep us waiting.
+//!
+//! actix-web has a deadline for the first head of a connection alone, and answers 408 where nobody has asked for
+//! anything. So a connection tells here what it waits for ([`Phase`]), and a task closes those that are overdue, without
+//! a word. Where all places are taken, the next connection gets the place of the one that has waited longest for its
+//! sender.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures_util::task::AtomicWaker;
+use prometheus::{IntCounter, IntCounterVec};
+use tokio::time::{MissedTickBehavior, interval};
+
+mod guarded;
+pub mod listen;
+
+pub use guarded::Guarded;
+
+/// Longest time for the head of a request to arrive, once it has begun.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest time for the body of a request that nobody reads, such as one to an unknown path. Bodies of webhooks have a
+/// shorter deadline, after which they are answered 408.
+const BODY_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest time for a sender to take a reply.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often overdue connections are looked for.
+const SWEEP_INTERVAL: Duration = Duration::from_millis(250);
+
+/// What a connection waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// For the sender's next request: nothing of it has come.
+    Idle,
+    /// For the rest of a request's head.
+    Head,
+    /// For the rest of a request's body.
+    Body,
+    /// For us: the request is here.
+    Ours,
+}
+
+impl Phase {
+    const ALL: [Self; 4] = [Self::Idle, Self::Head, Self::Body, Self::Ours];
+
+    fn from_number(number: u64) -> Self {
+        Self::ALL.into_iter().find(|phase| *phase as u64 == number).unwrap_or(Self::Ours)
+    }
+
+    /// How long a connection may be in it.
+    fn deadline(self, keep_alive: Duration) -> Option<Duration> {
+        match self {
+            Self::Idle => Some(keep_alive),
+            Self::Head => Some(HEAD_TIMEOUT),
+            Self::Body => Some(BODY_TIMEOUT),
+            Self::Ours => None,
+        }
+    }
+}
+
+/// Why a connection is closed before its sender does so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Closed {
+    /// It was idle for `KEEP_ALIVE`.
+    Idle,
+    /// Its sender was too slow.
+    Slow,
+    /// Another one needed its place.
+    Full,
+}
+
+impl Closed {
+    /// Every reason.
+    pub const ALL: [Self; 3] = [Self::Idle, Self::Slow, Self::Full];
+
+    /// The value of the metrics label.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Idle => "idle",
+            Self::Slow => "slow",
+            Self::Full => "full",
+        }
+    }
+}
+
+/// A connection, as far as others need to know it.
+#[derive(Debug)]
+pub struct Connection {
+    opened: Instant,
+    // The phase in the lowest two bits, and above them when it began, in milliseconds since the connection was opened.
+    phase: AtomicU64,
+    // Since when the sender takes nothing of its replies, in milliseconds since then; 0 if it does.
+    stuck: AtomicU64,
+    requests: AtomicU32,
+    is_closed: AtomicBool,
+    waker: AtomicWaker,
+}
+
+impl Connection {
+    fn new(now: Instant) -> Self {
+        Self {
+            opened: now,
+            phase: AtomicU64::new(Phase::Idle as u64),
+            stuck: AtomicU64::new(0),
+            requests: AtomicU32::new(0),
+            is_closed: AtomicBool::new(false),
+            waker: AtomicWaker::new(),
+        }
+    }
+
+    /// A request has come, all but its body, if it has one. Returns how many have so far.
+    pub fn begin(&self, has_body: bool) -> u32 {
+        self.enter(if has_body { Phase::Body } else { Phase::Ours });
+        self.requests.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// Its body is here, too.
+    pub fn is_read(&self) {
+        self.enter(Phase::Ours);
+    }
+
+    /// It is answered. Where nobody has read its body, the rest of that is still waited for.
+    pub fn end(&self) {
+        if self.phase().0 != Phase::Body {
+            self.enter(Phase::Idle);
+        }
+    }
+
+    fn enter(&self, phase: Phase) {
+        self.phase.store(self.age_ms() << 2 | phase as u64, Ordering::Relaxed);
+    }
+
+    /// The phase, and when it began.
+    fn phase(&self) -> (Phase, Instant) {
+        let packed = self.phase.load(Ordering::Relaxed);
+        (Phase::from_number(packed & 3), self.opened + Duration::from_millis(packed >> 2))
+    }
+
+    /// Notes whether the sender takes what it is sent.
+    fn takes(&self, is_taking: bool) {
+        if is_taking {
+            self.stuck.store(0, Ordering::Relaxed);
+        } else {
+            let since = self.age_ms().max(1);
+            let _ = self.stuck.compare_exchange(0, since, Ordering::Relaxed, Ordering::Relaxed);
+        }
+    }
+
+    fn age_ms(&self) -> u64 {
+        u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Why it should be closed by now, if it should.
+    fn overdue(&self, keep_alive: Duration, now: Instant) -> Option<Closed> {
+        let (phase, since) = self.phase();
+        let waited = now.saturating_duration_since(since);
+        if phase.deadline(keep_alive).is_some_and(|deadline| waited >= deadline) {
+            return Some(if phase == Phase::Idle { Closed::Idle } else { Closed::Slow });
+        }
+        let stuck = self.stuck.load(Ordering::Relaxed);
+        let waited = now.saturating_duration_since(self.opened + Duration::from_millis(stuck));
+        (stuck > 0 && waited >= REPLY_TIMEOUT).then_some(Closed::Slow)
+    }
+
+    fn is_closed(&self) -> bool {
+        self.is_closed.load(Ordering::Relaxed)
+    }
+
+    /// Ends it without a word. False if it has been ended before.
+    fn close(&self) -> bool {
+        let is_first = !self.is_closed.swap(true, Ordering::Relaxed);
+        self.waker.wake();
+        is_first
+    }
+}
+
+/// All connections of the public port.
+#[derive(Debug)]
+pub struct Connections {
+    most: usize,
+    keep_alive: Duration,
+    closed: IntCounterVec,
+    open: Mutex<HashMap<u64, Arc<Connection>>>,
+    next: AtomicU64,
+}
+
+impl Connections {
+    /// At most so many, each idle for at most `keep_alive`. Counts in `closed` those that are ended early, by reason.
+    #[must_use]
+    pub fn new(most: usize, keep_alive: Duration, closed: IntCounterVec) -> Self {
+        Self { most, keep_alive, closed, open: Mutex::default(), next: AtomicU64::new(0) }
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.open().len()
+    }
+
+    /// How many there may be.
+    #[must_use]
+    pub fn most(&self) -> usize {
+        self.most
+    }
+
+    /// Takes a new connection in. If there are too many, the one goes that has waited longest for its sender; none if
+    /// all wait for us.
+    fn admit(&self, now: Instant) -> Option<(u64, Arc<Connection>)> {
+        let mut open = self.open();
+        if open.len() >= self.most {
+            let waiting = open.values().filter(|connection| !connection.is_closed());
+            let waiting = waiting.map(|connection| (connection.phase(), connection));
+            let longest =
+                waiting.filter(|((phase, _), _)| *phase != Phase::Ours).min_by_key(|((_, at), _)| *at);
+            let Some((_, longest)) = longest else {
+                self.counter(Closed::Full).inc();
+                return None;
+            };
+            self.close(longest, Closed::Full);
+        }
+        let (id, connection) = (self.next.fetch_add(1, Ordering::Relaxed), Arc::new(Connection::new(now)));
+        open.insert(id, connection.clone());
+        Some((id, connection))
+    }
+
+    fn remove(&self, id: u64) {
+        self.open().remove(&id);
+    }
+
+    /// Closes those that are overdue.
+    fn sweep(&self, now: Instant) {
+        for connection in self.open().values() {
+            if let Some(why) = connection.overdue(self.keep_alive, now) {
+                self.close(connection, why);
+            }
+        }
+    }
+
+    fn close(&self, connection: &Connection, why: Closed) {
+        if connection.close() {
+            self.counter(why).inc();
+        }
+    }
+
+    fn counter(&self, why: Closed) -> IntCounter {
+        self.closed.with_label_values(&[why.name()])
+    }
+
+    fn open(&self) -> MutexGuard<'_, HashMap<u64, Arc<Connection>>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Looks for overdue connections, without end.
+pub async fn sweep(connections: Arc<Connections>) {
+    let mut ticks = interval(SWEEP_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        connections.sweep(Instant::now());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use prometheus::Opts;
+
+    const KEEP_ALIVE: Duration = Duration::from_mins(10);
+
+    fn connections(most: usize) -> Connections {
+        let closed = IntCounterVec::new(Opts::new("closed", "closed"), &["reason"]).unwrap();
+        Connections::new(most, KEEP_ALIVE, closed)
+    }
+
+    fn closed(connections: &Connections) -> [u64; 3] {
+        Closed::ALL.map(|why| connections.counter(why).get())
+    }
+
+    #[test]
+    fn what_waits_longest_for_its_sender_makes_room() {
+        let (all, now) = (connections(3), Instant::now());
+        let admitted = [2, 1, 0].map(|ago| all.admit(now - Duration::from_secs(ago)).unwrap().1);
+        admitted[0].begin(false);
+        assert!(all.admit(now).is_some());
+        assert_eq!(admitted.each_ref().map(|connection| connection.is_closed()), [false, true, false]);
+        // Nothing is taken from whoever is being served.
+        admitted[2].begin(true);
+        admitted[2].is_read();
+        all.open().retain(|_, connection| !connection.is_closed() && connection.phase().0 == Phase::Ours);
+        let busy = all.admit(now).unwrap().1;
+        busy.begin(false);
+        assert!(all.admit(now).is_none());
+        assert_eq!(closed(&all), [0, 0, 2]);
+    }
+
+    #[test]
+    fn who_is_overdue_is_closed_and_counted_once() {
+        let (all, now) = (connections(9), Instant::now());
+        let [idle, head, body, ours, stuck] = [(); 5].map(|()| all.admit(now).unwrap().1);
+        head.enter(Phase::Head);
+        body.begin(true);
+        // It is answered, and the rest of its body doesn't come.
+        body.end();
+        ours.begin(false);
+        stuck.takes(false);
+        for _ in 0..2 {
+            all.sweep(now + HEAD_TIMEOUT / 2);
+        }
+        assert_eq!(closed(&all), [0, 0, 0]);
+        for _ in 0..2 {
+            all.sweep(Instant::now() + 2 * HEAD_TIMEOUT);
+        }
+        assert_eq!(closed(&all), [0, 3, 0]);
+        assert!(head.is_closed() && body.is_closed() && stuck.is_closed() && !idle.is_closed());
+        all.sweep(now + KEEP_ALIVE);
+        assert_eq!((closed(&all), ours.is_closed()), ([1, 3, 0], false));
+        ours.end();
+        assert_eq!(ours.phase().0, Phase::Idle);
+        all.sweep(Instant::now() + KEEP_ALIVE);
+        assert!(ours.is_closed());
+    }
+}
