@@ -50,6 +50,8 @@ pub struct Receipt {
     pub tag: u64,
     /// As they were received.
     pub properties: BasicProperties,
+    /// Whether RabbitMQ has delivered it before.
+    pub redelivered: bool,
     /// Counts it as in hand.
     pub in_hand: InHand,
     /// Ends when it is settled.
@@ -86,7 +88,7 @@ impl Taken {
             Ok(Err(unusable)) => undecodable(data, Reason::NoEvent, unusable.to_string()),
             Err(_) => undecodable(data, Reason::Defect, "reading it panicked".to_owned()),
         };
-        Self { content, receipt: Receipt { tag, properties, in_hand, span } }
+        Self { content, receipt: Receipt { tag, properties, redelivered, in_hand, span } }
     }
 
     /// Bytes of its body.

@@ -23,13 +23,15 @@ pub struct Part {
     pub receipts: Vec<Receipt>,
     /// How often they could not be written.
     pub attempts: Attempts,
+    /// Whether they are taken for new.
+    pub is_new: bool,
 }
 
 impl Part {
     /// A part of which nothing was tried yet.
     #[must_use]
     pub fn new(events: Vec<Event>, receipts: Vec<Receipt>) -> Self {
-        Self { events: events.into(), receipts, attempts: Attempts::default() }
+        Self { events: events.into(), receipts, attempts: Attempts::default(), is_new: false }
     }
 
     /// Its first and its second half.
@@ -103,7 +105,7 @@ mod tests {
         let queue = Arc::new(QueueState::default());
         let receipt = |tag| {
             let (properties, in_hand) = (BasicProperties::default(), queue.hold(1));
-            Receipt { tag, properties, in_hand, span: None }
+            Receipt { tag, properties, redelivered: false, in_hand, span: None }
         };
         let event = |n| {
             let (stream, received_at_ms) = (Stream::Any, 1);

@@ -20,7 +20,7 @@ use super::roster::{Preference, View};
 use super::settle::Settle;
 use super::share::Consumed;
 use super::write::Write;
-use crate::store::retries::Refusals;
+use crate::store::retries::{Novelty, Refusals};
 
 /// First and longest pause before a queue is consumed again.
 const REOPEN_PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
@@ -60,6 +60,7 @@ struct Memory {
     /// Whether one delivery is taken at a time.
     careful: bool,
     refusals: Refusals,
+    novelty: Novelty,
 }
 
 impl QueueTask {
@@ -68,7 +69,8 @@ impl QueueTask {
         // A task before this one may have been cut short.
         self.context.state.set_oldest(None);
         // The first delivery may be what has killed the worker before this one.
-        let mut memory = Memory { careful: true, refusals: Refusals::default() };
+        let (refusals, novelty) = (Refusals::default(), Novelty::default());
+        let mut memory = Memory { careful: true, refusals, novelty };
         let mut pause = REOPEN_PAUSE.0;
         while !self.stop.is_cancelled() {
             let session = tokio::select! {
@@ -186,7 +188,8 @@ impl QueueTask {
         context.state.set_oldest(oldest);
         let channel = intake.channel.clone();
         let settle = Settle { context, channel: &channel };
-        let mut write = Write { context, settle, refusals: &mut memory.refusals, looked_at: None };
+        let Memory { refusals, novelty, .. } = memory;
+        let mut write = Write { context, settle, refusals, novelty, looked_at: None };
         intake.while_receiving(context, write.batch(batch)).await?;
         context.state.set_oldest(intake.oldest());
         Ok(())

@@ -17,7 +17,7 @@ use super::settle::{Settle, Unstorable};
 use crate::dead::Reason;
 use crate::store::abandoned;
 use crate::store::failure::{Class, Failure};
-use crate::store::retries::{Next, Refusals};
+use crate::store::retries::{Next, Novelty, Refusals};
 use crate::store::transaction::{self, Work, Written};
 
 /// First and longest pause between rounds of attempts to write what is stuck.
@@ -46,6 +46,8 @@ pub struct Write<'a> {
     pub settle: Settle<'a>,
     /// What MongoDB has refused since it last stored something of this queue.
     pub refusals: &'a mut Refusals,
+    /// Whether the events are new.
+    pub novelty: &'a mut Novelty,
     /// When it was last looked for abandoned transactions.
     pub looked_at: Option<Instant>,
 }
@@ -60,6 +62,8 @@ impl Write<'_> {
         }
         let mut whole = Part::new(events, receipts);
         let started = Instant::now();
+        whole.is_new =
+            whole.receipts.iter().all(|receipt| !receipt.redelivered) && self.novelty.is_presumed();
         loop {
             match self.attempt(&mut whole, started.elapsed()).await {
                 Attempted::Stored(written) => {
@@ -78,8 +82,8 @@ impl Write<'_> {
         let tenant = &context.tenant;
         tenant.state.breaker().closed().await;
         let started = Instant::now();
-        let failure = match transaction::attempt(&tenant.store, part.events.clone(), Work::Apply, false).await
-        {
+        let work = if part.is_new { Work::ApplyNew } else { Work::Apply };
+        let failure = match transaction::attempt(&tenant.store, part.events.clone(), work, false).await {
             Ok(written) => {
                 tenant.metrics.committed(part.events.len(), started.elapsed());
                 tenant.state.record_success();
@@ -87,6 +91,11 @@ impl Write<'_> {
             }
             Err(failure) => failure,
         };
+        if part.is_new && failure.is_duplicate_key() {
+            part.is_new = false;
+            self.novelty.is_refuted();
+            return Attempted::Again(Duration::ZERO);
+        }
         let (class, next) = part.attempts.failed(&failure, elapsed + started.elapsed());
         debug!(tenant = tenant.name, queue = context.name, ?class, error = chain(&failure), "not written");
         tenant.state.record_failure(class, &failure);

@@ -1,5 +1,7 @@
 //! Turns a message into an [`Event`]: what it is, whom it concerns, when it happened. Pure.
 
+use std::sync::Arc;
+
 use shared::event::{self, Stream};
 use shared::json::Unusable;
 use shared::partition;
@@ -94,7 +96,7 @@ pub struct Event {
     /// The body, as sent.
     pub body: String,
     /// The body's members.
-    pub members: Object,
+    pub members: Arc<Object>,
     /// The event type, as sent.
     pub event_type: Option<String>,
     /// What it is about.
@@ -128,7 +130,7 @@ impl Event {
             at_ms: moment::event_time(told_time(kind, &members), envelope.received_at_ms),
             chat_id: chat_id(&members),
             event_type,
-            members,
+            members: Arc::new(members),
             body: str::from_utf8(body).map_err(|_| Unusable::Invalid)?.to_owned(),
         })
     }
@@ -147,14 +149,14 @@ impl Event {
 
     /// Gives up the parsed body, which may take fifty times the memory of the body itself.
     pub fn shed_members(&mut self) {
-        self.members = Object::default();
+        self.members = Arc::default();
     }
 
     /// Parses the body again, if that was given up.
     pub fn recall_members(&mut self) {
         if self.members.is_empty() {
             // It could be parsed before.
-            self.members = json::parse(self.body.as_bytes()).unwrap_or_default();
+            self.members = Arc::new(json::parse(self.body.as_bytes()).unwrap_or_default());
         }
     }
 

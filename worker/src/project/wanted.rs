@@ -49,6 +49,16 @@ impl Wanted {
         wanted
     }
 
+    /// The same if these events are new: nobody else has made what each of them makes, such as its message. A status
+    /// concerns a message that others make.
+    #[must_use]
+    pub fn of_new(self, events: &[Event]) -> Self {
+        let others = events.iter().filter(|event| matches!(event.kind, Kind::Status(_)));
+        let messages = others.map(message::id).collect();
+        let (ledger, notes, calls) = Default::default();
+        Self { ledger, messages, notes, calls, ..self }
+    }
+
     /// The same without what many events may share.
     #[must_use]
     pub fn own(self) -> Self {

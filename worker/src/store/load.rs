@@ -24,13 +24,16 @@ impl Attempt {
         events: &[Event],
     ) -> Result<Documents, Failure> {
         let (names, mut wanted) = (&self.store.names, Wanted::by(events));
+        if self.work == Work::ApplyNew {
+            wanted = wanted.of_new(events);
+        }
         let mut documents = Documents::default();
         if let Work::RebuildShared { shared, .. } = &self.work {
             let Wanted { mut conversations, contacts, .. } = wanted;
             conversations.extend(shared.conversations.iter().cloned());
             wanted = Wanted { conversations, contacts, ..Wanted::default() };
         }
-        if self.work == Work::Apply {
+        if matches!(self.work, Work::Apply | Work::ApplyNew) {
             let known_by = Some(fields(&ledger::KNOWN_BY));
             documents.ledger.load(self.find_ids(session, &names.ledger, &wanted.ledger, known_by).await?)?;
             let variants = ledger::variants(&documents.ledger, events);
@@ -129,7 +132,8 @@ impl Attempt {
         session: &mut ClientSession,
     ) -> Result<Vec<RawDocumentBuf>, Failure> {
         let mut found = Vec::new();
-        let is_bounded = self.events.len() > 1 && matches!(self.work, Work::Apply | Work::Reapply);
+        let is_bounded =
+            self.events.len() > 1 && matches!(self.work, Work::Apply | Work::ApplyNew | Work::Reapply);
         while let Some(document) = cursor.next(session).await.transpose()? {
             let bytes = document.as_bytes().len();
             let loaded = self.loaded.fetch_add(bytes, Ordering::Relaxed) + bytes;

@@ -66,6 +66,29 @@ fn conflict_pause() -> Duration {
     CONFLICT_PAUSE.mul_f64(fastrand::f64())
 }
 
+/// After a batch had events that were here before, the next ones are read for: what comes twice comes in numbers.
+const BATCHES_READ_FOR: u32 = 16;
+
+/// Whether a queue's events are taken for new, which saves reading what each of them alone has.
+#[derive(Debug, Default)]
+pub struct Novelty {
+    read_for: u32,
+}
+
+impl Novelty {
+    /// Whether the next batch is taken for new; asked once for each batch.
+    pub fn is_presumed(&mut self) -> bool {
+        let is_presumed = self.read_for == 0;
+        self.read_for = self.read_for.saturating_sub(1);
+        is_presumed
+    }
+
+    /// A batch that was taken for new had an event that isn't.
+    pub fn is_refuted(&mut self) {
+        self.read_for = BATCHES_READ_FOR;
+    }
+}
+
 /// So many events in a row that are refused with the same code, with nothing stored between them, are no accident.
 const REFUSALS_IN_A_ROW: u32 = 10;
 
@@ -142,6 +165,15 @@ mod tests {
         let pauses: Vec<_> = (0..20).map(|_| attempts.longer_pause()).collect();
         assert!(pauses[0] <= HOLD.0 && pauses[19] >= HOLD.1 / 2);
         assert!(pauses.iter().all(|pause| *pause >= HOLD.0 / 2 && *pause <= HOLD.1));
+    }
+
+    #[test]
+    fn after_an_event_that_was_here_before_the_next_batches_are_read_for() {
+        let mut novelty = Novelty::default();
+        assert!(novelty.is_presumed() && novelty.is_presumed());
+        novelty.is_refuted();
+        assert!((0..BATCHES_READ_FOR).all(|_| !novelty.is_presumed()));
+        assert!(novelty.is_presumed());
     }
 
     #[test]

@@ -34,6 +34,9 @@ pub(super) const ABANDONED_TIMEOUT: Duration = Duration::from_secs(5);
 pub enum Work {
     /// Apply those that are new, and enter them into the ledger.
     Apply,
+    /// The same for events that are taken for new: what an event alone has is inserted without being read. So this fails by a
+    /// duplicate key if one was here before.
+    ApplyNew,
     /// Apply them all, though the ledger has them.
     Reapply,
     /// Compute the documents that they concern anew, see [`crate::project::Documents::rebuild`].
@@ -177,7 +180,7 @@ impl Attempt {
         let (mut written, now) = (Written::default(), DateTime::now());
         let mut documents = self.load(session, &events).await?;
         match &self.work {
-            Work::Apply => {
+            Work::Apply | Work::ApplyNew => {
                 written.outcomes = events.iter().map(|event| documents.apply(event, now)).collect();
             }
             Work::Reapply => events.iter().for_each(|event| documents.effects(event, now)),
