@@ -8,7 +8,7 @@ use shared::telemetry::chain;
 use tracing::error;
 
 use super::format::{self, Record, Row, connect, is_corrupt};
-use super::reserve::{self, LOG_BYTES, free_bytes};
+use super::reserve::{self, LOG_BYTES, Room, free_bytes};
 use super::{SpoolError, salvage};
 use crate::webhook::Webhook;
 
@@ -99,33 +99,50 @@ impl File {
         self.corruptions
     }
 
-    /// Appends webhooks, all or none, and returns when they are on disk.
-    pub fn append<'a>(&mut self, webhooks: impl Iterator<Item = &'a Webhook>) -> Result<(), SpoolError> {
+    /// Appends webhooks in their order, those for which there is room, and returns when they are on disk. Tells of each
+    /// what became of it.
+    pub fn append<'a>(
+        &mut self,
+        webhooks: impl Iterator<Item = &'a Webhook>,
+    ) -> Vec<Result<(), SpoolError>> {
         let rows: Vec<Row> = webhooks.map(Row::of).collect();
-        let bytes: u64 = rows.iter().map(Row::bytes).sum();
-        self.check_room(bytes)?;
-        if let Err(error) = self.insert(&rows) {
-            let failure = self.failed(&error);
-            // A damaged file has been replaced by a new one.
-            let retried = if is_corrupt(&error) { self.insert(&rows).is_ok() } else { false };
-            if !retried {
-                return Err(failure);
-            }
-        }
-        if self.size.records == 0 {
-            self.oldest_ms = rows.first().map_or(0, |row| row.received_at_ms);
-        }
-        self.size.records += rows.len() as u64;
-        self.size.bytes += bytes;
-        Ok(())
+        let mut room = match self.measure_room() {
+            Ok(room) => room,
+            Err(error) => return vec![Err(error); rows.len()],
+        };
+        let admitted: Vec<Result<(), SpoolError>> = rows.iter().map(|row| room.take(row.bytes())).collect();
+        let fitting = rows.iter().zip(&admitted).filter(|(_, admitted)| admitted.is_ok()).map(|(row, _)| row);
+        let mut written = self.write(&fitting.collect::<Vec<_>>()).into_iter();
+        let outcome = |admitted: Result<(), SpoolError>| admitted.and_then(|()| written.next().unwrap_or(Ok(())));
+        admitted.into_iter().map(outcome).collect()
     }
 
-    fn insert(&mut self, rows: &[Row]) -> rusqlite::Result<()> {
+    /// Writes rows with one fsync. If the disk turns out to have no room for all of them, it takes what it has room for.
+    fn write(&mut self, rows: &[&Row]) -> Vec<Result<(), SpoolError>> {
+        let Err(error) = self.insert(rows) else { return vec![Ok(()); rows.len()] };
+        let failure = self.failed(&error);
+        if failure == SpoolError::DiskFull && rows.len() > 1 {
+            let (first, rest) = rows.split_at(rows.len() / 2);
+            return [self.write(first), self.write(rest)].concat();
+        }
+        // A damaged file has been replaced by a new one.
+        let is_written = is_corrupt(&error) && self.insert(rows).is_ok();
+        vec![if is_written { Ok(()) } else { Err(failure) }; rows.len()]
+    }
+
+    fn insert(&mut self, rows: &[&Row]) -> rusqlite::Result<()> {
+        let Some(first) = rows.first() else { return Ok(()) };
         let transaction = self.connection.transaction()?;
         for row in rows {
             row.insert(&transaction)?;
         }
-        transaction.commit()
+        transaction.commit()?;
+        if self.size.records == 0 {
+            self.oldest_ms = first.received_at_ms;
+        }
+        self.size.records += rows.len() as u64;
+        self.size.bytes += rows.iter().map(|row| row.bytes()).sum::<u64>();
+        Ok(())
     }
 
     /// The oldest records behind the one called `id`. What can't be read is set aside.
@@ -185,7 +202,7 @@ impl File {
 
     /// Whether a record could be appended.
     pub fn check(&mut self) -> Result<(), SpoolError> {
-        self.check_room(0)?;
+        self.measure_room()?.take(0)?;
         self.connection
             .execute("UPDATE writable SET checks = checks + 1", [])
             .map_err(|error| self.failed(&error))?;
@@ -195,19 +212,13 @@ impl File {
 
     /// Bytes that can still be appended, by `SPOOL_MAX_BYTES` and by the disk.
     pub fn room(&self) -> u64 {
-        let free = free_bytes(&self.folder).unwrap_or_default().saturating_sub(LOG_BYTES);
-        self.max_bytes.saturating_sub(self.size.bytes).min(free)
+        self.measure_room().map_or(0, |room| room.allowed.min(room.on_disk))
     }
 
-    fn check_room(&self, bytes: u64) -> Result<(), SpoolError> {
-        if self.size.bytes + bytes > self.max_bytes || self.size.bytes >= self.max_bytes {
-            return Err(SpoolError::Full);
-        }
-        match free_bytes(&self.folder) {
-            Ok(free) if free < bytes + LOG_BYTES => Err(SpoolError::DiskFull),
-            Ok(_) => Ok(()),
-            Err(error) => Err(SpoolError::Failed(error.to_string())),
-        }
+    fn measure_room(&self) -> Result<Room, SpoolError> {
+        let free = free_bytes(&self.folder).map_err(|error| SpoolError::Failed(error.to_string()))?;
+        let allowed = self.max_bytes.saturating_sub(self.size.bytes);
+        Ok(Room { allowed, on_disk: free.saturating_sub(LOG_BYTES) })
     }
 
     fn measure(&mut self) -> rusqlite::Result<()> {

@@ -3,7 +3,8 @@
 //! # Constraints
 //!
 //! - An append succeeds only after the commit that holds it is fsynced (`journal_mode = WAL`, `synchronous = FULL`).
-//! - Webhooks are appended in groups, all of a group or none, up to 512 with one fsync.
+//! - Webhooks are appended in groups, up to 512 with one fsync. Of a group for which there isn't enough room, those are
+//!   appended that fit.
 //! - A caller waits 1 s at most. At most 64 MiB of bodies wait to be written.
 //! - The records count for at most `SPOOL_MAX_BYTES`: each for its body, its metadata and 64 bytes.
 //! - Nothing is appended while the disk has less than 4 MiB left besides: SQLite's log may need them.

@@ -126,21 +126,21 @@ impl Owner {
             return;
         }
         let started = Instant::now();
-        let written = match &mut self.file {
+        let outcomes = match &mut self.file {
             Some(file) => file.append(appends.iter().map(|append| &append.webhook)),
-            None => Err(SpoolError::Failed("it can't be opened".to_owned())),
+            None => vec![Err(SpoolError::Failed("it can't be opened".to_owned())); appends.len()],
         };
         self.commits.observe(started.elapsed().as_secs_f64());
-        self.record_outcome(&written);
+        self.record_outcome(outcomes.iter().find(|outcome| outcome.is_err()).unwrap_or(&Ok(())));
         // Before the callers are told, so that whoever was told finds it there.
         self.update_stats();
-        if written.is_ok() {
+        if outcomes.iter().any(Result::is_ok) {
             self.appended.notify_one();
         }
         self.stats.waiting.fetch_sub(appends.len(), Ordering::Relaxed);
-        for Append { place, done, .. } in appends {
+        for (Append { place, done, .. }, outcome) in appends.into_iter().zip(outcomes) {
             drop(place);
-            let _ = done.send(written.clone());
+            let _ = done.send(outcome);
         }
     }
 

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use shared::telemetry::chain;
 use tracing::warn;
 
+use super::SpoolError;
+
 /// Room that is kept for deleting: on a full disk SQLite can't even do that, since its log grows. In bytes.
 const RESERVE_BYTES: u64 = 4 << 20;
 /// What SQLite's log may take on top of the records, in bytes: appends stop while there is still room for it.
@@ -16,6 +18,30 @@ pub const LOG_BYTES: u64 = 4 << 20;
 pub fn free_bytes(folder: &Path) -> rustix::io::Result<u64> {
     let disk = rustix::fs::statvfs(folder)?;
     Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
+}
+
+/// Room for records, in bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Room {
+    /// What `SPOOL_MAX_BYTES` leaves.
+    pub allowed: u64,
+    /// What the disk leaves.
+    pub on_disk: u64,
+}
+
+impl Room {
+    /// Takes room for a record. Of those that come after one that is too large, the smaller ones may fit.
+    pub fn take(&mut self, bytes: u64) -> Result<(), SpoolError> {
+        if self.allowed == 0 || bytes > self.allowed {
+            return Err(SpoolError::Full);
+        }
+        if self.on_disk == 0 || bytes > self.on_disk {
+            return Err(SpoolError::DiskFull);
+        }
+        self.allowed -= bytes;
+        self.on_disk -= bytes;
+        Ok(())
+    }
 }
 
 fn path_of(folder: &Path) -> PathBuf {
@@ -42,4 +68,18 @@ pub fn keep(folder: &Path) {
 /// Gives that room up.
 pub fn release(folder: &Path) {
     let _ = fs::remove_file(path_of(folder));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_that_is_too_large_leaves_the_room_to_smaller_ones() {
+        let mut room = Room { allowed: 10, on_disk: 8 };
+        let taken: Vec<_> = [4, 11, 5, 4, 1].into_iter().map(|bytes| room.take(bytes)).collect();
+        let (full, disk_full) = (Err(SpoolError::Full), Err(SpoolError::DiskFull));
+        assert_eq!(taken, [Ok(()), full, disk_full.clone(), Ok(()), disk_full]);
+        assert_eq!(Room { allowed: 0, on_disk: 9 }.take(0), Err(SpoolError::Full));
+    }
 }

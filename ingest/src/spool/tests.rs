@@ -49,9 +49,13 @@ fn webhook(n: i64) -> Webhook {
     Webhook { metadata, body: vec![u8::try_from(n % 256).unwrap(); 3000].into() }
 }
 
-fn append(file: &mut File, numbers: std::ops::Range<i64>) -> Result<(), SpoolError> {
+fn outcomes(file: &mut File, numbers: std::ops::Range<i64>) -> Vec<Result<(), SpoolError>> {
     let webhooks: Vec<_> = numbers.map(webhook).collect();
     file.append(webhooks.iter())
+}
+
+fn append(file: &mut File, numbers: std::ops::Range<i64>) -> Result<(), SpoolError> {
+    outcomes(file, numbers).into_iter().collect()
 }
 
 fn numbers(records: &[Record]) -> Vec<i64> {
@@ -83,16 +87,21 @@ fn records_keep_everything_and_their_order_across_restarts() {
 }
 
 #[test]
-fn the_bound_holds_for_whole_groups() {
+fn of_a_group_for_which_there_is_not_enough_room_those_are_stored_that_fit() {
     let folder = Folder::new();
     let mut file = folder.open(10_000);
     append(&mut file, 0..2).unwrap();
-    assert_eq!(append(&mut file, 2..4), Err(SpoolError::Full));
-    append(&mut file, 2..3).unwrap();
-    assert_eq!(file.size().records, 3);
-    let oldest = file.after(i64::MIN, 1)[0].id;
-    file.delete(&[oldest]).unwrap();
-    append(&mut file, 3..4).unwrap();
+    assert_eq!(outcomes(&mut file, 2..4), [Ok(()), Err(SpoolError::Full)]);
+    let records = file.after(i64::MIN, 9);
+    assert_eq!((numbers(&records), file.size().records), (vec![0, 1, 2], 3));
+    file.delete(&[records[0].id]).unwrap();
+    append(&mut file, 4..5).unwrap();
+    assert_eq!(append(&mut file, 5..6), Err(SpoolError::Full));
+
+    let (large, small) = (Webhook { body: vec![0; 20_000].into(), ..webhook(6) }, webhook(7));
+    let other = Folder::new();
+    let mut file = other.open(10_000);
+    assert_eq!(file.append([&large, &small].into_iter()), [Err(SpoolError::Full), Ok(())]);
 }
 
 #[test]
