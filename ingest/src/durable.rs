@@ -1,16 +1,17 @@
 //! Makes a webhook durable: RabbitMQ's confirm, or else the spool's fsync.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
+use futures_util::future::join_all;
 use shared::partition::WorkQueue;
-use shared::publisher::{PublishError, Publisher};
 use shared::telemetry::chain;
-use tracing::{error, info, warn};
 
 use crate::metrics::Metrics;
-use crate::spool::{Spool, SpoolError};
+use crate::route::{Route, RouteState, Routes};
+use crate::settings::Settings;
+use crate::spool::Spool;
 use crate::webhook::Webhook;
 
 /// Where a webhook is safe now.
@@ -34,39 +35,52 @@ impl Via {
             Self::Spool => "spool",
         }
     }
+
+    /// The order in which the two are tried. Under suspicion RabbitMQ comes last: once the spool has failed, nothing is
+    /// left to be saved by sparing it.
+    #[must_use]
+    pub fn order(is_suspect: bool) -> [Self; 2] {
+        if is_suspect { [Self::Spool, Self::Broker] } else { [Self::Broker, Self::Spool] }
+    }
 }
 
 /// Why a webhook is durable nowhere.
 #[derive(Debug, thiserror::Error)]
-#[error("neither RabbitMQ ({broker}) nor the spool ({spool}) can take it")]
-pub struct NotDurable {
-    broker: String,
-    spool: String,
+#[error("neither RabbitMQ nor the spool can take it: {0}")]
+pub struct NotDurable(String);
+
+/// Tries one way after the other until one has taken the webhook.
+pub async fn first_durable(
+    order: [Via; 2],
+    mut attempt: impl AsyncFnMut(Via) -> Result<(), String>,
+) -> Result<Via, NotDurable> {
+    let mut reasons = Vec::new();
+    for via in order {
+        match attempt(via).await {
+            Ok(()) => return Ok(via),
+            Err(error) => reasons.push(format!("{}: {error}", via.name())),
+        }
+    }
+    Err(NotDurable(reasons.join("; ")))
 }
 
-/// The two ways, and which is taken.
+/// The routes into RabbitMQ, and the spool.
 #[derive(Debug)]
 pub struct Durable {
-    publisher: Publisher,
+    routes: BTreeMap<String, Route>,
+    // Connected only when the spool has something of a tenant that isn't in the settings any more.
+    others: OnceLock<Route>,
+    make: Routes,
     spool: Spool,
-    publish_timeout: Duration,
-    metrics: Arc<Metrics>,
-    // Set when RabbitMQ was silent once. While it is, only the drain tries: a frozen broker costs the first
-    // callers their patience, and nobody else.
-    suspect: AtomicBool,
 }
 
 impl Durable {
-    /// Publishes with this publisher, and spools into this spool.
+    /// Spools into this spool, and publishes each tenant's webhooks on a route of its own. Needs a tokio runtime.
     #[must_use]
-    pub fn new(publisher: Publisher, spool: Spool, publish_timeout: Duration, metrics: Arc<Metrics>) -> Self {
-        Self { publisher, spool, publish_timeout, metrics, suspect: AtomicBool::new(false) }
-    }
-
-    /// The way into RabbitMQ.
-    #[must_use]
-    pub fn publisher(&self) -> &Publisher {
-        &self.publisher
+    pub fn new(settings: &Settings, spool: Spool, metrics: Arc<Metrics>) -> Self {
+        let make = Routes::new(settings, metrics);
+        let routes = settings.tenants.keys().map(|tenant| (tenant.clone(), make.of(tenant))).collect();
+        Self { routes, others: OnceLock::new(), make, spool }
     }
 
     /// The spool.
@@ -75,71 +89,36 @@ impl Durable {
         &self.spool
     }
 
-    /// Whether only the drain tries to publish.
+    /// The route of a tenant. Needs a tokio runtime.
+    pub fn route(&self, tenant: &str) -> &Route {
+        self.routes.get(tenant).unwrap_or_else(|| self.others.get_or_init(|| self.make.of_others()))
+    }
+
+    /// Whether only the drain tries to publish webhooks of a tenant.
     #[must_use]
-    pub fn is_suspect(&self) -> bool {
-        self.suspect.load(Ordering::Relaxed)
+    pub fn is_suspect(&self, tenant: &str) -> bool {
+        self.routes.get(tenant).or_else(|| self.others.get()).is_some_and(Route::is_suspect)
+    }
+
+    /// How the routes of the tenants in the settings are.
+    #[must_use]
+    pub fn states(&self) -> BTreeMap<String, RouteState> {
+        self.routes.iter().map(|(tenant, route)| (tenant.clone(), route.state())).collect()
     }
 
     /// Keeps a webhook, one way or the other. The queue is that of its body.
     pub async fn keep(&self, webhook: &Webhook, queue: WorkQueue) -> Result<Via, NotDurable> {
-        if self.is_suspect() {
-            return match self.spool.append(webhook).await {
-                Ok(()) => Ok(Via::Spool),
-                // Nothing is left to be saved by sparing RabbitMQ.
-                Err(spool) => match self.publish(webhook, queue, self.publish_timeout).await {
-                    Ok(()) => Ok(Via::Broker),
-                    Err(broker) => Err(not_durable(&broker, &spool)),
-                },
-            };
-        }
-        let Err(broker) = self.publish(webhook, queue, self.publish_timeout).await else {
-            return Ok(Via::Broker);
-        };
-        match self.spool.append(webhook).await {
-            Ok(()) => Ok(Via::Spool),
-            Err(spool) => Err(not_durable(&broker, &spool)),
-        }
+        let route = self.route(&webhook.metadata.tenant);
+        first_durable(Via::order(route.is_suspect()), async |via| match via {
+            Via::Broker => route.publish(webhook, queue).await.map_err(|error| chain(&error)),
+            Via::Spool => self.spool.append(webhook).await.map_err(|error| chain(&error)),
+        })
+        .await
     }
 
-    /// Publishes, waits for the confirm at most for `patience`, and draws conclusions from how it went.
-    pub async fn publish(
-        &self,
-        webhook: &Webhook,
-        queue: WorkQueue,
-        patience: Duration,
-    ) -> Result<(), PublishError> {
-        let message = match webhook.message(queue) {
-            Ok(message) => message,
-            Err(error) => {
-                // Names are bounded well below what AMQP allows, so this is a defect of ours.
-                let (event_key, trace_id) = (&webhook.metadata.key, webhook.metadata.trace_id());
-                error!(event_key, trace_id, error = chain(&error), "a webhook can't be published");
-                return Err(PublishError::Nacked);
-            }
-        };
-        let started = Instant::now();
-        let outcome = self.publisher.publish(message, patience).await;
-        let took = started.elapsed();
-        self.metrics.published(outcome.as_ref().map_or_else(PublishError::outcome, |()| "confirmed"), took);
-        match &outcome {
-            // A late confirm shows that callers would wait in vain; only the drain is so patient.
-            Ok(()) if took <= self.publish_timeout => {
-                if self.suspect.swap(false, Ordering::Relaxed) {
-                    info!("RabbitMQ confirms in time again, publishing to it");
-                }
-            }
-            Err(PublishError::TimedOut) => {
-                if !self.suspect.swap(true, Ordering::Relaxed) {
-                    warn!("RabbitMQ didn't confirm in time, spooling until it does");
-                }
-            }
-            _ => {}
-        }
-        outcome
+    /// Waits until nothing is in flight, at most for `patience`, and closes the connections.
+    pub async fn close(&self, patience: Duration) {
+        let routes = self.routes.values().chain(self.others.get());
+        join_all(routes.map(|route| route.close(patience))).await;
     }
-}
-
-fn not_durable(broker: &PublishError, spool: &SpoolError) -> NotDurable {
-    NotDurable { broker: chain(broker), spool: chain(spool) }
 }

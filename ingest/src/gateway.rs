@@ -60,7 +60,7 @@ impl Gateway {
     pub fn health(&self) -> serde_json::Value {
         let tenants: Vec<String> = self.settings.tenants.keys().cloned().collect();
         let unchecked: Vec<String> = self.settings.unchecked().cloned().collect();
-        let (publisher, spool) = (self.durable.publisher(), self.durable.spool());
+        let spool = self.durable.spool();
         health::report(&Seen {
             tenants: &tenants,
             unchecked: &unchecked,
@@ -69,10 +69,7 @@ impl Gateway {
             peers: &self.pipeline.peers(Instant::now()),
             partitions: self.pipeline.partitions(self.settings.partitions, Instant::now()),
             breaker_threshold: self.settings.breaker_threshold,
-            broker_up: publisher.link().is_up(),
-            broker_blocked: publisher.link().is_blocked(),
-            broker_suspect: self.durable.is_suspect(),
-            publishing: publisher.in_flight(),
+            routes: &self.durable.states(),
             spool: spool.size(),
             spool_room: spool.room(),
             spool_oldest_age: spool.oldest_age(),
@@ -106,13 +103,16 @@ impl Gateway {
 
     /// Sets the gauges that are measured on demand.
     pub fn refresh_metrics(&self) {
-        let (publisher, spool, metrics) = (self.durable.publisher(), self.durable.spool(), &self.metrics);
-        let up = publisher.link().is_up() && self.status_link.is_up();
+        let (routes, spool, metrics) = (self.durable.states(), self.durable.spool(), &self.metrics);
+        let up = routes.values().all(|route| route.connected) && self.status_link.is_up();
         metrics.connections.set(gauge(self.connections.count()));
         metrics.connections_max.set(gauge(self.connections.most()));
         metrics.amqp_up.set(i64::from(up));
-        metrics.amqp_blocked.set(i64::from(publisher.link().is_blocked()));
-        metrics.publishes_in_flight.set(gauge(publisher.in_flight()));
+        metrics.amqp_blocked.set(i64::from(routes.values().any(|route| route.blocked)));
+        metrics.publishes_in_flight.set(gauge(routes.values().map(|route| route.in_flight).sum::<usize>()));
+        for (tenant, route) in &routes {
+            metrics.suspect(tenant, route.suspect);
+        }
         metrics.refusal_budget_left.set(gauge(self.refusals().left(Instant::now())));
         metrics.spool_records.set(gauge(spool.size().records));
         metrics.spool_bytes.set(gauge(spool.size().bytes));

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 use shared::status::{Announcement, BreakerState, TenantStatus};
 
+use crate::route::RouteState;
 use crate::spool::Size;
 
 /// What callers may ask for.
@@ -24,7 +25,6 @@ const ASSUMED_EVENT_BYTES: u64 = 4096;
 
 /// What is known at this moment.
 #[derive(Debug)]
-#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub struct Seen<'a> {
     /// The tenants served.
     pub tenants: &'a [String],
@@ -38,14 +38,8 @@ pub struct Seen<'a> {
     pub partitions: u16,
     /// Shown while no worker is there to say.
     pub breaker_threshold: u32,
-    /// Whether RabbitMQ can be reached.
-    pub broker_up: bool,
-    /// Whether RabbitMQ blocks publishing.
-    pub broker_blocked: bool,
-    /// Messages published and not confirmed yet.
-    pub publishing: usize,
-    /// Whether RabbitMQ was silent, so that only the drain publishes.
-    pub broker_suspect: bool,
+    /// The ways into RabbitMQ, by tenant.
+    pub routes: &'a BTreeMap<String, RouteState>,
     /// Webhooks in the spool, and their bytes.
     pub spool: Size,
     /// Bytes that the spool can still take.
@@ -70,12 +64,7 @@ pub fn report(seen: &Seen<'_>) -> Value {
         "test_mode": seen.test_mode,
         "queue": queue(seen),
         "circuit_breaker": circuit_breaker(seen.breaker_threshold, &tenants),
-        "broker": {
-            "connected": seen.broker_up,
-            "blocked": seen.broker_blocked,
-            "suspect": seen.broker_suspect,
-            "in_flight": seen.publishing,
-        },
+        "broker": broker(seen.routes),
         "spool": {
             "records": seen.spool.records,
             "bytes": seen.spool.bytes,
@@ -87,6 +76,16 @@ pub fn report(seen: &Seen<'_>) -> Value {
         "endpoints": ENDPOINTS,
         "mongodb": tenants.iter().map(|(tenant, status)| ((*tenant).clone(), mongodb(status.as_ref())))
             .collect::<Map<_, _>>(),
+    })
+}
+
+fn broker(routes: &BTreeMap<String, RouteState>) -> Value {
+    json!({
+        "connected": routes.values().all(|route| route.connected),
+        "blocked": routes.values().any(|route| route.blocked),
+        "suspect": routes.values().any(|route| route.suspect),
+        "in_flight": routes.values().map(|route| route.in_flight).sum::<usize>(),
+        "tenants": routes,
     })
 }
 
@@ -161,7 +160,7 @@ fn status(seen: &Seen<'_>, tenants: &[(&String, Option<TenantStatus>)]) -> &'sta
     let well = |status: &Option<TenantStatus>| {
         status.as_ref().is_some_and(|s| s.mongodb_connected && s.breaker == BreakerState::Closed)
     };
-    let broker_takes = seen.broker_up && !seen.broker_blocked && !seen.broker_suspect;
+    let broker_takes = seen.routes.values().all(|route| route.is_open());
     if !broker_takes && !seen.spool_writable {
         // Webhooks are refused, or lost.
         "unhealthy"
@@ -243,8 +242,16 @@ mod tests {
         Announcement { name: "ingest".into(), partitions: 4, leaving: false, role }
     }
 
+    /// The way of `vip` is as well as this.
+    fn routes(vip: bool) -> BTreeMap<String, RouteState> {
+        let route =
+            |connected| RouteState { connected, blocked: false, suspect: !connected, in_flight: 1 };
+        [("faster".to_owned(), route(true)), ("vip".to_owned(), route(vip))].into()
+    }
+
     fn seen<'a>(tenants: &'a [String], peers: &'a [Announcement]) -> Seen<'a> {
         static WAITING: LazyLock<BTreeMap<String, u64>> = LazyLock::new(|| [("faster".to_owned(), 5)].into());
+        static ROUTES: LazyLock<BTreeMap<String, RouteState>> = LazyLock::new(|| routes(true));
         Seen {
             tenants,
             test_mode: false,
@@ -252,10 +259,7 @@ mod tests {
             peers,
             partitions: 4,
             breaker_threshold: 7,
-            broker_up: true,
-            broker_blocked: false,
-            publishing: 1,
-            broker_suspect: false,
+            routes: &ROUTES,
             spool: Size { records: 3, bytes: 400 },
             spool_room: 1 << 30,
             spool_oldest_age: Duration::from_millis(2500),
@@ -337,9 +341,19 @@ mod tests {
         assert_eq!((&alone["queue"]["workers"], &alone["queue"]["size"]), (&json!(0), &json!(5)));
         assert_eq!((&alone["status"], &alone["mongodb"]["faster"]), (&json!("degraded"), &json!("unknown")));
         assert_eq!(alone["circuit_breaker"]["threshold"], 7);
-        let cut_off = report(&Seen { broker_up: false, ..seen(&names, &[]) });
+        let vip_is_cut_off = routes(false);
+        let cut_off = report(&Seen { routes: &vip_is_cut_off, ..seen(&names, &[]) });
         assert_eq!(cut_off["status"], "degraded");
-        let nowhere = report(&Seen { broker_up: false, spool_writable: false, ..seen(&names, &[]) });
+        let broker = &cut_off["broker"];
+        assert_eq!(
+            (&broker["connected"], &broker["suspect"], &broker["in_flight"]),
+            (&json!(false), &json!(true), &json!(2))
+        );
+        assert_eq!(
+            (&broker["tenants"]["faster"]["suspect"], &broker["tenants"]["vip"]["suspect"]),
+            (&json!(false), &json!(true))
+        );
+        let nowhere = report(&Seen { routes: &vip_is_cut_off, spool_writable: false, ..seen(&names, &[]) });
         assert_eq!(nowhere["status"], "unhealthy");
         let spool = json!({"records": 3, "bytes": 400, "oldest_age_seconds": 2, "writable": true});
         assert_eq!(alone["spool"], spool);

@@ -1,7 +1,8 @@
 //! ingest: takes webhooks in and answers 200 once they are durable.
 //!
 //! The way of a webhook: [`connections`] → [`routes`] → [`receive`] → [`body`] → [`mod@judge`] (with [`shared::json::Scan`] and
-//! [`shared::verify`]) → [`webhook`] → [`mod@durable`] (RabbitMQ, else [`spool`]) → [`reply`].
+//! [`shared::verify`]) → [`webhook`] → [`mod@durable`] (RabbitMQ by
+//! [`route`], else [`spool`]) → [`reply`].
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -33,6 +34,7 @@ pub mod pipeline;
 pub mod receive;
 pub mod refusals;
 pub mod reply;
+pub mod route;
 pub mod routes;
 pub mod settings;
 pub mod spool;
@@ -48,10 +50,6 @@ use refusals::Refusals;
 use settings::Settings;
 use spool::{OpenError, Spool, drain};
 
-/// Messages published and not confirmed yet. RabbitMQ's rate hardly rises beyond, its latency does.
-const MAX_IN_FLIGHT: u32 = 512;
-/// Channels for publishing: RabbitMQ has a process for each.
-const PUBLISH_CHANNELS: usize = 2;
 /// Requests under way get this long when stopping: body and publish have shorter deadlines.
 const FINISHING: Duration = Duration::from_secs(10);
 /// Connections of the public port at the same time, if as many files may be open. Each can hold a small body.
@@ -114,9 +112,7 @@ pub struct Ingest {
 pub fn durable(settings: &Settings, metrics: &Arc<Metrics>) -> Result<Durable, OpenError> {
     let spool =
         Spool::open(&settings.spool_dir, settings.spool_max_bytes, metrics.spool_commit_duration.clone())?;
-    let purpose = Purpose::Publish { channels: PUBLISH_CHANNELS };
-    let publisher = Publisher::new(link(settings, "ingest publish", purpose), MAX_IN_FLIGHT);
-    Ok(Durable::new(publisher, spool, settings.publish_timeout, metrics.clone()))
+    Ok(Durable::new(settings, spool, metrics.clone()))
 }
 
 fn link(settings: &Settings, name: &str, purpose: Purpose) -> Link {
@@ -235,7 +231,7 @@ impl Ingest {
         }
         gone.cancel();
         let last_word = tokio::time::timeout(2 * CONFIRM_PATIENCE, announcing);
-        let _ = tokio::join!(durable.publisher().close(CONFIRM_PATIENCE), last_word);
+        let _ = tokio::join!(durable.close(CONFIRM_PATIENCE), last_word);
         gateway.status_link.close().await;
         admin_handle.stop(true).await;
         let _ = admin.await;

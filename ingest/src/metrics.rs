@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use prometheus::process_collector::ProcessCollector;
 use prometheus::{
-    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
 use shared::publisher::PublishError;
 use shared::verify::Form;
@@ -40,6 +40,7 @@ pub struct Metrics {
     signatures: IntCounterVec,
     publishes: IntCounterVec,
     publish_duration: Histogram,
+    suspects: IntGaugeVec,
     /// Time for a group of webhooks to be written and fsynced.
     pub spool_commit_duration: Histogram,
     /// Webhooks in the spool.
@@ -102,6 +103,13 @@ impl Metrics {
                 "ingest_publish_duration_seconds",
                 "Time from publish to confirm, or to giving up",
             ))?,
+            suspects: IntGaugeVec::new(
+                Opts::new(
+                    "ingest_publish_suspect",
+                    "1 while a tenant's webhooks are spooled since RabbitMQ didn't confirm in time",
+                ),
+                &["tenant"],
+            )?,
             spool_commit_duration: Histogram::with_opts(histogram(
                 "ingest_spool_commit_duration_seconds",
                 "Time to write and fsync a group of webhooks",
@@ -160,6 +168,7 @@ impl Metrics {
         register(Box::new(self.signatures.clone()))?;
         register(Box::new(self.publishes.clone()))?;
         register(Box::new(self.publish_duration.clone()))?;
+        register(Box::new(self.suspects.clone()))?;
         register(Box::new(self.spool_commit_duration.clone()))?;
         register(Box::new(self.spool_records.clone()))?;
         register(Box::new(self.spool_bytes.clone()))?;
@@ -187,6 +196,7 @@ impl Metrics {
             }
         }
         for tenant in tenants {
+            self.suspect(tenant, false);
             for via in Via::ALL {
                 self.accepted.with_label_values(&[tenant, via.name()]);
             }
@@ -231,6 +241,11 @@ impl Metrics {
     /// The evidence of a request was not kept.
     pub fn evidence_dropped(&self, tenant: &str, reason: Reason) {
         self.evidence_dropped.with_label_values(&[tenant, reason.name()]).inc();
+    }
+
+    /// Whether a tenant's webhooks are spooled under suspicion.
+    pub fn suspect(&self, tenant: &str, is_suspect: bool) {
+        self.suspects.with_label_values(&[tenant]).set(i64::from(is_suspect));
     }
 
     /// A publish ended.

@@ -19,6 +19,9 @@ use crate::settings::Settings;
 /// A drain that gets nothing through for so long gives up.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// What is in flight then gets this long to be confirmed.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
+
 /// What can be done with a spool.
 #[derive(Clone, Copy, Debug, Subcommand)]
 pub enum SpoolCommand {
@@ -87,7 +90,7 @@ async fn drain(settings: &Settings) -> Result<(), CommandError> {
     let durable = crate::durable(settings, &metrics)?;
     let before = durable.spool().size().records;
     let is_empty = drain::to_the_end(&durable, settings.partitions, PATIENCE).await;
-    durable.publisher().link().close().await;
+    durable.close(CLOSE_PATIENCE).await;
     let left = durable.spool().size().records;
     println!("published {} webhooks, {left} left", before.saturating_sub(left));
     if is_empty { Ok(()) } else { Err(CommandError::Left(left)) }

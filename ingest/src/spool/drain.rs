@@ -1,32 +1,42 @@
-//! Gives spooled webhooks to RabbitMQ, the oldest first, whenever it takes them.
+//! Gives spooled webhooks to RabbitMQ, the oldest of each tenant first, whenever it takes them.
+//!
+//! Each tenant that has something in the spool is drained by itself: a queue that is silent or full delays nobody else.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use shared::partition;
 use shared::publisher::PublishError;
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use tracing::info;
 
 use super::Record;
 use crate::durable::Durable;
 use crate::webhook::Webhook;
 
-/// Records published at the same time: a share of what may be in flight, so that live traffic keeps its latency.
-const CONCURRENCY: usize = 64;
+/// Records of a tenant published at the same time: a share of what may be in flight, so that live traffic keeps its
+/// latency.
+const PAGE: usize = 64;
+/// Tenants that have a page in memory at the same time, not counting those under suspicion: these have one record.
+const MAX_PAGES: usize = 4;
 /// Longest wait for a confirm. Longer than any caller would wait, since here nobody does.
 pub const PATIENCE: Duration = Duration::from_secs(5);
 /// First and longest pause after RabbitMQ has taken nothing.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+/// While the spool is being drained, tenants that aren't are looked for this often.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
-/// What became of an attempt to empty the spool.
+/// What became of an attempt to publish everything of a tenant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Drained {
-    /// It is empty.
-    Empty,
-    /// RabbitMQ has taken some and refused others, for instance because a tenant's queue is full.
+enum Drained {
+    /// Nothing is left.
+    All,
+    /// RabbitMQ has taken some and refused others, for instance because a queue is full.
     Some,
     /// RabbitMQ takes nothing.
     Nothing,
@@ -34,45 +44,92 @@ pub enum Drained {
 
 /// Drains the spool whenever there is something in it, until `stop`.
 pub async fn run(durable: Arc<Durable>, partitions: u16, stop: CancellationToken) {
-    let mut pause = PAUSE.0;
+    let pages = Arc::new(Semaphore::new(MAX_PAGES));
+    let mut draining: BTreeMap<String, AbortOnDropHandle<()>> = BTreeMap::new();
     loop {
-        let drained = tokio::select! {
-            drained = once(&durable, partitions) => drained,
-            () = stop.cancelled() => return,
-        };
-        pause = if drained == Drained::Nothing { (pause * 2).min(PAUSE.1) } else { PAUSE.0 };
+        draining.retain(|_, task| !task.is_finished());
+        for tenant in durable.spool().tenants().await {
+            draining.entry(tenant).or_insert_with_key(|tenant| {
+                let (durable, tenant, pages) = (durable.clone(), tenant.clone(), pages.clone());
+                let draining = async move { drain(&durable, &tenant, partitions, &pages).await };
+                AbortOnDropHandle::new(tokio::spawn(draining))
+            });
+        }
         tokio::select! {
-            () = durable.spool().appended(), if drained == Drained::Empty => {}
-            () = sleep(pause), if drained != Drained::Empty => {}
+            () = durable.spool().appended(), if draining.is_empty() => {}
+            () = sleep(LOOK_INTERVAL), if !draining.is_empty() => {}
             () = stop.cancelled() => return,
         }
     }
 }
 
-/// Goes through the spool once.
-pub async fn once(durable: &Durable, partitions: u16) -> Drained {
-    let (mut at, mut published) = (i64::MIN, 0);
+/// Publishes everything of a tenant, however long it takes.
+async fn drain(durable: &Durable, tenant: &str, partitions: u16, pages: &Semaphore) {
+    let mut pause = PAUSE.0;
     loop {
-        // A broker under suspicion is asked with a single record, which shows whether it confirms in time.
-        let limit = if durable.is_suspect() && published == 0 { 1 } else { CONCURRENCY };
-        let records = durable.spool().after(at, limit).await;
+        match once(durable, tenant, partitions, pages).await {
+            Drained::All => return,
+            Drained::Some => pause = PAUSE.0,
+            Drained::Nothing => pause = (pause * 2).min(PAUSE.1),
+        }
+        sleep(pause).await;
+    }
+}
+
+/// Drains until the spool is empty; false if of some tenant nothing went out for `patience`.
+pub async fn to_the_end(durable: &Durable, partitions: u16, patience: Duration) -> bool {
+    let pages = Semaphore::new(MAX_PAGES);
+    let drain = async |tenant: String| {
+        let mut progress = Instant::now();
+        while progress.elapsed() < patience {
+            match once(durable, &tenant, partitions, &pages).await {
+                Drained::All => return true,
+                Drained::Some => progress = Instant::now(),
+                Drained::Nothing => sleep(PAUSE.0).await,
+            }
+        }
+        false
+    };
+    loop {
+        let tenants = durable.spool().tenants().await;
+        if tenants.is_empty() {
+            return true;
+        }
+        if join_all(tenants.into_iter().map(&drain)).await.contains(&false) {
+            return false;
+        }
+    }
+}
+
+/// Goes once through what the spool has of a tenant.
+async fn once(durable: &Durable, tenant: &str, partitions: u16, pages: &Semaphore) -> Drained {
+    let (mut at, mut published, mut is_all) = (i64::MIN, 0, true);
+    loop {
+        // A queue under suspicion is asked with a single record, which shows whether it confirms in time.
+        let is_probe = durable.is_suspect(tenant) && published == 0;
+        let _page = if is_probe { None } else { pages.acquire().await.ok() };
+        let records = durable.spool().after(tenant, at, if is_probe { 1 } else { PAGE }).await;
         let Some(last) = records.last() else { break };
         at = last.id;
         let outcomes =
             join_all(records.iter().map(|record| publish(durable, &record.webhook, partitions))).await;
         let taken = ids(&records, &outcomes);
+        is_all &= taken.len() == records.len();
         published += taken.len();
-        durable.spool().delete(taken).await;
+        if !durable.spool().delete(taken).await {
+            // It would be published again at once.
+            return Drained::Nothing;
+        }
         // One that is refused stays, and lets the others pass; when there is no answer at all, nothing passes.
         if outcomes.iter().any(|outcome| !matches!(outcome, Ok(()) | Err(PublishError::Nacked))) {
             break;
         }
     }
     if published > 0 {
-        info!(published, left = durable.spool().size().records, "published from the spool");
+        info!(tenant, published, left = durable.spool().size().records, "published from the spool");
     }
-    match (durable.spool().size().records, published) {
-        (0, _) => Drained::Empty,
+    match (is_all, published) {
+        (true, _) => Drained::All,
         (_, 0) => Drained::Nothing,
         _ => Drained::Some,
     }
@@ -81,23 +138,10 @@ pub async fn once(durable: &Durable, partitions: u16) -> Drained {
 /// The queue is found now, not when the webhook was stored: the number of partitions may have changed meanwhile.
 async fn publish(durable: &Durable, webhook: &Webhook, partitions: u16) -> Result<(), PublishError> {
     let queue = partition::queue_of_body(&webhook.metadata.key, &webhook.body, partitions);
-    durable.publish(webhook, queue, PATIENCE).await
+    durable.route(&webhook.metadata.tenant).publish_patiently(webhook, queue, PATIENCE).await
 }
 
 fn ids(records: &[Record], outcomes: &[Result<(), PublishError>]) -> Vec<i64> {
     let taken = records.iter().zip(outcomes).filter(|(_, outcome)| outcome.is_ok());
     taken.map(|(record, _)| record.id).collect()
-}
-
-/// Drains until the spool is empty; false if nothing went out for `patience`.
-pub async fn to_the_end(durable: &Durable, partitions: u16, patience: Duration) -> bool {
-    let mut progress = Instant::now();
-    while progress.elapsed() < patience {
-        match once(durable, partitions).await {
-            Drained::Empty => return true,
-            Drained::Some => progress = Instant::now(),
-            Drained::Nothing => sleep(PAUSE.0).await,
-        }
-    }
-    false
 }

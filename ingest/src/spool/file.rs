@@ -145,9 +145,17 @@ impl File {
         Ok(())
     }
 
-    /// The oldest records behind the one called `id`. What can't be read is set aside.
-    pub fn after(&mut self, id: i64, limit: usize) -> Vec<Record> {
-        match format::read(&self.connection, "id > ?1 ORDER BY id LIMIT ?2", id, limit) {
+    /// The tenants of which there are records.
+    pub fn tenants(&mut self) -> Vec<String> {
+        format::tenants(&self.connection).unwrap_or_else(|error| {
+            let _ = self.failed(&error);
+            Vec::new()
+        })
+    }
+
+    /// The oldest records of a tenant behind the one called `id`. What can't be read is set aside.
+    pub fn after(&mut self, tenant: &str, id: i64, limit: usize) -> Vec<Record> {
+        match format::read_of(&self.connection, tenant, id, limit) {
             Ok(rows) => {
                 let (good, bad): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| row.1.is_some());
                 let bad: Vec<i64> = bad.into_iter().map(|row| row.0).collect();

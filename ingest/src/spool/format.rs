@@ -6,6 +6,8 @@ use bytes::Bytes;
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, ErrorCode, params};
 use sha2::{Digest, Sha256};
+use shared::telemetry::chain;
+use tracing::warn;
 
 use crate::webhook::{Metadata, Webhook};
 
@@ -13,6 +15,9 @@ use crate::webhook::{Metadata, Webhook};
 pub const FILE: &str = "spool.db";
 /// What a record takes besides body and metadata, roughly, in bytes.
 const RECORD_OVERHEAD: u64 = 64;
+
+/// What is read at a time holds bodies of this size, at most one more. In bytes.
+const PAGE_BYTES: usize = 4 << 20;
 
 /// A webhook in the spool.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +38,7 @@ pub fn connect(folder: &Path) -> rusqlite::Result<Connection> {
          PRAGMA cache_size = -4096;
          CREATE TABLE IF NOT EXISTS records (
              id INTEGER PRIMARY KEY AUTOINCREMENT,
+             tenant TEXT NOT NULL DEFAULT '',
              received_at_ms INTEGER NOT NULL,
              facts TEXT NOT NULL,
              body BLOB NOT NULL,
@@ -47,7 +53,28 @@ pub fn connect(folder: &Path) -> rusqlite::Result<Connection> {
          END;"
     ))?;
     let verdict: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
-    if verdict == "ok" { Ok(connection) } else { Err(damaged(verdict)) }
+    if verdict != "ok" {
+        return Err(damaged(verdict));
+    }
+    index_tenants(&connection)?;
+    Ok(connection)
+}
+
+/// A file of an earlier version has no column for the tenant yet.
+fn index_tenants(connection: &Connection) -> rusqlite::Result<()> {
+    if !connection.column_exists(None, "records", "tenant")? {
+        connection.execute_batch("ALTER TABLE records ADD COLUMN tenant TEXT NOT NULL DEFAULT ''")?;
+    }
+    let indexed =
+        connection.execute_batch("CREATE INDEX IF NOT EXISTS records_of_tenant ON records (tenant, id)");
+    match indexed {
+        // Without the index the file can be drained all the same, which makes room.
+        Err(error) if error.sqlite_error_code() == Some(ErrorCode::DiskFull) => {
+            warn!(error = chain(&error), "the disk has no room for an index of the spool");
+            Ok(())
+        }
+        indexed => indexed,
+    }
 }
 
 fn damaged(verdict: String) -> rusqlite::Error {
@@ -63,6 +90,8 @@ pub fn is_corrupt(error: &rusqlite::Error) -> bool {
 
 /// A record as it is in the table.
 pub struct Row {
+    /// The tenant it is for.
+    pub tenant: String,
     /// When it was received first, in milliseconds since 1970.
     pub received_at_ms: i64,
     /// What is known of the webhook, as JSON.
@@ -76,6 +105,7 @@ impl Row {
     #[must_use]
     pub fn of(webhook: &Webhook) -> Self {
         Self {
+            tenant: webhook.metadata.tenant.clone(),
             received_at_ms: webhook.metadata.received_at_ms,
             // A struct of texts and numbers can always be written as JSON.
             facts: serde_json::to_string(&webhook.metadata).unwrap_or_default(),
@@ -97,8 +127,10 @@ impl Row {
 
     /// Writes it, and counts it.
     pub fn insert(&self, connection: &Connection) -> rusqlite::Result<()> {
-        let insert = "INSERT INTO records (received_at_ms, facts, body, checksum) VALUES (?1, ?2, ?3, ?4)";
+        let insert = "INSERT INTO records (tenant, received_at_ms, facts, body, checksum) \
+                      VALUES (?1, ?2, ?3, ?4, ?5)";
         connection.prepare_cached(insert)?.execute(params![
+            self.tenant,
             self.received_at_ms,
             self.facts,
             &self.body[..],
@@ -121,17 +153,60 @@ fn checksum(facts: &str, body: &[u8]) -> Vec<u8> {
 /// The id of a record, and what it holds.
 pub type Read = (i64, Option<Webhook>);
 
-/// Reads records; none stands for one whose checksum is wrong.
-pub fn read(connection: &Connection, which: &str, id: i64, limit: usize) -> rusqlite::Result<Vec<Read>> {
-    let query = format!("SELECT id, facts, body, checksum FROM records WHERE {which}");
-    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-    let mut query = connection.prepare_cached(&query)?;
-    let rows = query.query_map(params![id, limit], |row| {
+/// The tenants of which there are records. Jumps from one to the next in the index, however many records there are.
+pub fn tenants(connection: &Connection) -> rusqlite::Result<Vec<String>> {
+    let query = "WITH RECURSIVE found (tenant) AS (
+                     SELECT min(tenant) FROM records
+                     UNION ALL
+                     SELECT (SELECT min(tenant) FROM records WHERE tenant > found.tenant)
+                     FROM found WHERE found.tenant IS NOT NULL)
+                 SELECT tenant FROM found WHERE tenant IS NOT NULL";
+    connection.prepare_cached(query)?.query_map([], |row| row.get(0))?.collect()
+}
+
+/// Reads the records behind the one called `id`; none stands for one whose checksum is wrong.
+pub fn read(connection: &Connection, id: i64, limit: usize) -> rusqlite::Result<Vec<Read>> {
+    let query = "SELECT id, facts, body, checksum FROM records WHERE id > ?1 ORDER BY id LIMIT ?2";
+    let mut query = connection.prepare_cached(query)?;
+    page(query.query(params![id, limit_of(limit)])?)
+}
+
+/// Reads the records before the one called `id`, the last first.
+pub fn read_back(connection: &Connection, id: i64, limit: usize) -> rusqlite::Result<Vec<Read>> {
+    let query = "SELECT id, facts, body, checksum FROM records WHERE id < ?1 ORDER BY id DESC LIMIT ?2";
+    let mut query = connection.prepare_cached(query)?;
+    page(query.query(params![id, limit_of(limit)])?)
+}
+
+/// Reads the records of a tenant behind the one called `id`.
+pub fn read_of(
+    connection: &Connection,
+    tenant: &str,
+    id: i64,
+    limit: usize,
+) -> rusqlite::Result<Vec<Read>> {
+    let query = "SELECT id, facts, body, checksum FROM records \
+                 WHERE tenant = ?1 AND id > ?2 ORDER BY id LIMIT ?3";
+    let mut query = connection.prepare_cached(query)?;
+    page(query.query(params![tenant, id, limit_of(limit)])?)
+}
+
+fn limit_of(limit: usize) -> i64 {
+    i64::try_from(limit).unwrap_or(i64::MAX)
+}
+
+/// As many rows as fit into memory together, and at least one.
+fn page(mut rows: rusqlite::Rows<'_>) -> rusqlite::Result<Vec<Read>> {
+    let (mut page, mut bytes) = (Vec::new(), 0);
+    while bytes < PAGE_BYTES
+        && let Some(row) = rows.next()?
+    {
         let (facts, body): (Vec<u8>, Vec<u8>) = (bytes_of(row, 1)?, bytes_of(row, 2)?);
         let stored: Vec<u8> = bytes_of(row, 3)?;
-        Ok((row.get(0)?, webhook(&facts, body, &stored)))
-    })?;
-    rows.collect()
+        bytes += body.len();
+        page.push((row.get(0)?, webhook(&facts, body, &stored)));
+    }
+    Ok(page)
 }
 
 /// The bytes of a column, whatever type damage has given it.

@@ -11,8 +11,8 @@
 //! - Another 4 MiB are held by the file `reserve`, and given up when a delete finds the disk full: so a full disk can be
 //!   drained.
 //! - One process has the folder, by a lock on the file `lock`. One thread of it has the file.
-//! - Records are read in the order in which they were appended, and deleted after RabbitMQ has confirmed them. What was
-//!   confirmed and not yet deleted when the process ended is published again; the event key makes that harmless.
+//! - A tenant's records are read in the order in which they were appended, and deleted after RabbitMQ has confirmed them.
+//!   What was confirmed and not yet deleted when the process ended is published again; the event key makes that harmless.
 //! - A record whose checksum is wrong is never published. It is copied to a file of its own before it is deleted.
 //! - A file that SQLite finds damaged is kept under another name. It is read from both ends as far as possible; records
 //!   with the right checksum are copied into a new one, in order.
@@ -22,9 +22,10 @@
 //! - `lock`: empty.
 //! - `reserve`: 4 MiB of zeros.
 //! - `spool.db`, `spool.db-wal`, `spool.db-shm`: an SQLite database with `auto_vacuum = INCREMENTAL`, see [`mod@format`].
-//!   - `records`, a row for each webhook: `id` (ascending, never used twice), `received_at_ms` (since 1970), `facts`
-//!     ([`crate::webhook::Metadata`] as JSON), `body` (the sender's bytes), and `checksum`: the first 8 bytes of the SHA-256
-//!     over the length of `facts` as 8 bytes, big-endian, `facts`, and `body`.
+//!   - `records`, a row for each webhook: `id` (ascending, never used twice), `tenant` (empty if an earlier version has
+//!     written the row), `received_at_ms` (since 1970), `facts` ([`crate::webhook::Metadata`] as JSON), `body` (the
+//!     sender's bytes), and `checksum`: the first 8 bytes of the SHA-256 over the length of `facts` as 8 bytes,
+//!     big-endian, `facts`, and `body`. An index leads from a tenant to its records.
 //!   - `totals`, one row: number of records, and the bytes that they count for.
 //!   - `writable`, one row: a number that is raised every 2 s, to see whether the file can be written.
 //! - `corrupt-spool-{time}Z-{random}`, each with its `-wal` and `-shm`: damaged files.
@@ -138,18 +139,25 @@ impl Spool {
         timeout(APPEND_TIMEOUT, append).await.unwrap_or(Err(SpoolError::TimedOut))
     }
 
-    /// The oldest records behind the one called `id`.
-    pub async fn after(&self, id: i64, limit: usize) -> Vec<Record> {
+    /// The tenants of which there are records.
+    pub async fn tenants(&self) -> Vec<String> {
         let (done, answer) = oneshot::channel();
-        let _ = self.jobs.send(Job::After { id, limit, done });
+        let _ = self.jobs.send(Job::Tenants { done });
         answer.await.unwrap_or_default()
     }
 
-    /// Deletes records.
-    pub async fn delete(&self, ids: Vec<i64>) {
+    /// The oldest records of a tenant behind the one called `id`: at most so many, and fewer if they are large.
+    pub async fn after(&self, tenant: &str, id: i64, limit: usize) -> Vec<Record> {
+        let (done, answer) = oneshot::channel();
+        let _ = self.jobs.send(Job::After { tenant: tenant.to_owned(), id, limit, done });
+        answer.await.unwrap_or_default()
+    }
+
+    /// Deletes records; false if they are still there.
+    pub async fn delete(&self, ids: Vec<i64>) -> bool {
         let (done, answer) = oneshot::channel();
         let _ = self.jobs.send(Job::Delete { ids, done });
-        let _ = answer.await;
+        answer.await.unwrap_or(false)
     }
 
     /// Waits until something was appended since this was asked the last time.

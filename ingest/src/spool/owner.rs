@@ -24,8 +24,9 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 /// What the owner is asked to do.
 pub enum Job {
     Append(Box<Append>),
-    After { id: i64, limit: usize, done: oneshot::Sender<Vec<Record>> },
-    Delete { ids: Vec<i64>, done: oneshot::Sender<()> },
+    Tenants { done: oneshot::Sender<Vec<String>> },
+    After { tenant: String, id: i64, limit: usize, done: oneshot::Sender<Vec<Record>> },
+    Delete { ids: Vec<i64>, done: oneshot::Sender<bool> },
 }
 
 /// A webhook that waits to be written.
@@ -146,19 +147,24 @@ impl Owner {
 
     fn read_or_delete(&mut self, job: Job) {
         match job {
-            Job::After { id, limit, done } => {
-                let records = self.file.as_mut().map(|file| file.after(id, limit));
+            Job::Tenants { done } => {
+                let tenants = self.file.as_mut().map(File::tenants);
+                let _ = done.send(tenants.unwrap_or_default());
+            }
+            Job::After { tenant, id, limit, done } => {
+                let records = self.file.as_mut().map(|file| file.after(&tenant, id, limit));
                 let _ = done.send(records.unwrap_or_default());
             }
             Job::Delete { ids, done } => {
-                if let Some(Err(error)) = self.file.as_mut().map(|file| file.delete(&ids)) {
+                let deleted = self.file.as_mut().map_or(Ok(()), |file| file.delete(&ids));
+                if let Err(error) = &deleted {
                     warn!(
-                        error = chain(&error),
+                        error = chain(error),
                         "published records stay in the spool and will be published again"
                     );
                 }
                 self.update_stats();
-                let _ = done.send(());
+                let _ = done.send(deleted.is_ok());
             }
             Job::Append(_) => {}
         }

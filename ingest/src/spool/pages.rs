@@ -31,7 +31,7 @@ impl Pages {
 
     /// The next records; none if that was all. Leaves out those whose checksum is wrong.
     pub fn next(&mut self) -> Result<Option<Vec<Record>>, OpenError> {
-        let rows = format::read(&self.connection, "id > ?1 ORDER BY id LIMIT ?2", self.after, PAGE)
+        let rows = format::read(&self.connection, self.after, PAGE)
             .map_err(|source| OpenError::Sqlite { path: self.path.clone(), source })?;
         let Some((last, _)) = rows.last() else { return Ok(None) };
         self.after = *last;

@@ -13,7 +13,7 @@ use time::format_description::well_known::Iso8601;
 use tracing::error;
 
 use super::file::OpenError;
-use super::format::{FILE, Row, bytes_of, connect, read};
+use super::format::{FILE, Row, bytes_of, connect, read, read_back};
 
 /// Moves a damaged file away, under a name with the date, and starts a new one with what can be read of it.
 pub fn set_aside(folder: &Path, error: &rusqlite::Error) -> Result<Connection, OpenError> {
@@ -41,11 +41,9 @@ fn salvage(aside: &Path, into: &mut Connection) -> rusqlite::Result<usize> {
     let Ok(damaged) = Connection::open_with_flags(aside, flags) else { return Ok(0) };
     let mut saved = BTreeMap::new();
     // From both ends, as far as the damage in between.
-    for (order, start) in
-        [("id > ?1 ORDER BY id LIMIT ?2", i64::MIN), ("id < ?1 ORDER BY id DESC LIMIT ?2", i64::MAX)]
-    {
+    for (read, start) in [(read as fn(_, _, _) -> _, i64::MIN), (read_back, i64::MAX)] {
         let mut at = start;
-        while let Ok(rows) = read(&damaged, order, at, 1) {
+        while let Ok(rows) = read(&damaged, at, 1) {
             let Some((id, webhook)) = rows.into_iter().next() else { break };
             at = id;
             if let Some(webhook) = webhook {

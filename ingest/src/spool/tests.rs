@@ -74,14 +74,14 @@ fn records_keep_everything_and_their_order_across_restarts() {
     let folder = Folder::new();
     append(&mut folder.open(PLENTY), 0..5).unwrap();
     let mut file = folder.open(PLENTY);
-    let records = file.after(i64::MIN, 3);
+    let records = file.after("faster", i64::MIN, 3);
     assert_eq!(records[1].webhook, webhook(1));
     assert_eq!(numbers(&records), [0, 1, 2]);
-    assert_eq!(numbers(&file.after(records[2].id, 9)), [3, 4]);
+    assert_eq!(numbers(&file.after("faster", records[2].id, 9)), [3, 4]);
     assert_eq!((file.size().records, file.oldest_ms()), (5, 1000));
     file.delete(&[records[0].id, records[1].id]).unwrap();
     assert_eq!((file.size().records, file.oldest_ms()), (3, 1002));
-    let rest: Vec<i64> = file.after(i64::MIN, 9).iter().map(|record| record.id).collect();
+    let rest: Vec<i64> = file.after("faster", i64::MIN, 9).iter().map(|record| record.id).collect();
     file.delete(&rest).unwrap();
     assert_eq!((file.size(), file.oldest_ms()), (file::Size::default(), 0));
 }
@@ -92,7 +92,7 @@ fn of_a_group_for_which_there_is_not_enough_room_those_are_stored_that_fit() {
     let mut file = folder.open(10_000);
     append(&mut file, 0..2).unwrap();
     assert_eq!(outcomes(&mut file, 2..4), [Ok(()), Err(SpoolError::Full)]);
-    let records = file.after(i64::MIN, 9);
+    let records = file.after("faster", i64::MIN, 9);
     assert_eq!((numbers(&records), file.size().records), (vec![0, 1, 2], 3));
     file.delete(&[records[0].id]).unwrap();
     append(&mut file, 4..5).unwrap();
@@ -130,7 +130,7 @@ fn what_a_damaged_file_still_holds_is_saved() {
     let path = folder.0.join("spool.db");
     damage(&path, fs::metadata(&path).unwrap().len() / 2, 40_000);
     let mut file = folder.open(PLENTY);
-    let saved = numbers(&file.after(i64::MIN, 1000));
+    let saved = numbers(&file.after("faster", i64::MIN, 1000));
     assert!(file.corruptions() > 0);
     assert!(saved.len() > 50 && saved.len() < 200, "{} saved", saved.len());
     assert!(saved.is_sorted());
@@ -147,7 +147,7 @@ fn a_body_that_changed_on_disk_is_not_published() {
     let body_of_1 = content.windows(100).position(|part| part == [1; 100]).unwrap();
     damage(&path, body_of_1 as u64, 10);
     let mut file = folder.open(PLENTY);
-    assert_eq!(numbers(&file.after(i64::MIN, 10)), [0, 2]);
+    assert_eq!(numbers(&file.after("faster", i64::MIN, 10)), [0, 2]);
     assert_eq!((file.size().records, file.corruptions()), (2, 1));
     assert!(folder.names().iter().any(|name| name.starts_with("damaged-records-2")));
 }
@@ -160,7 +160,7 @@ fn a_record_that_was_not_committed_is_not_there() {
     let mut log =
         fs::OpenOptions::new().create(true).append(true).open(folder.0.join("spool.db-wal")).unwrap();
     log.write_all(&[7; 5000]).unwrap();
-    assert_eq!(numbers(&folder.open(PLENTY).after(i64::MIN, 10)), [0, 1, 2]);
+    assert_eq!(numbers(&folder.open(PLENTY).after("faster", i64::MIN, 10)), [0, 1, 2]);
 }
 
 #[test]
@@ -174,4 +174,54 @@ fn a_spool_can_be_read_page_by_page_while_it_is_in_use() {
         number += 1;
     }
     assert_eq!((seen, number), ((0..150).collect(), 3));
+}
+
+fn of_tenant(tenant: &str, n: i64) -> Webhook {
+    let mut webhook = webhook(n);
+    webhook.metadata.tenant = tenant.into();
+    webhook
+}
+
+#[test]
+fn each_tenant_has_its_records_in_their_order() {
+    let folder = Folder::new();
+    let mut file = folder.open(PLENTY);
+    assert!(file.tenants().is_empty());
+    let webhooks = ["b", "a", "b", "c", "a"].into_iter().zip(0..).map(|(tenant, n)| of_tenant(tenant, n));
+    let webhooks: Vec<Webhook> = webhooks.collect();
+    file.append(webhooks.iter());
+    assert_eq!(file.tenants(), ["a", "b", "c"]);
+    assert_eq!(numbers(&file.after("b", i64::MIN, 9)), [0, 2]);
+    let first_of_a = file.after("a", i64::MIN, 1)[0].id;
+    assert_eq!(numbers(&file.after("a", first_of_a, 9)), [4]);
+    let c = file.after("c", i64::MIN, 9)[0].id;
+    file.delete(&[c]).unwrap();
+    assert_eq!(file.tenants(), ["a", "b"]);
+}
+
+#[test]
+fn large_records_are_read_some_at_a_time() {
+    let folder = Folder::new();
+    let mut file = folder.open(PLENTY);
+    let large: Vec<Webhook> =
+        (0..10).map(|n| Webhook { body: vec![0; 1 << 20].into(), ..webhook(n) }).collect();
+    file.append(large.iter());
+    assert_eq!(numbers(&file.after("faster", i64::MIN, 64)), [0, 1, 2, 3]);
+}
+
+#[test]
+fn a_file_of_the_version_before_is_opened_and_its_records_come_first() {
+    let folder = Folder::new();
+    append(&mut folder.open(PLENTY), 0..3).unwrap();
+    let old = rusqlite::Connection::open(folder.0.join("spool.db")).unwrap();
+    old.execute_batch("DROP INDEX records_of_tenant; ALTER TABLE records DROP COLUMN tenant").unwrap();
+    drop(old);
+    let mut file = folder.open(PLENTY);
+    append(&mut file, 3..4).unwrap();
+    assert_eq!(file.tenants(), ["", "faster"]);
+    let old = file.after("", i64::MIN, 9);
+    assert_eq!((numbers(&old), &old[0].webhook.metadata.tenant), (vec![0, 1, 2], &"faster".to_owned()));
+    assert_eq!(numbers(&file.after("faster", i64::MIN, 9)), [3]);
+    drop(file);
+    assert_eq!(folder.open(PLENTY).tenants(), ["", "faster"]);
 }
