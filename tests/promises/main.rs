@@ -29,6 +29,7 @@ mod queues;
 mod refused;
 mod settings;
 mod shutdown;
+mod silent_queues;
 mod spool;
 mod tenants;
 mod tls;

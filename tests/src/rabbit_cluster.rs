@@ -1,5 +1,7 @@
 //! A cluster of RabbitMQ for one test, to be harmed at will.
 
+use std::net::SocketAddr;
+
 use reqwest::Client;
 use serde_json::Value;
 
@@ -41,15 +43,22 @@ impl RabbitCluster {
             nodes.push(node);
         }
         let mut place = Place::on(&nodes[0].folder).await;
-        let address = |node: &OwnServer| {
-            let url = node.env("AMQP_URL");
-            let (_, rest) = url.split_once('@').expect("credentials");
-            rest.split('/').next().expect("an address").parse().expect("an address")
-        };
-        let balancer = Relay::balance(nodes.iter().map(address).collect()).await;
+        let balancer = Relay::balance(nodes.iter().map(address_of).collect()).await;
         let (_, vhost) = place.amqp_url.rsplit_once('/').expect("a virtual host");
         place.amqp_url = format!("amqp://guest:guest@{}/{vhost}", balancer.address);
         Self { nodes, place, _balancer: balancer, _epmd: epmd }
+    }
+
+    /// The URL that leads to a node past the load balancer.
+    pub fn url_of(&self, node: usize) -> String {
+        self.nodes[node].env("AMQP_URL").replace("%2f", &self.place.name)
+    }
+
+    /// A relay in front of a node, and the URL that leads through it.
+    pub async fn relay(&self, node: usize) -> (Relay, String) {
+        let relay = Relay::start(address_of(&self.nodes[node])).await;
+        let url = format!("amqp://guest:guest@{}/{}", relay.address, self.place.name);
+        (relay, url)
     }
 
     /// Waits until every queue has all its members, on every node.
@@ -73,4 +82,10 @@ impl RabbitCluster {
         let all = |queue: &&Value| queue["online"].as_array().map(Vec::len) == Some(NODES);
         !quorum.is_empty() && quorum.iter().all(all)
     }
+}
+
+fn address_of(node: &OwnServer) -> SocketAddr {
+    let url = node.env("AMQP_URL");
+    let (_, rest) = url.split_once('@').expect("credentials");
+    rest.split('/').next().expect("an address").parse().expect("an address")
 }

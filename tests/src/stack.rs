@@ -163,6 +163,12 @@ impl OwnServer {
         signal_pid(pid.trim().parse().expect("a number"), signal);
     }
 
+    /// Runs RabbitMQ's own command on it.
+    pub fn rabbitmqctl(&self, arguments: &[&str]) {
+        let folder = self.folder.to_str().expect("a name");
+        run_servers(&[&["rabbitmqctl", folder], arguments].concat());
+    }
+
     /// Stops it in order, as an operator would.
     pub fn stop(&self) {
         run_servers(&["stop", self.folder.to_str().expect("a name")]);
@@ -226,7 +232,6 @@ impl OwnRabbit {
     /// Raises or lifts the memory alarm.
     pub fn alarm(&self, raised: bool) {
         let watermark = if raised { "0.000001" } else { "0.7" };
-        let folder = self.server.folder.to_str().expect("a name");
-        run_servers(&["rabbitmqctl", folder, "set_vm_memory_high_watermark", watermark]);
+        self.server.rabbitmqctl(&["set_vm_memory_high_watermark", watermark]);
     }
 }
