@@ -122,3 +122,6 @@ impl Durable {
         join_all(routes.map(|route| route.close(patience))).await;
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -74,6 +74,7 @@ impl Gateway {
             spool_room: spool.room(),
             spool_oldest_age: spool.oldest_age(),
             spool_writable: spool.is_writable(),
+            spool_left_to_copy: spool.left_to_copy(),
             refusals: (self.settings.refusal_budget, self.refusals().left(Instant::now())),
         })
     }
@@ -121,6 +122,8 @@ impl Gateway {
         metrics.spool_waiting.set(gauge(spool.waiting()));
         metrics.spool_writable.set(i64::from(spool.is_writable()));
         metrics.spool_corruptions.set(gauge(spool.corruptions()));
+        metrics.spool_left_to_copy.set(gauge(spool.left_to_copy()));
+        metrics.spool_busy.set(gauge(spool.works_for().as_secs()));
     }
 
     fn refusals(&self) -> MutexGuard<'_, Refusals> {

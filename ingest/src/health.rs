@@ -48,6 +48,8 @@ pub struct Seen<'a> {
     pub spool_oldest_age: Duration,
     /// Whether the spool can be written.
     pub spool_writable: bool,
+    /// Records of damaged files that may still have to be copied.
+    pub spool_left_to_copy: u64,
     /// Refusals that are harmless within the window, and how many are left.
     pub refusals: (usize, usize),
     /// Tenants whose signatures nobody checks.
@@ -70,6 +72,7 @@ pub fn report(seen: &Seen<'_>) -> Value {
             "bytes": seen.spool.bytes,
             "oldest_age_seconds": seen.spool_oldest_age.as_secs(),
             "writable": seen.spool_writable,
+            "left_to_copy": seen.spool_left_to_copy,
         },
         "refusals": {"budget": seen.refusals.0, "left": seen.refusals.1},
         "signatures": seen.tenants.iter().map(|tenant| (tenant.clone(), signatures(tenant, seen))).collect::<Map<_, _>>(),
@@ -244,8 +247,7 @@ mod tests {
 
     /// The way of `vip` is as well as this.
     fn routes(vip: bool) -> BTreeMap<String, RouteState> {
-        let route =
-            |connected| RouteState { connected, blocked: false, suspect: !connected, in_flight: 1 };
+        let route = |connected| RouteState { connected, blocked: false, suspect: !connected, in_flight: 1 };
         [("faster".to_owned(), route(true)), ("vip".to_owned(), route(vip))].into()
     }
 
@@ -264,6 +266,7 @@ mod tests {
             spool_room: 1 << 30,
             spool_oldest_age: Duration::from_millis(2500),
             spool_writable: true,
+            spool_left_to_copy: 0,
             refusals: (10, 9),
             unchecked: &tenants[..1],
         }
@@ -355,7 +358,9 @@ mod tests {
         );
         let nowhere = report(&Seen { routes: &vip_is_cut_off, spool_writable: false, ..seen(&names, &[]) });
         assert_eq!(nowhere["status"], "unhealthy");
-        let spool = json!({"records": 3, "bytes": 400, "oldest_age_seconds": 2, "writable": true});
+        let spool = json!({
+            "records": 3, "bytes": 400, "oldest_age_seconds": 2, "writable": true, "left_to_copy": 0
+        });
         assert_eq!(alone["spool"], spool);
     }
 }

@@ -57,6 +57,10 @@ pub struct Metrics {
     pub spool_writable: IntGauge,
     /// Damaged files and records set aside since the start.
     pub spool_corruptions: IntGauge,
+    /// Records of damaged files that may still have to be copied.
+    pub spool_left_to_copy: IntGauge,
+    /// Seconds that the spool's thread has been at what it does.
+    pub spool_busy: IntGauge,
     /// Webhooks answered 503.
     pub refused: IntCounter,
     /// Webhooks answered 200 although they could be stored nowhere.
@@ -133,6 +137,14 @@ impl Metrics {
                 "ingest_spool_corruptions",
                 "Damaged files and records of the spool set aside since the start",
             )?,
+            spool_left_to_copy: IntGauge::new(
+                "ingest_spool_left_to_copy",
+                "Records of damaged files of the spool that may still have to be copied, at most",
+            )?,
+            spool_busy: IntGauge::new(
+                "ingest_spool_busy_seconds",
+                "Time since the thread of the spool began what it does now, 0 while it waits",
+            )?,
             refused: IntCounter::new("ingest_refused_total", "Webhooks answered 503")?,
             lost: IntCounter::new("ingest_lost_total", "Webhooks answered 200 that could be stored nowhere")?,
             refusal_budget_left: IntGauge::new(
@@ -177,6 +189,8 @@ impl Metrics {
         register(Box::new(self.spool_waiting.clone()))?;
         register(Box::new(self.spool_writable.clone()))?;
         register(Box::new(self.spool_corruptions.clone()))?;
+        register(Box::new(self.spool_left_to_copy.clone()))?;
+        register(Box::new(self.spool_busy.clone()))?;
         register(Box::new(self.refused.clone()))?;
         register(Box::new(self.lost.clone()))?;
         register(Box::new(self.refusal_budget_left.clone()))?;

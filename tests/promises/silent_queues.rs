@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
 use lapin::{Connection, ConnectionProperties};
 use penstock_tests::broker;
 use penstock_tests::database::Database;
@@ -9,7 +10,7 @@ use penstock_tests::http::{get, metric, post_received};
 use penstock_tests::poll;
 use penstock_tests::process::{Ingest, Worker};
 use penstock_tests::rabbit_cluster::RabbitCluster;
-use penstock_tests::relay::{Fault, Relay};
+use penstock_tests::relay::Fault;
 use reqwest::Client;
 use serde_json::{Value, json};
 use shared::partition::WorkQueue;
@@ -17,13 +18,21 @@ use shared::topology;
 
 /// The queue of `faster` that falls silent; its other queues don't.
 const SILENT: WorkQueue = WorkQueue::Partition(0);
-/// More than what RabbitMQ reads from a connection beyond a queue that is slow.
+/// Events for the silent queue that are published before it is found to be silent: RabbitMQ calls a queue slow after 32.
+const BURST: u64 = 300;
+/// More than RabbitMQ reads from a connection on which something is published to a slow queue.
 const MANY: u64 = 600;
 
 fn event(n: u64) -> String {
     json!({"event_id": n.to_string(), "event_type": "message.received", "contact": {"id": n % 20},
         "message": {"messageId": n}})
     .to_string()
+}
+
+/// Numbers of so many events for the silent queue, which no other event has.
+fn silent_numbers(count: u64) -> Vec<u64> {
+    let is_for_it = |n: &u64| broker::queue_of("faster", event(*n).as_bytes(), 4) == SILENT;
+    (1_000_000..).filter(is_for_it).take(usize::try_from(count).unwrap()).collect()
 }
 
 /// Posts an event for each tenant, and tells how long the answer for `vip` took.
@@ -51,7 +60,8 @@ async fn spread_queues(cluster: &RabbitCluster, node: usize) {
     }
     let declare = async |node: usize| {
         let url = cluster.url_of(node);
-        let connection = Connection::connect(&url, ConnectionProperties::default()).await.expect("it answers");
+        let connection =
+            Connection::connect(&url, ConnectionProperties::default()).await.expect("it answers");
         (connection.create_channel().await.expect("a channel"), connection)
     };
     let (first, _connection) = declare(0).await;
@@ -75,33 +85,32 @@ async fn a_queue_on_a_frozen_node_delays_its_own_tenant_and_the_others_are_publi
     spread_queues(&cluster, 2).await;
     let (relay, url) = cluster.relay(0).await;
     let ingest = Ingest::start(place, &[("AMQP_URL", &url), ("PUBLISH_TIMEOUT", "1s")]).await;
-    for n in 0..20 {
+    let mut numbers = 0..;
+    let mut next = |count: u64| numbers.by_ref().take(usize::try_from(count).unwrap()).collect::<Vec<u64>>();
+    for n in next(20) {
         post_to_both(&ingest, n).await;
     }
-    assert!((0..20).any(|n| broker::queue_of("faster", event(n).as_bytes(), 4) == SILENT));
 
     cluster.nodes[2].signal("STOP");
-    let mut n = 20;
-    while !is_suspect(&ingest, "faster").await {
-        post_to_both(&ingest, n).await;
-        n += 1;
-    }
-    let (before, mut slowest) = (accepted(&ingest, "vip", "spool").await, Duration::ZERO);
-    for n in n..n + MANY {
+    let burst = silent_numbers(BURST);
+    let webhooks = ingest.path("/webhook/faster");
+    join_all(burst.iter().map(|n| post_received(&webhooks, event(*n)))).await;
+    assert!(is_suspect(&ingest, "faster").await);
+    assert_eq!(accepted(&ingest, "faster", "spool").await, BURST as f64);
+    let mut slowest = Duration::ZERO;
+    for n in next(MANY) {
         slowest = slowest.max(post_to_both(&ingest, n).await);
     }
-    n += MANY;
     println!("beside a silent queue: slowest {slowest:?}");
     assert!(!is_suspect(&ingest, "vip").await);
-    assert_eq!((before, accepted(&ingest, "vip", "spool").await), (0.0, 0.0));
-    assert!(accepted(&ingest, "faster", "spool").await >= MANY as f64);
+    assert_eq!(accepted(&ingest, "vip", "spool").await, 0.0);
+    assert_eq!(accepted(&ingest, "faster", "spool").await, (BURST + MANY) as f64);
 
-    // Both have something in the spool, that of the silent queue first.
+    // Both have something in the spool, that for the silent queue first.
     relay.set(Fault::Stall);
-    for n in n..n + 20 {
+    for n in next(20) {
         post_to_both(&ingest, n).await;
     }
-    n += 20;
     assert!(is_suspect(&ingest, "vip").await);
     let spooled = metric(&ingest.admin, "ingest_spool_records", &[]).await.unwrap();
     relay.set(Fault::None);
@@ -114,8 +123,9 @@ async fn a_queue_on_a_frozen_node_delays_its_own_tenant_and_the_others_are_publi
 
     cluster.nodes[2].signal("CONT");
     let worker = Worker::start(place, &[("AMQP_URL", &url)]).await;
-    for tenant in ["faster", "vip"] {
-        Database::of(place, tenant).await.until_stored(n).await;
+    let of_both = 20 + MANY + 20;
+    for (tenant, events) in [("faster", of_both + BURST), ("vip", of_both)] {
+        Database::of(place, tenant).await.until_stored(events).await;
     }
     assert_eq!(metric(&ingest.admin, "ingest_lost_total", &[]).await, Some(0.0));
     worker.process.stop().await;

@@ -314,3 +314,93 @@ async fn a_stopping_ingest_drains_no_longer_than_it_is_given() {
     worker.process.stop().await;
     place.remove().await;
 }
+
+/// A command that becomes ingest, whose system calls are then traced, or interfered with.
+fn traced<'a>(options: &[&'a str]) -> Vec<&'a str> {
+    [&["strace", "-D", "-f", "-qq"], options].concat()
+}
+
+#[tokio::test]
+async fn a_webhook_is_synced_to_the_disk_before_it_is_answered() {
+    let place = Place::new().await;
+    let trace = place.folder.join("trace");
+    let options = ["-y", "-e", "trace=fsync,fdatasync", "-o", trace.to_str().unwrap()];
+    let ingest = Ingest::start_within(&place, &traced(&options), &[NOWHERE]).await;
+    let syncs = || {
+        let text = std::fs::read_to_string(&trace).unwrap();
+        text.lines().filter(|line| line.contains("sync(") && line.contains("spool.db-wal")).count()
+    };
+    post_received(&ingest.path("/webhook/faster"), event(0)).await;
+    for n in 1..=20 {
+        let before = syncs();
+        post_received(&ingest.path("/webhook/faster"), event(n)).await;
+        assert!(syncs() > before, "{n}");
+    }
+    place.remove().await;
+}
+
+#[tokio::test]
+async fn webhooks_are_taken_in_while_a_large_spool_is_being_checked() {
+    let place = Place::new().await;
+    let spool = place.folder.join("the-spool");
+    let settings = [("SPOOL_DIR", spool.to_str().unwrap())];
+    let earlier = Ingest::start_unconnected(&place, &[NOWHERE, settings[0]]).await;
+    for n in 0..20 {
+        let large = json!({"event_id": n.to_string(), "text": "x".repeat(50_000)}).to_string();
+        post_received(&earlier.path("/webhook/vip"), large).await;
+    }
+    earlier.process.crash().await;
+
+    // As slow as if it were ten thousand times as large.
+    let (file, log) = (spool.join("spool.db"), place.folder.join("trace"));
+    let slowly = ["-P", file.to_str().unwrap(), "-e", "inject=pread64:delay_enter=50000", "-o"];
+    let options = [&slowly[..], &[log.to_str().unwrap()]].concat();
+    let ingest = Ingest::start_within(&place, &traced(&options), &settings).await;
+    let writable = async || get(&ingest.path("/health")).await.body["spool"]["writable"].clone();
+    assert_eq!(writable().await, json!(false));
+    let connected = async || metric(&ingest.admin, "amqp_connection_up", &[]).await;
+    poll::until("RabbitMQ is connected", Some(1.0), connected).await;
+    post_received(&ingest.path("/webhook/faster"), "{}").await;
+    assert_eq!(writable().await, json!(false), "it is still being checked");
+    let via = [("tenant", "faster"), ("via", "broker")];
+    assert_eq!(metric(&ingest.admin, "ingest_accepted_total", &via).await, Some(1.0));
+    let mut second = Process::start(&place, "ingest", &settings);
+    assert_eq!(second.ended().await.code(), Some(1), "the folder is taken at once");
+
+    let broker = Broker::connect(&place.amqp_url).await;
+    poll::until("what was left is published", Some(20), async || broker.waiting("vip").await).await;
+    assert_eq!(writable().await, json!(true));
+    place.remove().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_spool_that_the_disk_cannot_read_is_set_aside_and_what_can_be_read_is_published() {
+    const EVENTS: u64 = 200;
+    let place = Place::new().await;
+    let (relay, url) = place.relay().await;
+    relay.set(Fault::Cut);
+    let (spool, log) = (place.folder.join("the-spool"), place.folder.join("trace"));
+    let file = spool.join("spool.db");
+    // More is written than SQLite keeps in memory, so draining has to read; one of these reads fails.
+    let fails = ["-P", file.to_str().unwrap(), "-e", "inject=pread64:error=EIO:when=500", "-o"];
+    let options = [&fails[..], &[log.to_str().unwrap()]].concat();
+    let settings = [("AMQP_URL", url.as_str()), ("SPOOL_DIR", spool.to_str().unwrap())];
+    let ingest = Ingest::start_within(&place, &traced(&options), &settings).await;
+    for n in 0..EVENTS {
+        let large = json!({"event_id": n.to_string(), "text": "x".repeat(60_000)}).to_string();
+        post_received(&ingest.path("/webhook/faster"), large).await;
+    }
+    assert_eq!(metric(&ingest.admin, "ingest_spool_corruptions", &[]).await, Some(0.0));
+    relay.set(Fault::None);
+    let worker = Worker::start(&place, &[]).await;
+    Database::of(&place, "faster").await.until_stored(EVENTS).await;
+    assert_eq!(metric(&ingest.admin, "ingest_spool_corruptions", &[]).await, Some(1.0));
+    let copied = async || metric(&ingest.admin, "ingest_spool_left_to_copy", &[]).await;
+    poll::until("nothing is left to be copied", Some(0.0), copied).await;
+    poll::until("the spool is empty", Some(0.0), async || records(&ingest).await).await;
+    let log = ingest.process.log_text();
+    let said = |what: &str| log.find(what).unwrap_or_else(|| panic!("{what}: {log}"));
+    assert!(said("setting its file aside") < said("copied what can be read"), "it is said before");
+    worker.process.stop().await;
+    place.remove().await;
+}

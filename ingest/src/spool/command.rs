@@ -9,10 +9,10 @@ use base64::engine::general_purpose::STANDARD;
 use clap::Subcommand;
 use serde_json::json;
 
-use super::drain;
-use super::file::OpenError;
+use super::folder::OpenError;
 use super::format::Record;
 use super::pages::Pages;
+use super::{SpoolError, aside, drain};
 use crate::metrics::Metrics;
 use crate::settings::Settings;
 
@@ -39,6 +39,9 @@ pub enum CommandError {
     /// The spool can't be used.
     #[error(transparent)]
     Open(#[from] OpenError),
+    /// The spool can't be read.
+    #[error(transparent)]
+    Spool(#[from] SpoolError),
     /// Standard output can't be written.
     #[error("can't write")]
     Write(#[from] io::Error),
@@ -46,7 +49,7 @@ pub enum CommandError {
     #[error("can't define the metrics")]
     Metrics(#[from] prometheus::Error),
     /// Not everything went through.
-    #[error("{0} webhooks are still in the spool, since RabbitMQ took nothing for {PATIENCE:?}")]
+    #[error("{0} webhooks are still in the spool, since RabbitMQ took nothing of a tenant for {PATIENCE:?}")]
     Left(u64),
 }
 
@@ -66,6 +69,9 @@ fn write_all(settings: &Settings, line: impl Fn(&Record) -> String) -> Result<()
         for record in records {
             writeln!(out, "{}", line(&record))?;
         }
+    }
+    for damaged in aside::uncopied(&settings.spool_dir)? {
+        eprintln!("{}: what can be read of it is copied by `ingest spool drain`", damaged.display());
     }
     Ok(())
 }
@@ -88,10 +94,11 @@ fn export_line(record: &Record) -> String {
 async fn drain(settings: &Settings) -> Result<(), CommandError> {
     let metrics = Arc::new(Metrics::new(settings.tenants.keys().map(String::as_str))?);
     let durable = crate::durable(settings, &metrics)?;
-    let before = durable.spool().size().records;
+    durable.spool().opened().await?;
+    let before = durable.spool().to_be_published();
     let is_empty = drain::to_the_end(&durable, settings.partitions, PATIENCE).await;
     durable.close(CLOSE_PATIENCE).await;
-    let left = durable.spool().size().records;
+    let left = durable.spool().to_be_published();
     println!("published {} webhooks, {left} left", before.saturating_sub(left));
     if is_empty { Ok(()) } else { Err(CommandError::Left(left)) }
 }

@@ -90,15 +90,22 @@ pub async fn to_the_end(durable: &Durable, partitions: u16, patience: Duration) 
         }
         false
     };
-    loop {
+    let mut progress = Instant::now();
+    while progress.elapsed() < patience {
         let tenants = durable.spool().tenants().await;
         if tenants.is_empty() {
-            return true;
-        }
-        if join_all(tenants.into_iter().map(&drain)).await.contains(&false) {
+            if durable.spool().is_empty() {
+                return true;
+            }
+            // A damaged file is still being copied.
+            sleep(PAUSE.0).await;
+        } else if join_all(tenants.into_iter().map(&drain)).await.contains(&false) {
             return false;
+        } else {
+            progress = Instant::now();
         }
     }
+    false
 }
 
 /// Goes once through what the spool has of a tenant.
@@ -108,7 +115,8 @@ async fn once(durable: &Durable, tenant: &str, partitions: u16, pages: &Semaphor
         // A queue under suspicion is asked with a single record, which shows whether it confirms in time.
         let is_probe = durable.is_suspect(tenant) && published == 0;
         let _page = if is_probe { None } else { pages.acquire().await.ok() };
-        let records = durable.spool().after(tenant, at, if is_probe { 1 } else { PAGE }).await;
+        let limit = if is_probe { 1 } else { PAGE };
+        let Some(records) = durable.spool().after(tenant, at, limit).await else { return Drained::Nothing };
         let Some(last) = records.last() else { break };
         at = last.id;
         let outcomes =

@@ -1,40 +1,18 @@
 //! The spool's file: appends, reads and deletes records, each change fsynced.
 
-use std::fs::{self, OpenOptions};
-use std::path::{Path, PathBuf};
+use std::collections::VecDeque;
+use std::sync::Arc;
 
 use rusqlite::{Connection, ErrorCode};
 use shared::telemetry::chain;
 use tracing::error;
 
-use super::format::{self, Record, Row, connect, is_corrupt};
+use super::folder::{Folder, OpenError};
+use super::format::{self, PAGE_BYTES, Record, Row, connect, is_corrupt};
 use super::reserve::{self, LOG_BYTES, Room, free_bytes};
-use super::{SpoolError, salvage};
+use super::salvage::{self, Damaged};
+use super::{SpoolError, aside};
 use crate::webhook::Webhook;
-
-/// Why the spool can't be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// Another process has it.
-    #[error("another process uses the spool in {path}: each ingest needs a SPOOL_DIR of its own", path = .0.display())]
-    InUse(PathBuf),
-    /// The folder can't be used.
-    #[error("the spool in {path} can't be used", path = .path.display())]
-    Io {
-        /// The folder or file.
-        path: PathBuf,
-        /// Why not.
-        source: std::io::Error,
-    },
-    /// SQLite can't use it, though it isn't damaged.
-    #[error("the spool in {path} can't be used", path = .path.display())]
-    Sqlite {
-        /// The folder.
-        path: PathBuf,
-        /// Why not.
-        source: rusqlite::Error,
-    },
-}
 
 /// How much is in the spool.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -45,37 +23,55 @@ pub struct Size {
     pub bytes: u64,
 }
 
-/// The file, and a lock on its folder.
+/// What damaged files hold is copied while less than this is in the spool, in bytes: so copying goes as fast as RabbitMQ
+/// takes what was copied, and the disk need not hold everything twice.
+const COPY_WINDOW: u64 = 16 << 20;
+
+/// The file, within its folder.
 pub struct File {
-    folder: PathBuf,
+    folder: Arc<Folder>,
     max_bytes: u64,
     connection: Connection,
     size: Size,
     oldest_ms: i64,
     corruptions: u64,
-    _lock: fs::File,
+    damaged: VecDeque<Damaged>,
+    // The last record that was handed out. A new file numbers its records beyond, or what is deleted then might be
+    // another one.
+    last_read: i64,
+    // Of the records up to this one the tenants are entered, as far as they can be read.
+    entered_up_to: i64,
+    is_lost: bool,
 }
 
 impl File {
-    /// Opens the spool in a folder, which is made if it is missing. A damaged file is set aside, and what can
-    /// still be read of it is taken over.
-    pub fn open(folder: &Path, max_bytes: u64) -> Result<Self, OpenError> {
-        let lock = lock(folder)?;
-        reserve::keep(folder);
-        let sqlite = |source| OpenError::Sqlite { path: folder.to_owned(), source };
-        let (connection, corruptions) = match connect(folder) {
+    /// Opens the spool in a folder, where it is made if it is missing. A damaged file is set aside.
+    pub fn open(folder: Arc<Folder>, max_bytes: u64) -> Result<Self, OpenError> {
+        let path = folder.path();
+        reserve::keep(path);
+        let io = |source| OpenError::Io { path: path.to_owned(), source };
+        let sqlite = |source| OpenError::Sqlite { path: path.to_owned(), source };
+        aside::finish_move(path).map_err(io)?;
+        let (connection, corruptions) = match connect(path) {
             Ok(connection) => (connection, 0),
-            Err(error) if is_corrupt(&error) => (salvage::set_aside(folder, &error)?, 1),
+            Err(error) if aside::is_due(path, &error) => {
+                aside::set_aside(path, &error).map_err(io)?;
+                (connect(path).map_err(sqlite)?, 1)
+            }
             Err(error) => return Err(sqlite(error)),
         };
+        let damaged = salvage::open_all(path, &connection).into();
         let mut file = Self {
-            folder: folder.to_owned(),
+            folder: folder.clone(),
             max_bytes,
             connection,
             size: Size::default(),
             oldest_ms: 0,
             corruptions,
-            _lock: lock,
+            damaged,
+            last_read: 0,
+            entered_up_to: i64::MIN,
+            is_lost: false,
         };
         file.measure().map_err(sqlite)?;
         Ok(file)
@@ -99,12 +95,60 @@ impl File {
         self.corruptions
     }
 
+    /// Whether the file was set aside and there is no new one: it has to be opened again.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        self.is_lost
+    }
+
+    /// Records of damaged files that may still have to be copied, at most.
+    #[must_use]
+    pub fn left_to_copy(&self) -> u64 {
+        self.damaged.iter().map(Damaged::left).sum()
+    }
+
+    /// A small step of what is left to be done with files of before; false if there is nothing to be done now.
+    pub fn catch_up(&mut self) -> Result<bool, SpoolError> {
+        Ok(self.copy_some()? || self.enter_tenants()?)
+    }
+
+    /// Enters the tenants of records that an earlier version has written.
+    fn enter_tenants(&mut self) -> Result<bool, SpoolError> {
+        let entered = format::enter_tenants(&mut self.connection, self.entered_up_to);
+        let last = entered.map_err(|error| self.failed(&error))?;
+        self.entered_up_to = last.unwrap_or(i64::MAX);
+        Ok(last.is_some())
+    }
+
+    /// Copies some of what damaged files hold; false if there is nothing to be copied now.
+    fn copy_some(&mut self) -> Result<bool, SpoolError> {
+        let window = COPY_WINDOW.min(self.max_bytes / 2);
+        let room = self.measure_room()?;
+        let has_room = self.size.records == 0 || self.size.bytes < window;
+        if self.damaged.is_empty() || !has_room || room.on_disk < PAGE_BYTES as u64 {
+            return Ok(false);
+        }
+        let Some(mut damaged) = self.damaged.pop_front() else { return Ok(false) };
+        let copied = damaged.copy_some(&mut self.connection).and_then(|is_more| {
+            self.measure()?;
+            Ok(is_more)
+        });
+        match copied {
+            Ok(false) => {
+                damaged.close(&self.connection).map_err(|error| SpoolError::Failed(error.to_string()))?
+            }
+            Ok(true) => self.damaged.push_front(damaged),
+            Err(error) => {
+                self.damaged.push_front(damaged);
+                return Err(self.failed(&error));
+            }
+        }
+        Ok(true)
+    }
+
     /// Appends webhooks in their order, those for which there is room, and returns when they are on disk. Tells of each
     /// what became of it.
-    pub fn append<'a>(
-        &mut self,
-        webhooks: impl Iterator<Item = &'a Webhook>,
-    ) -> Vec<Result<(), SpoolError>> {
+    pub fn append<'a>(&mut self, webhooks: impl Iterator<Item = &'a Webhook>) -> Vec<Result<(), SpoolError>> {
         let rows: Vec<Row> = webhooks.map(Row::of).collect();
         let mut room = match self.measure_room() {
             Ok(room) => room,
@@ -113,7 +157,8 @@ impl File {
         let admitted: Vec<Result<(), SpoolError>> = rows.iter().map(|row| room.take(row.bytes())).collect();
         let fitting = rows.iter().zip(&admitted).filter(|(_, admitted)| admitted.is_ok()).map(|(row, _)| row);
         let mut written = self.write(&fitting.collect::<Vec<_>>()).into_iter();
-        let outcome = |admitted: Result<(), SpoolError>| admitted.and_then(|()| written.next().unwrap_or(Ok(())));
+        let outcome =
+            |admitted: Result<(), SpoolError>| admitted.and_then(|()| written.next().unwrap_or(Ok(())));
         admitted.into_iter().map(outcome).collect()
     }
 
@@ -148,27 +193,29 @@ impl File {
     /// The tenants of which there are records.
     pub fn tenants(&mut self) -> Vec<String> {
         format::tenants(&self.connection).unwrap_or_else(|error| {
-            let _ = self.failed(&error);
+            self.failed_to_read(&error);
             Vec::new()
         })
     }
 
-    /// The oldest records of a tenant behind the one called `id`. What can't be read is set aside.
-    pub fn after(&mut self, tenant: &str, id: i64, limit: usize) -> Vec<Record> {
-        match format::read_of(&self.connection, tenant, id, limit) {
-            Ok(rows) => {
-                let (good, bad): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| row.1.is_some());
-                let bad: Vec<i64> = bad.into_iter().map(|row| row.0).collect();
-                if !bad.is_empty() {
-                    self.set_records_aside(&bad);
-                }
-                good.into_iter().filter_map(|(id, webhook)| Some(Record { id, webhook: webhook? })).collect()
-            }
+    /// The oldest records of a tenant behind the one called `id`; none if they can't be read. What is damaged is set
+    /// aside.
+    pub fn after(&mut self, tenant: &str, id: i64, limit: usize) -> Option<Vec<Record>> {
+        let rows = match format::read_of(&self.connection, tenant, id, limit) {
+            Ok(rows) => rows,
             Err(error) => {
-                let _ = self.failed(&error);
-                Vec::new()
+                self.failed_to_read(&error);
+                return None;
             }
+        };
+        self.last_read = rows.last().map_or(0, |row| row.0).max(self.last_read);
+        let (good, bad): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| row.1.is_some());
+        let bad: Vec<i64> = bad.into_iter().map(|row| row.0).collect();
+        if !bad.is_empty() {
+            self.set_records_aside(&bad);
         }
+        let records = good.into_iter().filter_map(|(id, webhook)| Some(Record { id, webhook: webhook? }));
+        Some(records.collect())
     }
 
     /// Deletes records. On a full disk the reserve makes room for that.
@@ -177,7 +224,7 @@ impl File {
             if error.sqlite_error_code() != Some(ErrorCode::DiskFull) {
                 return Err(self.failed(&error));
             }
-            reserve::release(&self.folder);
+            reserve::release(self.folder.path());
             self.remove(ids).map_err(|error| self.failed(&error))?;
         }
         self.measure().map_err(|error| self.failed(&error))?;
@@ -205,7 +252,7 @@ impl File {
         if let Err(error) = shrunk {
             let _ = self.failed(&error);
         }
-        reserve::keep(&self.folder);
+        reserve::keep(self.folder.path());
     }
 
     /// Whether a record could be appended.
@@ -214,7 +261,7 @@ impl File {
         self.connection
             .execute("UPDATE writable SET checks = checks + 1", [])
             .map_err(|error| self.failed(&error))?;
-        reserve::keep(&self.folder);
+        reserve::keep(self.folder.path());
         Ok(())
     }
 
@@ -224,7 +271,7 @@ impl File {
     }
 
     fn measure_room(&self) -> Result<Room, SpoolError> {
-        let free = free_bytes(&self.folder).map_err(|error| SpoolError::Failed(error.to_string()))?;
+        let free = free_bytes(self.folder.path()).map_err(|error| SpoolError::Failed(error.to_string()))?;
         let allowed = self.max_bytes.saturating_sub(self.size.bytes);
         Ok(Room { allowed, on_disk: free.saturating_sub(LOG_BYTES) })
     }
@@ -246,30 +293,45 @@ impl File {
             return SpoolError::DiskFull;
         }
         if is_corrupt(error) {
-            self.corruptions += 1;
             self.start_anew(error);
         }
         SpoolError::Failed(chain(error))
     }
 
+    /// What the disk can't read is as good as damaged.
+    fn failed_to_read(&mut self, error: &rusqlite::Error) {
+        if aside::is_due(self.folder.path(), error) {
+            self.start_anew(error);
+        } else {
+            error!(error = chain(error), "can't read the spool");
+        }
+    }
+
     /// Sets the damaged file aside. Only one connection may have the file, so that goes first.
     fn start_anew(&mut self, damage: &rusqlite::Error) {
-        match Connection::open_in_memory() {
-            Ok(in_memory) => self.connection = in_memory,
-            Err(error) => return error!(error = chain(&error), "can't close the damaged spool"),
+        self.corruptions += 1;
+        if let Err(error) = self.replace_file(damage) {
+            error!(error = chain(&error), "can't start a new spool");
+            self.is_lost = true;
         }
-        match salvage::set_aside(&self.folder, damage) {
-            Ok(connection) => self.connection = connection,
-            Err(error) => return error!(error = chain(&error), "can't start a new spool"),
-        }
-        if let Err(error) = self.measure() {
-            error!(error = chain(&error), "can't count the records of the spool");
-        }
+    }
+
+    fn replace_file(&mut self, damage: &rusqlite::Error) -> Result<(), OpenError> {
+        let folder = self.folder.clone();
+        let path = folder.path();
+        let sqlite = |source| OpenError::Sqlite { path: path.to_owned(), source };
+        self.connection = Connection::open_in_memory().map_err(sqlite)?;
+        let aside = aside::set_aside(path, damage)
+            .map_err(|source| OpenError::Io { path: path.to_owned(), source })?;
+        self.connection = connect(path).map_err(sqlite)?;
+        format::number_beyond(&self.connection, self.last_read).map_err(sqlite)?;
+        self.damaged.push_back(Damaged::open(&aside, &self.connection).map_err(sqlite)?);
+        self.measure().map_err(sqlite)
     }
 
     /// Writes records whose checksum is wrong to a file of their own, and forgets them.
     fn set_records_aside(&mut self, ids: &[i64]) {
-        match salvage::copy_records(&self.folder, &self.connection, ids) {
+        match aside::copy_records(self.folder.path(), &self.connection, ids) {
             Ok(Ok(path)) => {
                 self.corruptions += 1;
                 error!(records = ids.len(), file = %path.display(), "set damaged records of the spool aside");
@@ -280,18 +342,5 @@ impl File {
             Ok(Err(error)) => error!(error = chain(&error), "can't set damaged records of the spool aside"),
             Err(error) => drop(self.failed(&error)),
         }
-    }
-}
-
-/// Makes the folder, and takes it for this process alone.
-fn lock(folder: &Path) -> Result<fs::File, OpenError> {
-    let io = |source| OpenError::Io { path: folder.to_owned(), source };
-    fs::create_dir_all(folder).map_err(io)?;
-    let lock =
-        OpenOptions::new().create(true).truncate(false).write(true).open(folder.join("lock")).map_err(io)?;
-    match lock.try_lock() {
-        Ok(()) => Ok(lock),
-        Err(fs::TryLockError::WouldBlock) => Err(OpenError::InUse(folder.to_owned())),
-        Err(fs::TryLockError::Error(source)) => Err(io(source)),
     }
 }

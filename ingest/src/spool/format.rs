@@ -4,11 +4,12 @@ use std::path::Path;
 
 use bytes::Bytes;
 use rusqlite::types::ValueRef;
-use rusqlite::{Connection, ErrorCode, params};
+use rusqlite::{Connection, ErrorCode, ffi, params};
 use sha2::{Digest, Sha256};
 use shared::telemetry::chain;
 use tracing::warn;
 
+use super::folder::private;
 use crate::webhook::{Metadata, Webhook};
 
 /// The spool's file, within its folder.
@@ -17,7 +18,10 @@ pub const FILE: &str = "spool.db";
 const RECORD_OVERHEAD: u64 = 64;
 
 /// What is read at a time holds bodies of this size, at most one more. In bytes.
-const PAGE_BYTES: usize = 4 << 20;
+pub const PAGE_BYTES: usize = 4 << 20;
+
+/// Tenants entered at a time, each of which writes the whole row.
+const ENTERED: usize = 64;
 
 /// A webhook in the spool.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,7 +34,10 @@ pub struct Record {
 
 /// Opens the file, which is made if it is missing. Fails if it is damaged.
 pub fn connect(folder: &Path) -> rusqlite::Result<Connection> {
-    let connection = Connection::open(folder.join(FILE))?;
+    let path = folder.join(FILE);
+    // SQLite would make it readable for others. If this fails, so does what comes next.
+    let _ = private(&path);
+    let connection = Connection::open(path)?;
     connection.execute_batch(&format!(
         "PRAGMA auto_vacuum = INCREMENTAL;
          PRAGMA journal_mode = WAL;
@@ -43,6 +50,7 @@ pub fn connect(folder: &Path) -> rusqlite::Result<Connection> {
              facts TEXT NOT NULL,
              body BLOB NOT NULL,
              checksum BLOB NOT NULL);
+         CREATE TABLE IF NOT EXISTS copied (file TEXT PRIMARY KEY, id INTEGER NOT NULL);
          CREATE TABLE IF NOT EXISTS totals (records INTEGER NOT NULL, bytes INTEGER NOT NULL);
          INSERT INTO totals SELECT 0, 0 WHERE NOT EXISTS (SELECT 1 FROM totals);
          CREATE TABLE IF NOT EXISTS writable (checks INTEGER NOT NULL);
@@ -78,7 +86,7 @@ fn index_tenants(connection: &Connection) -> rusqlite::Result<()> {
 }
 
 fn damaged(verdict: String) -> rusqlite::Error {
-    let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT);
+    let code = ffi::Error::new(ffi::SQLITE_CORRUPT);
     rusqlite::Error::SqliteFailure(code, Some(verdict))
 }
 
@@ -86,6 +94,25 @@ fn damaged(verdict: String) -> rusqlite::Error {
 #[must_use]
 pub fn is_corrupt(error: &rusqlite::Error) -> bool {
     matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
+}
+
+/// Whether this means that something can't be read, now or ever: damage to the file, or to the disk below it.
+#[must_use]
+pub fn is_unreadable(error: &rusqlite::Error) -> bool {
+    let by_disk = [
+        ffi::SQLITE_IOERR_READ,
+        ffi::SQLITE_IOERR_SHORT_READ,
+        ffi::SQLITE_IOERR_CORRUPTFS,
+        ffi::SQLITE_IOERR_DATA,
+    ];
+    is_corrupt(error) || error.sqlite_error().is_some_and(|error| by_disk.contains(&error.extended_code))
+}
+
+/// Numbers the records that are appended from now on beyond `id`.
+pub fn number_beyond(connection: &Connection, id: i64) -> rusqlite::Result<()> {
+    connection.execute("DELETE FROM sqlite_sequence WHERE name = 'records'", [])?;
+    connection.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('records', ?1)", [id])?;
+    Ok(())
 }
 
 /// A record as it is in the table.
@@ -164,6 +191,23 @@ pub fn tenants(connection: &Connection) -> rusqlite::Result<Vec<String>> {
     connection.prepare_cached(query)?.query_map([], |row| row.get(0))?.collect()
 }
 
+/// Enters the tenants of some records that an earlier version has written, behind the one called `id`, and tells up to
+/// which; none if there are no more.
+pub fn enter_tenants(connection: &mut Connection, id: i64) -> rusqlite::Result<Option<i64>> {
+    let transaction = connection.transaction()?;
+    let records = read_of(&transaction, "", id, ENTERED)?;
+    let mut last = None;
+    for (id, webhook) in records {
+        last = Some(id);
+        if let Some(webhook) = webhook {
+            let enter = "UPDATE records SET tenant = ?1 WHERE id = ?2";
+            transaction.prepare_cached(enter)?.execute(params![webhook.metadata.tenant, id])?;
+        }
+    }
+    transaction.commit()?;
+    Ok(last)
+}
+
 /// Reads the records behind the one called `id`; none stands for one whose checksum is wrong.
 pub fn read(connection: &Connection, id: i64, limit: usize) -> rusqlite::Result<Vec<Read>> {
     let query = "SELECT id, facts, body, checksum FROM records WHERE id > ?1 ORDER BY id LIMIT ?2";
@@ -171,20 +215,15 @@ pub fn read(connection: &Connection, id: i64, limit: usize) -> rusqlite::Result<
     page(query.query(params![id, limit_of(limit)])?)
 }
 
-/// Reads the records before the one called `id`, the last first.
-pub fn read_back(connection: &Connection, id: i64, limit: usize) -> rusqlite::Result<Vec<Read>> {
-    let query = "SELECT id, facts, body, checksum FROM records WHERE id < ?1 ORDER BY id DESC LIMIT ?2";
+/// Reads the record called `id`.
+pub fn read_one(connection: &Connection, id: i64) -> rusqlite::Result<Option<Read>> {
+    let query = "SELECT id, facts, body, checksum FROM records WHERE id = ?1";
     let mut query = connection.prepare_cached(query)?;
-    page(query.query(params![id, limit_of(limit)])?)
+    Ok(page(query.query([id])?)?.pop())
 }
 
 /// Reads the records of a tenant behind the one called `id`.
-pub fn read_of(
-    connection: &Connection,
-    tenant: &str,
-    id: i64,
-    limit: usize,
-) -> rusqlite::Result<Vec<Read>> {
+pub fn read_of(connection: &Connection, tenant: &str, id: i64, limit: usize) -> rusqlite::Result<Vec<Read>> {
     let query = "SELECT id, facts, body, checksum FROM records \
                  WHERE tenant = ?1 AND id > ?2 ORDER BY id LIMIT ?3";
     let mut query = connection.prepare_cached(query)?;

@@ -14,8 +14,12 @@
 //! - A tenant's records are read in the order in which they were appended, and deleted after RabbitMQ has confirmed them.
 //!   What was confirmed and not yet deleted when the process ended is published again; the event key makes that harmless.
 //! - A record whose checksum is wrong is never published. It is copied to a file of its own before it is deleted.
-//! - A file that SQLite finds damaged is kept under another name. It is read from both ends as far as possible; records
-//!   with the right checksum are copied into a new one, in order.
+//! - A file that SQLite finds damaged, or that the disk can't read, is kept under another name, which is done at once. Records
+//!   with the right checksum are copied into the new file, 256 or 4 MiB at a time, each step in a transaction that also
+//!   says how far it came. A step is taken while the new file holds less than 16 MiB, so the disk never holds everything
+//!   twice. The damaged file isn't changed, but renamed when that is done; until then it goes on at the next start.
+//! - A thread that is at one piece of work for more than 1 s, or has ended, is not waited for.
+//! - Nobody but the owner may read the folder and its files. A folder that exists keeps its own mode.
 //!
 //! # On disk, in `SPOOL_DIR`
 //!
@@ -23,19 +27,23 @@
 //! - `reserve`: 4 MiB of zeros.
 //! - `spool.db`, `spool.db-wal`, `spool.db-shm`: an SQLite database with `auto_vacuum = INCREMENTAL`, see [`mod@format`].
 //!   - `records`, a row for each webhook: `id` (ascending, never used twice), `tenant` (empty if an earlier version has
-//!     written the row), `received_at_ms` (since 1970), `facts` ([`crate::webhook::Metadata`] as JSON), `body` (the
+//!     written the row, until it is entered), `received_at_ms` (since 1970), `facts` ([`crate::webhook::Metadata`] as JSON), `body` (the
 //!     sender's bytes), and `checksum`: the first 8 bytes of the SHA-256 over the length of `facts` as 8 bytes,
 //!     big-endian, `facts`, and `body`. An index leads from a tenant to its records.
 //!   - `totals`, one row: number of records, and the bytes that they count for.
 //!   - `writable`, one row: a number that is raised every 2 s, to see whether the file can be written.
-//! - `corrupt-spool-{time}Z-{random}`, each with its `-wal` and `-shm`: damaged files.
+//!   - `copied`, a row for each damaged file that is being copied: its name, and the `id` up to which that is done.
+//! - `corrupt-spool-{time}Z-{random}`, each with its `-wal` and `-shm`: damaged files; with `.copied` behind the name when
+//!   everything that can be read was copied.
+//! - `setting-aside`: the name of a damaged file, while it is being renamed.
 //! - `damaged-records-{time}Z-{random}`: two lines for each damaged record, `facts` and `body`.
 //!
 //! [`drain`] gives the records to RabbitMQ when that takes them again.
 
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prometheus::Histogram;
@@ -44,20 +52,25 @@ use tokio::time::timeout;
 
 use crate::webhook::Webhook;
 
+mod aside;
 pub mod command;
 pub mod drain;
 pub mod file;
+pub mod folder;
 pub mod format;
 mod owner;
 mod pages;
 mod reserve;
 mod salvage;
+mod stats;
 #[cfg(test)]
 mod tests;
 
-pub use file::{File, OpenError, Size};
+pub use file::{File, Size};
+pub use folder::{Folder, OpenError};
 pub use format::Record;
 use owner::{Append, Job, Owner};
+use stats::{Life, Stats};
 
 /// Longest wait for an fsync. With the time for the body and to publish it stays below respond.io's 5 seconds.
 const APPEND_TIMEOUT: Duration = Duration::from_secs(1);
@@ -79,18 +92,15 @@ pub enum SpoolError {
     /// The file can't be written.
     #[error("the spool can't be written: {0}")]
     Failed(String),
-}
-
-/// What others see of the spool.
-#[derive(Debug, Default)]
-struct Stats {
-    records: AtomicU64,
-    bytes: AtomicU64,
-    room: AtomicU64,
-    oldest_ms: AtomicI64,
-    waiting: AtomicUsize,
-    unwritable: AtomicBool,
-    corruptions: AtomicU64,
+    /// The file isn't open yet.
+    #[error("the spool is still being opened and checked")]
+    Opening,
+    /// The thread doesn't get on.
+    #[error("the spool's thread hangs: the disk doesn't answer")]
+    Hangs,
+    /// The thread is gone.
+    #[error("the spool's thread has ended, a defect: start ingest again")]
+    Ended,
 }
 
 /// A handle on the spool.
@@ -103,40 +113,62 @@ pub struct Spool {
 }
 
 impl Spool {
-    /// Opens the spool in a folder and starts its thread. Fails if another process uses the folder; a spool that
-    /// can't be opened for another reason is reported, and tried again and again.
-    pub fn open(folder: &Path, max_bytes: u64, commits: Histogram) -> Result<Self, OpenError> {
-        let file = File::open(folder, max_bytes);
-        if let Err(error @ OpenError::InUse(_)) = file {
-            return Err(error);
-        }
+    /// Starts a thread that opens the spool in a folder. Fails if another process uses the folder; a spool that can't be
+    /// opened for another reason is reported, and tried again and again. Needs a tokio runtime.
+    pub fn open(path: &Path, max_bytes: u64, commits: Histogram) -> Result<Self, OpenError> {
+        let folder = match Folder::take(path) {
+            Err(error @ OpenError::InUse(_)) => return Err(error),
+            // The thread tries again, and reports it.
+            taken => taken.ok(),
+        };
         let (stats, appended) = (Arc::new(Stats::default()), Arc::new(Notify::new()));
-        let place = (folder.to_owned(), max_bytes);
-        let owner = Owner::new(place, file, stats.clone(), appended.clone(), commits);
+        let place = (path.to_owned(), max_bytes);
+        let owner = Owner::new(place, folder, stats.clone(), appended.clone(), commits);
+        Self::start(stats, appended, |jobs| owner.run(jobs))
+            .map_err(|source| OpenError::Io { path: path.to_owned(), source })
+    }
+
+    fn start(
+        stats: Arc<Stats>,
+        appended: Arc<Notify>,
+        work: impl FnOnce(mpsc::UnboundedReceiver<Job>) + Send + 'static,
+    ) -> io::Result<Self> {
         // Bounded by `places`, except for the few jobs of the drain.
         let (jobs, received) = mpsc::unbounded_channel();
-        std::thread::Builder::new()
-            .name("spool".to_owned())
-            .spawn(move || owner.run(received))
-            .map_err(|source| OpenError::Io { path: folder.to_owned(), source })?;
+        let life = Life(stats.clone());
+        std::thread::Builder::new().name("spool".to_owned()).spawn(move || {
+            let _life = life;
+            work(received);
+        })?;
+        tokio::spawn(stats::watch(Arc::downgrade(&stats)));
         let places = Arc::new(Semaphore::new(MAX_WAITING_KIB as usize));
         Ok(Self { jobs, places, stats, appended })
     }
 
     /// Appends a webhook and waits until it is fsynced.
     pub async fn append(&self, webhook: &Webhook) -> Result<(), SpoolError> {
+        if let Some(obstacle) = self.stats.obstacle() {
+            return Err(obstacle);
+        }
         let append = async {
             let kib = u32::try_from(webhook.body.len() >> 10).unwrap_or(u32::MAX).saturating_add(1);
             let place = self.places.clone().acquire_many_owned(kib.min(MAX_WAITING_KIB)).await;
-            let place = place.map_err(|_| gone())?;
+            let place = place.map_err(|_| SpoolError::Ended)?;
             let (done, answer) = oneshot::channel();
             let append = Append { webhook: webhook.clone(), place, done };
             self.stats.waiting.fetch_add(1, Ordering::Relaxed);
-            self.jobs.send(Job::Append(Box::new(append))).map_err(|_| gone())?;
-            answer.await.unwrap_or_else(|_| Err(gone()))
+            self.jobs.send(Job::Append(Box::new(append))).map_err(|_| SpoolError::Ended)?;
+            answer.await.unwrap_or_else(|_| Err(SpoolError::Ended))
         };
         // After the deadline it may be written all the same; then the event key makes it harmless.
         timeout(APPEND_TIMEOUT, append).await.unwrap_or(Err(SpoolError::TimedOut))
+    }
+
+    /// Waits until the file is open, or couldn't be opened.
+    pub async fn opened(&self) -> Result<(), SpoolError> {
+        let (done, answer) = oneshot::channel();
+        let _ = self.jobs.send(Job::Opened { done });
+        answer.await.unwrap_or(Err(SpoolError::Ended))
     }
 
     /// The tenants of which there are records.
@@ -146,11 +178,12 @@ impl Spool {
         answer.await.unwrap_or_default()
     }
 
-    /// The oldest records of a tenant behind the one called `id`: at most so many, and fewer if they are large.
-    pub async fn after(&self, tenant: &str, id: i64, limit: usize) -> Vec<Record> {
+    /// The oldest records of a tenant behind the one called `id`: at most so many, and fewer if they are large. None if they
+    /// can't be read.
+    pub async fn after(&self, tenant: &str, id: i64, limit: usize) -> Option<Vec<Record>> {
         let (done, answer) = oneshot::channel();
         let _ = self.jobs.send(Job::After { tenant: tenant.to_owned(), id, limit, done });
-        answer.await.unwrap_or_default()
+        answer.await.ok().flatten()
     }
 
     /// Deletes records; false if they are still there.
@@ -197,7 +230,31 @@ impl Spool {
     /// Whether webhooks can be appended.
     #[must_use]
     pub fn is_writable(&self) -> bool {
-        !self.stats.unwritable.load(Ordering::Relaxed)
+        !self.stats.unwritable.load(Ordering::Relaxed) && self.stats.obstacle().is_none()
+    }
+
+    /// For how long its thread has been at what it does.
+    #[must_use]
+    pub fn works_for(&self) -> Duration {
+        self.stats.works_for()
+    }
+
+    /// Records of damaged files that may still have to be copied, at most.
+    #[must_use]
+    pub fn left_to_copy(&self) -> u64 {
+        self.stats.left_to_copy.load(Ordering::Relaxed)
+    }
+
+    /// Records that RabbitMQ doesn't have yet, at most.
+    #[must_use]
+    pub fn to_be_published(&self) -> u64 {
+        self.size().records + self.left_to_copy()
+    }
+
+    /// Whether the file is open and nothing is left to be published.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.stats.is_open.load(Ordering::Relaxed) && self.to_be_published() == 0
     }
 
     /// How often a damaged file was set aside.
@@ -205,8 +262,4 @@ impl Spool {
     pub fn corruptions(&self) -> u64 {
         self.stats.corruptions.load(Ordering::Relaxed)
     }
-}
-
-fn gone() -> SpoolError {
-    SpoolError::Failed("its thread has ended".to_owned())
 }

@@ -11,9 +11,11 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::time::timeout;
 use tracing::{error, info, warn};
 
-use super::file::{File, OpenError};
+use super::SpoolError;
+use super::file::File;
+use super::folder::{Folder, OpenError};
 use super::format::Record;
-use super::{SpoolError, Stats};
+use super::stats::Stats;
 use crate::webhook::Webhook;
 
 /// Most records in a commit.
@@ -24,8 +26,9 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 /// What the owner is asked to do.
 pub enum Job {
     Append(Box<Append>),
+    Opened { done: oneshot::Sender<Result<(), SpoolError>> },
     Tenants { done: oneshot::Sender<Vec<String>> },
-    After { tenant: String, id: i64, limit: usize, done: oneshot::Sender<Vec<Record>> },
+    After { tenant: String, id: i64, limit: usize, done: oneshot::Sender<Option<Vec<Record>>> },
     Delete { ids: Vec<i64>, done: oneshot::Sender<bool> },
 }
 
@@ -38,67 +41,115 @@ pub struct Append {
 
 /// Has the file. All that is asked of it comes through one channel.
 pub struct Owner {
-    folder: PathBuf,
+    path: PathBuf,
     max_bytes: u64,
-    // None while it can't be opened.
+    // None while it can't be taken.
+    folder: Option<Arc<Folder>>,
+    // None until it is opened, and while it can't be.
     file: Option<File>,
     stats: Arc<Stats>,
     // Told by the owner, not by the callers: those may have gone before their records are written.
     appended: Arc<Notify>,
     commits: Histogram,
-    has_failed: bool,
+    checked: Instant,
+    // Of files that were opened before.
+    corruptions: u64,
+    // The last one, if it hasn't passed.
+    failure: Option<SpoolError>,
+    cannot_catch_up: bool,
 }
 
 impl Owner {
-    /// Owns a file that was just opened, or is opened later.
+    /// Owns a file that is opened when this runs, in a folder that may have been taken before.
     pub fn new(
-        (folder, max_bytes): (PathBuf, u64),
-        opened: Result<File, OpenError>,
+        (path, max_bytes): (PathBuf, u64),
+        folder: Option<Folder>,
         stats: Arc<Stats>,
         appended: Arc<Notify>,
         commits: Histogram,
     ) -> Self {
-        let mut owner = Self { folder, max_bytes, file: None, stats, appended, commits, has_failed: false };
-        owner.opened(opened);
-        owner
+        Self {
+            path,
+            max_bytes,
+            folder: folder.map(Arc::new),
+            file: None,
+            stats,
+            appended,
+            commits,
+            checked: Instant::now(),
+            corruptions: 0,
+            failure: None,
+            cannot_catch_up: false,
+        }
     }
 
     /// Works until nobody can ask for anything any more.
     pub fn run(mut self, mut jobs: mpsc::UnboundedReceiver<Job>) {
         let Ok(clock) = tokio::runtime::Builder::new_current_thread().enable_time().build() else { return };
+        self.check();
         loop {
-            match clock.block_on(async { timeout(CHECK_INTERVAL, jobs.recv()).await }) {
+            let patience = if self.catch_up() { Duration::ZERO } else { CHECK_INTERVAL };
+            self.stats.waits();
+            let job = clock.block_on(async { timeout(patience, jobs.recv()).await });
+            self.stats.works();
+            match job {
                 Ok(Some(first)) => self.work(first, &mut jobs),
                 Ok(None) => return,
-                Err(_) => self.check(),
+                Err(_) => {}
+            }
+            if self.checked.elapsed() >= CHECK_INTERVAL {
+                self.check();
             }
             self.update_stats();
         }
     }
 
     fn check(&mut self) {
-        match &mut self.file {
-            Some(file) => {
-                let checked = file.check();
-                self.record_outcome(&checked);
-            }
-            None => {
-                let opened = File::open(&self.folder, self.max_bytes);
-                self.opened(opened);
-            }
+        self.checked = Instant::now();
+        if self.file.is_none() {
+            self.open();
         }
+        if let Some(file) = &mut self.file {
+            let checked = file.check();
+            self.record_outcome(&checked);
+        }
+        self.update_stats();
     }
 
-    fn opened(&mut self, opened: Result<File, OpenError>) {
-        match opened {
+    fn open(&mut self) {
+        match self.try_to_open() {
             Ok(file) => {
                 self.file = Some(file);
-                self.check();
-                self.update_stats();
                 self.appended.notify_one();
             }
             Err(error) => self.record_outcome(&Err(SpoolError::Failed(chain(&error)))),
         }
+    }
+
+    fn try_to_open(&mut self) -> Result<File, OpenError> {
+        let folder = match &self.folder {
+            Some(folder) => folder.clone(),
+            None => self.folder.insert(Arc::new(Folder::take(&self.path)?)).clone(),
+        };
+        File::open(folder, self.max_bytes)
+    }
+
+    /// A small step of what is left to be done with files of before; false if there is nothing to be done now.
+    fn catch_up(&mut self) -> bool {
+        let Some(file) = &mut self.file else { return false };
+        let done = file.catch_up();
+        if let Err(error) = &done
+            && !self.cannot_catch_up
+        {
+            error!(error = chain(error), "can't copy what an earlier or damaged spool holds");
+        }
+        self.cannot_catch_up = done.is_err();
+        let is_done = done.unwrap_or(false);
+        if is_done {
+            self.update_stats();
+            self.appended.notify_one();
+        }
+        is_done
     }
 
     /// Does a job, and with it whatever else waits to be written.
@@ -147,13 +198,21 @@ impl Owner {
 
     fn read_or_delete(&mut self, job: Job) {
         match job {
+            Job::Opened { done } => {
+                let opened = self
+                    .file
+                    .as_ref()
+                    .map(|_| ())
+                    .ok_or_else(|| self.failure.clone().unwrap_or(SpoolError::Opening));
+                let _ = done.send(opened);
+            }
             Job::Tenants { done } => {
                 let tenants = self.file.as_mut().map(File::tenants);
                 let _ = done.send(tenants.unwrap_or_default());
             }
             Job::After { tenant, id, limit, done } => {
-                let records = self.file.as_mut().map(|file| file.after(&tenant, id, limit));
-                let _ = done.send(records.unwrap_or_default());
+                let records = self.file.as_mut().and_then(|file| file.after(&tenant, id, limit));
+                let _ = done.send(records);
             }
             Job::Delete { ids, done } => {
                 let deleted = self.file.as_mut().map_or(Ok(()), |file| file.delete(&ids));
@@ -170,25 +229,32 @@ impl Owner {
         }
     }
 
-    fn update_stats(&self) {
+    fn update_stats(&mut self) {
         let Some(file) = &self.file else { return };
         let (size, stats) = (file.size(), &self.stats);
         stats.records.store(size.records, Ordering::Relaxed);
         stats.bytes.store(size.bytes, Ordering::Relaxed);
         stats.room.store(file.room(), Ordering::Relaxed);
         stats.oldest_ms.store(file.oldest_ms(), Ordering::Relaxed);
-        stats.corruptions.store(file.corruptions(), Ordering::Relaxed);
+        stats.left_to_copy.store(file.left_to_copy(), Ordering::Relaxed);
+        let corruptions = self.corruptions + file.corruptions();
+        stats.corruptions.store(corruptions, Ordering::Relaxed);
+        let is_lost = file.is_lost();
+        if is_lost {
+            // It is opened again at the next check.
+            self.file = None;
+            self.corruptions = corruptions;
+        }
+        self.stats.is_open.store(!is_lost, Ordering::Relaxed);
     }
 
     fn record_outcome(&mut self, outcome: &Result<(), SpoolError>) {
         self.stats.unwritable.store(outcome.is_err(), Ordering::Relaxed);
-        match outcome {
-            Err(failure) if !self.has_failed => {
-                error!(error = chain(failure), "the spool can't be written");
-            }
-            Ok(()) if self.has_failed => info!("the spool can be written again"),
+        match (outcome, &self.failure) {
+            (Err(failure), None) => error!(error = chain(failure), "the spool can't be written"),
+            (Ok(()), Some(_)) => info!("the spool can be written again"),
             _ => {}
         }
-        self.has_failed = outcome.is_err();
+        self.failure = outcome.clone().err();
     }
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OpenFlags};
 
-use super::file::OpenError;
+use super::folder::OpenError;
 use super::format::{self, Record};
 
 /// Records in memory at a time.

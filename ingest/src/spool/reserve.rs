@@ -8,6 +8,7 @@ use shared::telemetry::chain;
 use tracing::warn;
 
 use super::SpoolError;
+use super::folder::private;
 
 /// Room that is kept for deleting: on a full disk SQLite can't even do that, since its log grows. In bytes.
 const RESERVE_BYTES: u64 = 4 << 20;
@@ -57,8 +58,7 @@ pub fn keep(folder: &Path) {
         return;
     }
     let zeros = vec![0; usize::try_from(RESERVE_BYTES).unwrap_or_default()];
-    let written =
-        fs::File::create(&path).and_then(|mut file| file.write_all(&zeros).and_then(|()| file.sync_all()));
+    let written = private(&path).and_then(|mut file| file.write_all(&zeros).and_then(|()| file.sync_all()));
     if let Err(error) = written {
         warn!(error = chain(&error), "can't reserve room for the spool");
         release(folder);
