@@ -368,9 +368,9 @@ async fn webhooks_are_taken_in_while_a_large_spool_is_being_checked() {
     let mut second = Process::start(&place, "ingest", &settings);
     assert_eq!(second.ended().await.code(), Some(1), "the folder is taken at once");
 
-    let broker = Broker::connect(&place.amqp_url).await;
-    poll::until("what was left is published", Some(12), async || broker.waiting("vip").await).await;
-    assert_eq!(writable().await, json!(true));
+    poll::until("it is checked", json!(true), writable).await;
+    poll::until("the spool is empty", Some(0.0), async || records(&ingest).await).await;
+    assert_eq!(Broker::connect(&place.amqp_url).await.waiting("vip").await, Some(12));
     place.remove().await;
 }
 

@@ -139,7 +139,7 @@ async fn health_shows_the_whole_pipeline() {
     assert_eq!(together["broker"]["connected"], true);
     assert_eq!(
         together["spool"],
-        json!({"records": 0, "bytes": 0, "oldest_age_seconds": 0, "writable": true})
+        json!({"records": 0, "bytes": 0, "oldest_age_seconds": 0, "writable": true, "left_to_copy": 0})
     );
     poll::until("nothing waits", json!(0), async || health().await["queue"]["size"].clone()).await;
     for worker in workers {
