@@ -227,7 +227,7 @@ impl World {
 }
 
 fn open(folder: &PathBuf) -> File {
-    File::open(Arc::new(Folder::take(folder).unwrap()), MAX_BYTES).unwrap()
+    File::open(&Arc::new(Folder::take(folder).unwrap()), MAX_BYTES).unwrap()
 }
 
 fn webhook(n: i64) -> Webhook {

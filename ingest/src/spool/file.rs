@@ -46,7 +46,7 @@ pub struct File {
 
 impl File {
     /// Opens the spool in a folder, where it is made if it is missing. A damaged file is set aside.
-    pub fn open(folder: Arc<Folder>, max_bytes: u64) -> Result<Self, OpenError> {
+    pub fn open(folder: &Arc<Folder>, max_bytes: u64) -> Result<Self, OpenError> {
         let path = folder.path();
         reserve::keep(path);
         let io = |source| OpenError::Io { path: path.to_owned(), source };
@@ -135,7 +135,7 @@ impl File {
         });
         match copied {
             Ok(false) => {
-                damaged.close(&self.connection).map_err(|error| SpoolError::Failed(error.to_string()))?
+                damaged.close(&self.connection).map_err(|error| SpoolError::Failed(error.to_string()))?;
             }
             Ok(true) => self.damaged.push_front(damaged),
             Err(error) => {

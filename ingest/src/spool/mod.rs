@@ -158,7 +158,7 @@ impl Spool {
             let append = Append { webhook: webhook.clone(), place, done };
             self.stats.waiting.fetch_add(1, Ordering::Relaxed);
             self.jobs.send(Job::Append(Box::new(append))).map_err(|_| SpoolError::Ended)?;
-            answer.await.unwrap_or_else(|_| Err(SpoolError::Ended))
+            answer.await.unwrap_or(Err(SpoolError::Ended))
         };
         // After the deadline it may be written all the same; then the event key makes it harmless.
         timeout(APPEND_TIMEOUT, append).await.unwrap_or(Err(SpoolError::TimedOut))

@@ -131,7 +131,7 @@ impl Owner {
             Some(folder) => folder.clone(),
             None => self.folder.insert(Arc::new(Folder::take(&self.path)?)).clone(),
         };
-        File::open(folder, self.max_bytes)
+        File::open(&folder, self.max_bytes)
     }
 
     /// A small step of what is left to be done with files of before; false if there is nothing to be done now.

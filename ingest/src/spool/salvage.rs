@@ -74,7 +74,9 @@ impl Damaged {
             Ok(rows) if rows.is_empty() => Ok(Step { at: self.last, ..Step::default() }),
             Ok(rows) if is_in_order(self.at, &rows, self.last) => {
                 let mut step = Step { at: self.at, ..Step::default() };
-                rows.into_iter().for_each(|row| step.add(row));
+                for row in rows {
+                    step.add(row);
+                }
                 Ok(step)
             }
             Err(error) if !is_unreadable(&error) => Err(error),

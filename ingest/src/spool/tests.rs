@@ -26,7 +26,7 @@ impl Folder {
 
     fn open(&self, max_bytes: u64) -> File {
         let taken = super::folder::Folder::take(&self.0).unwrap();
-        File::open(Arc::new(taken), max_bytes).unwrap()
+        File::open(&Arc::new(taken), max_bytes).unwrap()
     }
 
     fn names(&self) -> Vec<String> {
