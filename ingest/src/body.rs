@@ -29,6 +29,8 @@ pub struct Body {
     pub bytes: Bytes,
     /// Number of bytes sent.
     pub sent: usize,
+    /// The last bytes that were sent.
+    pub end: Bytes,
     /// SHA-256 of what was sent, in hexadecimal, if that was more.
     pub digest: Option<String>,
     // Its share of the budget, given back when the body is dropped.
@@ -95,10 +97,12 @@ async fn read_all(
     let end = announced.length.filter(|_| announced.ends).unwrap_or(usize::MAX);
     let (mut sent, mut share) = (0, Vec::new());
     let mut hash: Option<Sha256> = None;
+    let mut last = Bytes::new();
     while sent < end {
         let Some(chunk) = payload.next().await else { break };
         let mut chunk = chunk.ok()?;
         chunk.truncate(end - sent);
+        last = chunk.clone();
         sent += chunk.len();
         if sent <= limit {
             budget.grow(&mut share, sent).await;
@@ -114,5 +118,5 @@ async fn read_all(
         }
     }
     let digest = hash.map(|hash| hex::encode(hash.finalize()));
-    Some(Body { bytes: bytes.into(), sent, digest, _share: share })
+    Some(Body { bytes: bytes.into(), sent, end: last, digest, _share: share })
 }

@@ -12,7 +12,7 @@ use shared::verify;
 use tracing::{debug, warn};
 
 use crate::body::{self, Announced, Body};
-use crate::connections::Connection;
+use crate::connections::{Connection, END_OF_HEAD};
 use crate::durable::{NotDurable, Via};
 use crate::gateway::{Gateway, gauge};
 use crate::judge::{self, Identity, Reason, Verdict};
@@ -105,7 +105,8 @@ impl<'a> Arrival<'a> {
         let announced = Announced { length, ends: self.request.head().upgrade() };
         if let Some(body) = body::read(&mut payload, announced, limit, budget).await {
             if let Some(connection) = self.request.conn_data::<Arc<Connection>>() {
-                connection.is_read();
+                let is_chunked = announced.length.is_none();
+                connection.is_read(if is_chunked { END_OF_HEAD } else { &body.end });
             }
             return Ok(body);
         }

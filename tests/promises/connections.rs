@@ -137,7 +137,8 @@ async fn more_slow_clients_than_files_may_be_open_keep_nobody_out() {
         metric(&ingest.admin, "ingest_accepted_total", &by_broker).await > before
     })
     .await;
-    assert!(metric(&ingest.admin, "ingest_connections", &[]).await <= Some(896.0));
+    // Those that are being closed count until they are gone.
+    assert!(metric(&ingest.admin, "ingest_connections", &[]).await < Some(1024.0));
     slow.shutdown().await;
     place.remove().await;
 }

@@ -9,13 +9,14 @@ use std::time::Instant;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-use super::{Connection, Connections, Phase};
+use super::{Connection, Connections};
 
 /// A TCP connection that says what it waits for, and ends when it is closed by [`Connections`].
 #[derive(Debug)]
 pub struct Guarded {
     stream: TcpStream,
     connection: Arc<Connection>,
+    is_closed: bool,
     id: u64,
     all: Arc<Connections>,
 }
@@ -24,13 +25,21 @@ impl Guarded {
     /// Takes a new connection in. Fails if there is no room, and all others are being served.
     pub fn admit(stream: TcpStream, all: &Arc<Connections>) -> io::Result<Self> {
         let (id, connection) = all.admit(Instant::now()).ok_or(ErrorKind::ConnectionRefused)?;
-        Ok(Self { stream, connection, id, all: all.clone() })
+        Ok(Self { stream, connection, is_closed: false, id, all: all.clone() })
     }
 
     /// What others know of it.
     #[must_use]
     pub fn connection(&self) -> &Arc<Connection> {
         &self.connection
+    }
+
+    fn is_ended(&mut self) -> bool {
+        let Some(why) = self.connection.closing() else { return false };
+        if !std::mem::replace(&mut self.is_closed, true) {
+            self.all.count_closed(why);
+        }
+        true
     }
 }
 
@@ -47,16 +56,14 @@ impl AsyncRead for Guarded {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         self.connection.waker.register(context.waker());
-        if self.connection.is_closed() {
-            // As if the sender had hung up.
-            return Poll::Ready(Ok(()));
-        }
         let before = buffer.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(context, buffer);
-        // Some senders end a body with a line break that belongs to nothing.
-        let begins = buffer.filled()[before..].iter().any(|byte| !b"\r\n".contains(byte));
-        if begins && self.connection.phase().0 == Phase::Idle {
-            self.connection.enter(Phase::Head);
+        let came = &buffer.filled()[before..];
+        if !came.is_empty() {
+            self.connection.came(came);
+        } else if read.is_pending() && self.is_ended() {
+            // As if the sender had hung up.
+            return Poll::Ready(Ok(()));
         }
         read
     }
@@ -68,7 +75,7 @@ impl AsyncWrite for Guarded {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        if self.connection.is_closed() {
+        if self.is_ended() {
             return Poll::Ready(Err(ErrorKind::BrokenPipe.into()));
         }
         let written = Pin::new(&mut self.stream).poll_write(context, bytes);

@@ -20,6 +20,9 @@ use crate::routes;
 /// Connections that wait to be accepted: a burst, as when a load balancer connects anew.
 const BACKLOG: u32 = 2048;
 
+/// How long what a sender still sends is read after a reply that is its last.
+const LINGERING: Duration = Duration::from_secs(1);
+
 /// Listens at every address of this host; fails if none can be used.
 pub fn bind(host: &str, port: u16) -> io::Result<Vec<TcpListener>> {
     let (mut listeners, mut failure) = (Vec::new(), io::Error::from(ErrorKind::AddrNotAvailable));
@@ -67,6 +70,8 @@ pub fn serve(
                 // Both deadlines are ours, see [`super`].
                 .client_request_timeout(Duration::ZERO)
                 .keep_alive(KeepAlive::Os)
+                // A sender that is still sending when it is answered would be reset, and might not see the answer.
+                .client_disconnect_timeout(LINGERING)
                 .on_connect_ext(|guarded: &Guarded, data| {
                     data.insert(guarded.connection().clone());
                 })

@@ -6,12 +6,12 @@
 //! sender.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::task::AtomicWaker;
-use prometheus::{IntCounter, IntCounterVec};
+use prometheus::IntCounterVec;
 use tokio::time::{MissedTickBehavior, interval};
 
 mod guarded;
@@ -26,6 +26,8 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest time for a sender to take a reply.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(5);
+/// How the head of a request ends, and a body of chunks.
+pub const END_OF_HEAD: &[u8] = b"\r\n\r\n";
 /// How often overdue connections are looked for.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(250);
 
@@ -92,10 +94,15 @@ pub struct Connection {
     opened: Instant,
     // The phase in the lowest two bits, and above them when it began, in milliseconds since the connection was opened.
     phase: AtomicU64,
+    // The last four bytes that came.
+    tail: AtomicU32,
+    // Whether more came than the request: the beginning of the next one.
+    is_followed: AtomicBool,
     // Since when the sender takes nothing of its replies, in milliseconds since then; 0 if it does.
     stuck: AtomicU64,
     requests: AtomicU32,
-    is_closed: AtomicBool,
+    // 0, or the place in [`Closed::ALL`] of why it is to be closed, and one.
+    closing: AtomicU8,
     waker: AtomicWaker,
 }
 
@@ -104,28 +111,54 @@ impl Connection {
         Self {
             opened: now,
             phase: AtomicU64::new(Phase::Idle as u64),
+            tail: AtomicU32::new(0),
+            is_followed: AtomicBool::new(false),
             stuck: AtomicU64::new(0),
             requests: AtomicU32::new(0),
-            is_closed: AtomicBool::new(false),
+            closing: AtomicU8::new(0),
             waker: AtomicWaker::new(),
         }
     }
 
     /// A request has come, all but its body, if it has one. Returns how many have so far.
     pub fn begin(&self, has_body: bool) -> u32 {
-        self.enter(if has_body { Phase::Body } else { Phase::Ours });
+        if has_body {
+            self.enter(Phase::Body);
+        } else {
+            self.is_read(END_OF_HEAD);
+        }
         self.requests.fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    /// Its body is here, too.
-    pub fn is_read(&self) {
+    /// All of it is here. It ends like this; whatever came behind that belongs to the next one.
+    pub fn is_read(&self, end: &[u8]) {
+        let end = &end[end.len().saturating_sub(4)..];
+        let is_followed = !self.tail.load(Ordering::Relaxed).to_be_bytes().ends_with(end);
+        self.is_followed.store(is_followed, Ordering::Relaxed);
         self.enter(Phase::Ours);
     }
 
     /// It is answered. Where nobody has read its body, the rest of that is still waited for.
     pub fn end(&self) {
         if self.phase().0 != Phase::Body {
-            self.enter(Phase::Idle);
+            let is_followed = self.is_followed.load(Ordering::Relaxed);
+            self.enter(if is_followed { Phase::Head } else { Phase::Idle });
+        }
+    }
+
+    /// More of what the sender says.
+    fn came(&self, bytes: &[u8]) {
+        let last = &bytes[bytes.len().saturating_sub(4)..];
+        let tail =
+            last.iter().fold(self.tail.load(Ordering::Relaxed), |tail, byte| tail << 8 | u32::from(*byte));
+        self.tail.store(tail, Ordering::Relaxed);
+        if self.closing.swap(0, Ordering::Relaxed) != 0 {
+            // It was there, and we were slow.
+            self.enter(self.phase().0);
+        }
+        // Some senders end a body with a line break that belongs to nothing.
+        if self.phase().0 == Phase::Idle && bytes.iter().any(|byte| !b"\r\n".contains(byte)) {
+            self.enter(Phase::Head);
         }
     }
 
@@ -165,15 +198,15 @@ impl Connection {
         (stuck > 0 && waited >= REPLY_TIMEOUT).then_some(Closed::Slow)
     }
 
-    fn is_closed(&self) -> bool {
-        self.is_closed.load(Ordering::Relaxed)
+    /// Why it is to be closed, if it is.
+    fn closing(&self) -> Option<Closed> {
+        Closed::ALL.get(usize::from(self.closing.load(Ordering::Relaxed)).checked_sub(1)?).copied()
     }
 
-    /// Ends it without a word. False if it has been ended before.
-    fn close(&self) -> bool {
-        let is_first = !self.is_closed.swap(true, Ordering::Relaxed);
+    /// Ends it without a word, unless something has come meanwhile.
+    fn close(&self, why: Closed) {
+        let _ = self.closing.compare_exchange(0, why as u8 + 1, Ordering::Relaxed, Ordering::Relaxed);
         self.waker.wake();
-        is_first
     }
 }
 
@@ -211,15 +244,15 @@ impl Connections {
     fn admit(&self, now: Instant) -> Option<(u64, Arc<Connection>)> {
         let mut open = self.open();
         if open.len() >= self.most {
-            let waiting = open.values().filter(|connection| !connection.is_closed());
+            let waiting = open.values().filter(|connection| connection.closing().is_none());
             let waiting = waiting.map(|connection| (connection.phase(), connection));
             let longest =
                 waiting.filter(|((phase, _), _)| *phase != Phase::Ours).min_by_key(|((_, at), _)| *at);
             let Some((_, longest)) = longest else {
-                self.counter(Closed::Full).inc();
+                self.count_closed(Closed::Full);
                 return None;
             };
-            self.close(longest, Closed::Full);
+            longest.close(Closed::Full);
         }
         let (id, connection) = (self.next.fetch_add(1, Ordering::Relaxed), Arc::new(Connection::new(now)));
         open.insert(id, connection.clone());
@@ -234,19 +267,14 @@ impl Connections {
     fn sweep(&self, now: Instant) {
         for connection in self.open().values() {
             if let Some(why) = connection.overdue(self.keep_alive, now) {
-                self.close(connection, why);
+                connection.close(why);
             }
         }
     }
 
-    fn close(&self, connection: &Connection, why: Closed) {
-        if connection.close() {
-            self.counter(why).inc();
-        }
-    }
-
-    fn counter(&self, why: Closed) -> IntCounter {
-        self.closed.with_label_values(&[why.name()])
+    /// One was closed.
+    fn count_closed(&self, why: Closed) {
+        self.closed.with_label_values(&[why.name()]).inc();
     }
 
     fn open(&self) -> MutexGuard<'_, HashMap<u64, Arc<Connection>>> {
@@ -276,51 +304,68 @@ mod tests {
         Connections::new(most, KEEP_ALIVE, closed)
     }
 
-    fn closed(connections: &Connections) -> [u64; 3] {
-        Closed::ALL.map(|why| connections.counter(why).get())
-    }
-
     #[test]
     fn what_waits_longest_for_its_sender_makes_room() {
         let (all, now) = (connections(3), Instant::now());
         let admitted = [2, 1, 0].map(|ago| all.admit(now - Duration::from_secs(ago)).unwrap().1);
         admitted[0].begin(false);
         assert!(all.admit(now).is_some());
-        assert_eq!(admitted.each_ref().map(|connection| connection.is_closed()), [false, true, false]);
+        assert_eq!(
+            admitted.each_ref().map(|connection| connection.closing()),
+            [None, Some(Closed::Full), None]
+        );
         // Nothing is taken from whoever is being served.
         admitted[2].begin(true);
-        admitted[2].is_read();
-        all.open().retain(|_, connection| !connection.is_closed() && connection.phase().0 == Phase::Ours);
+        admitted[2].is_read(b"{}");
+        all.open()
+            .retain(|_, connection| connection.closing().is_none() && connection.phase().0 == Phase::Ours);
         let busy = all.admit(now).unwrap().1;
         busy.begin(false);
         assert!(all.admit(now).is_none());
-        assert_eq!(closed(&all), [0, 0, 2]);
     }
 
     #[test]
-    fn who_is_overdue_is_closed_and_counted_once() {
+    fn who_is_overdue_is_closed_unless_more_has_come() {
         let (all, now) = (connections(9), Instant::now());
         let [idle, head, body, ours, stuck] = [(); 5].map(|()| all.admit(now).unwrap().1);
         head.enter(Phase::Head);
         body.begin(true);
         // It is answered, and the rest of its body doesn't come.
         body.end();
+        ours.came(END_OF_HEAD);
         ours.begin(false);
         stuck.takes(false);
-        for _ in 0..2 {
-            all.sweep(now + HEAD_TIMEOUT / 2);
-        }
-        assert_eq!(closed(&all), [0, 0, 0]);
-        for _ in 0..2 {
-            all.sweep(Instant::now() + 2 * HEAD_TIMEOUT);
-        }
-        assert_eq!(closed(&all), [0, 3, 0]);
-        assert!(head.is_closed() && body.is_closed() && stuck.is_closed() && !idle.is_closed());
+        let closing = || [&idle, &head, &body, &ours, &stuck].map(|connection| connection.closing());
+        all.sweep(now + HEAD_TIMEOUT / 2);
+        assert_eq!(closing(), [None; 5]);
+        all.sweep(Instant::now() + 2 * HEAD_TIMEOUT);
+        assert_eq!(closing(), [None, Some(Closed::Slow), Some(Closed::Slow), None, Some(Closed::Slow)]);
+        // What was there by then counts.
+        head.came(b"host: x");
+        assert_eq!((head.closing(), head.phase().0), (None, Phase::Head));
         all.sweep(now + KEEP_ALIVE);
-        assert_eq!((closed(&all), ours.is_closed()), ([1, 3, 0], false));
+        assert_eq!((idle.closing(), ours.closing()), (Some(Closed::Idle), None));
         ours.end();
         assert_eq!(ours.phase().0, Phase::Idle);
         all.sweep(Instant::now() + KEEP_ALIVE);
-        assert!(ours.is_closed());
+        assert_eq!(ours.closing(), Some(Closed::Idle));
+    }
+
+    #[test]
+    fn what_came_behind_a_request_is_the_head_of_the_next() {
+        for (came, end, phase) in [
+            ("GET / HTTP/1.1\r\n\r\n", "\r\n\r\n", Phase::Idle),
+            ("GET / HTTP/1.1\r\n\r\nGET /h", "\r\n\r\n", Phase::Head),
+            ("content-length: 2\r\n\r\n{}", "{}", Phase::Idle),
+            ("content-length: 2\r\n\r\n{}P", "{}", Phase::Head),
+            ("content-length: 9\r\n\r\n{\"a\":\"b\"}", "{\"a\":\"b\"}", Phase::Idle),
+        ] {
+            let connection = Connection::new(Instant::now());
+            connection.came(came.as_bytes());
+            connection.begin(true);
+            connection.is_read(end.as_bytes());
+            connection.end();
+            assert_eq!(connection.phase().0, phase, "{came:?}");
+        }
     }
 }
