@@ -1,8 +1,7 @@
 //! ingest: takes webhooks in and answers 200 once they are durable.
 //!
 //! The way of a webhook: [`connections`] → [`routes`] → [`receive`] → [`body`] → [`mod@judge`] (with [`shared::json::Scan`] and
-//! [`shared::verify`]) → [`webhook`] → [`mod@durable`] (RabbitMQ by
-//! [`route`], else [`spool`]) → [`reply`].
+//! [`shared::verify`]) → [`webhook`] → [`mod@durable`] (RabbitMQ by [`route`], else [`spool`]) → [`reply`].
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -129,8 +128,11 @@ pub fn build(settings: Settings, name: String, stop: CancellationToken) -> Resul
     let allowance = || Mutex::new(Allowance::new(burst, per_second, Instant::now()));
     let allowances = tenants.iter().map(|tenant| (tenant.clone(), allowance())).collect();
     let partitions = settings.partitions;
-    let connections =
-        Connections::new(max_connections(), settings.keep_alive, metrics.connections_closed.clone());
+    let connections = Connections::new(
+        max_connections(tenants.len()),
+        settings.keep_alive,
+        metrics.connections_closed.clone(),
+    );
     let gateway = web::Data::new(Gateway {
         name,
         durable: Arc::new(durable(&settings, &metrics)?),
@@ -177,9 +179,10 @@ fn bind_public(gateway: &web::Data<Gateway>, stop: CancellationToken) -> Result<
     Ok(server)
 }
 
-/// How many connections the public port may have, by how many files may be open.
-fn max_connections() -> usize {
-    let most = open_files::raise_limit().saturating_sub(OTHER_FILES).clamp(MIN_CONNECTIONS, MAX_CONNECTIONS);
+/// How many connections the public port may have, by how many files may be open. Each tenant's publishes take one.
+fn max_connections(tenants: usize) -> usize {
+    let most = open_files::raise_limit().saturating_sub(OTHER_FILES).saturating_sub(tenants as u64);
+    let most = most.clamp(MIN_CONNECTIONS, MAX_CONNECTIONS);
     usize::try_from(most).unwrap_or(usize::MAX)
 }
 

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ const PUBLISH_TIMEOUT: Duration = Duration::from_millis(250);
 const APPEND_TIMEOUT: Duration = Duration::from_secs(1);
 const DRAIN_PATIENCE: Duration = Duration::from_secs(5);
 const BUDGET: usize = 3;
-const WINDOW: Duration = Duration::from_secs(60);
+const WINDOW: Duration = Duration::from_mins(1);
 /// Some records.
 const MAX_BYTES: u64 = 4000;
 
@@ -226,7 +226,7 @@ impl World {
     }
 }
 
-fn open(folder: &PathBuf) -> File {
+fn open(folder: &Path) -> File {
     File::open(&Arc::new(Folder::take(folder).unwrap()), MAX_BYTES).unwrap()
 }
 

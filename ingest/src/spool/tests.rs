@@ -141,14 +141,14 @@ fn a_file_that_is_no_database_is_set_aside_and_a_new_one_started() {
     );
 }
 
-/// A spool with so many records, whose file is damaged in these places.
-fn damaged(records: i64, places: &[f64]) -> Folder {
+/// A spool with so many records, whose file is damaged in these places, in hundredths of its length.
+fn damaged(records: i64, places: &[u64]) -> Folder {
     let folder = Folder::new();
     append(&mut folder.open(PLENTY), 0..records).unwrap();
     let path = folder.0.join("spool.db");
     let length = fs::metadata(&path).unwrap().len();
     for place in places {
-        let page = (length as f64 * place) as u64 / 4096;
+        let page = length * place / 100 / 4096;
         damage(&path, page * 4096, 8192);
     }
     folder
@@ -156,7 +156,7 @@ fn damaged(records: i64, places: &[f64]) -> Folder {
 
 #[test]
 fn what_a_damaged_file_still_holds_is_saved_also_between_two_damaged_places() {
-    let folder = damaged(2000, &[0.3, 0.6]);
+    let folder = damaged(2000, &[30, 60]);
     let mut file = folder.open(PLENTY);
     assert_eq!((file.corruptions(), file.size().records), (1, 0));
     assert!(file.left_to_copy() > 0);
@@ -180,7 +180,7 @@ fn pages(file: &mut File) -> Vec<i64> {
 
 #[test]
 fn copying_a_damaged_file_goes_on_where_a_process_was_killed() {
-    let folder = damaged(2000, &[0.5]);
+    let folder = damaged(2000, &[50]);
     let mut file = folder.open(PLENTY);
     let (mut found, mut rounds) = (BTreeSet::new(), 0);
     while file.left_to_copy() > 0 {
@@ -240,7 +240,7 @@ fn a_damaged_file_that_an_earlier_version_left_is_copied_once() {
 
 #[test]
 fn a_damaged_file_is_copied_only_while_little_is_in_the_new_one() {
-    let folder = damaged(200, &[0.5]);
+    let folder = damaged(200, &[50]);
     let mut file = folder.open(100_000);
     append(&mut file, 300..320).unwrap();
     assert!(!file.catch_up().unwrap());
@@ -285,7 +285,7 @@ fn files_and_folder_are_for_their_owner_alone() {
     append(&mut file, 1..2).unwrap();
     for name in folder.names() {
         let is_ours = name != "of somebody else";
-        assert_eq!(mode(&folder.0.join(&name)) & 0o077 == 0, is_ours, "{name}");
+        assert_eq!(mode(&folder.0.join(&name)) == 0o600, is_ours, "{name}");
     }
 }
 
