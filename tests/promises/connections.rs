@@ -117,7 +117,7 @@ async fn more_slow_clients_than_files_may_be_open_keep_nobody_out() {
     let limited = ["prlimit", "--nofile=1024:1024"];
     let ingest = Ingest::start_within(&place, &limited, &[("AMQP_URL", &url)]).await;
     until_connected(&ingest.admin).await;
-    assert_eq!(metric(&ingest.admin, "ingest_connections_max", &[]).await, Some(896.0));
+    assert_eq!(metric(&ingest.admin, "ingest_connections_max", &[]).await, Some(894.0));
     let address = ingest.url.trim_start_matches("http://");
     let mut slow: JoinSet<()> = (0..1100).map(|_| dribble(address.to_owned())).collect();
     poll::until("places become scarce", true, async || closed(&ingest, "full").await > Some(0.0)).await;
@@ -148,7 +148,7 @@ async fn a_soft_limit_of_open_files_is_raised() {
     let place = Place::new().await;
     let limited = ["prlimit", "--nofile=1024:4096"];
     let ingest = Ingest::start_within(&place, &limited, &[]).await;
-    assert_eq!(metric(&ingest.admin, "ingest_connections_max", &[]).await, Some(3968.0));
+    assert_eq!(metric(&ingest.admin, "ingest_connections_max", &[]).await, Some(3966.0));
     place.remove().await;
 }
 
