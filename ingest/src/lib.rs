@@ -12,9 +12,9 @@ use actix_web::dev::Server;
 use actix_web::web;
 use shared::admin::{self, Admin};
 use shared::amqp::{Link, Purpose};
-use shared::host;
 use shared::open_files;
 use shared::publisher::Publisher;
+use shared::start::StartError;
 use shared::status;
 use shared::traces::{self, Traces};
 use tokio_util::sync::CancellationToken;
@@ -77,28 +77,6 @@ const STOPPING: Duration = Duration::from_secs(
         + traces::FLUSH_TIMEOUT.as_secs(),
 );
 
-/// Why ingest can't start.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// A port can't be used.
-    #[error("can't listen on {address}")]
-    Bind {
-        /// The address asked for.
-        address: String,
-        /// Why not.
-        source: io::Error,
-    },
-    /// The spool can't be used.
-    #[error(transparent)]
-    Spool(#[from] OpenError),
-    /// The metrics are defined wrongly, a defect of ours.
-    #[error("can't define the metrics")]
-    Metrics(#[from] prometheus::Error),
-    /// Traces can't be exported.
-    #[error(transparent)]
-    Traces(#[from] traces::StartError),
-}
-
 /// ingest, bound to its ports and ready to run.
 pub struct Ingest {
     gateway: web::Data<Gateway>,
@@ -135,7 +113,7 @@ pub fn build(settings: Settings, name: String, stop: CancellationToken) -> Resul
     );
     let gateway = web::Data::new(Gateway {
         name,
-        durable: Arc::new(durable(&settings, &metrics)?),
+        durable: Arc::new(durable(&settings, &metrics).map_err(|error| StartError::Folder(error.into()))?),
         status_link: link(&settings, "ingest status", Purpose::Consume),
         pipeline: Arc::default(),
         traces: Traces::start(&settings.traces, metrics.registry())?,
@@ -173,8 +151,7 @@ fn bind_public(gateway: &web::Data<Gateway>, stop: CancellationToken) -> Result<
         let addresses = listeners.iter().map(TcpListener::local_addr).collect::<io::Result<Vec<_>>>()?;
         Ok((addresses, listen::serve(listeners, gateway, FINISHING, stopped)?))
     });
-    let (addresses, server) =
-        bound.map_err(|source| StartError::Bind { address: host::with_port(host, *port), source })?;
+    let (addresses, server) = bound.map_err(|source| StartError::bind(host, *port, source))?;
     log_addresses("public", &addresses);
     Ok(server)
 }
@@ -195,8 +172,8 @@ fn bind_admin(gateway: &web::Data<Gateway>) -> Result<Server, StartError> {
         unready: Arc::new(move || asked.unready()),
         health: Some(Arc::new(move || told.health())),
     };
-    let (addresses, server) = admin::bind((host, *port), admin)
-        .map_err(|source| StartError::Bind { address: host::with_port(host, *port), source })?;
+    let (addresses, server) =
+        admin::bind((host, *port), admin).map_err(|source| StartError::bind(host, *port, source))?;
     log_addresses("admin", &addresses);
     Ok(server)
 }

@@ -7,10 +7,9 @@ use clap::{Parser, Subcommand};
 use ingest::check_signature::{self, VerifyError};
 use ingest::settings::Settings;
 use ingest::spool::command::{self, SpoolCommand};
-use shared::env::{EXIT_BAD_CONFIGURATION, Env, Problems};
-use shared::telemetry::chain;
-use shared::{setting, shutdown, status, telemetry};
-use tracing::{error, warn};
+use shared::env::Env;
+use shared::{setting, shutdown, start, status, telemetry};
+use tracing::warn;
 
 /// glibc's takes a fifth more of ingest's time, for as much memory.
 #[cfg(feature = "jemalloc")]
@@ -51,17 +50,15 @@ async fn main() -> ExitCode {
         Settings::read_from(&mut env);
         // Whoever reads the answer, such as `head`, has seen enough.
         let _ = std::io::stdout().write_all(setting::in_force(&env).as_bytes());
-        return env.finish(()).map_or_else(|problems| refuse(&problems), |()| ExitCode::SUCCESS);
+        return env.finish(()).map_or_else(|problems| start::refuse(&problems), |()| ExitCode::SUCCESS);
     }
     let host = env.text_or_default("HOSTNAME");
     let settings = match Settings::read(env) {
         Ok(settings) => settings,
-        Err(problems) => return refuse(&problems),
+        Err(problems) => return start::refuse(&problems),
     };
     if arguments.check {
-        for warning in settings.warnings() {
-            eprintln!("warning: {warning}");
-        }
+        start::say_warnings(settings.warnings());
         println!("the configuration is fine");
         return ExitCode::SUCCESS;
     }
@@ -70,13 +67,7 @@ async fn main() -> ExitCode {
     } else {
         telemetry::start_logging(filter.as_deref(), settings.test_mode);
     }
-    match run(settings, &host, arguments.command).await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            error!(error = chain(error.as_ref()), "ingest failed");
-            ExitCode::FAILURE
-        }
-    }
+    start::ended("ingest", run(settings, &host, arguments.command).await)
 }
 
 async fn run(settings: Settings, host: &str, command: Option<Command>) -> anyhow::Result<()> {
@@ -97,15 +88,7 @@ fn verify(arguments: &check_signature::Arguments, env: Env) -> ExitCode {
             println!("{answer}");
             ExitCode::SUCCESS
         }
-        Err(VerifyError::Settings(problems)) => refuse(&problems),
-        Err(error) => {
-            eprintln!("ingest: {}", chain(&error));
-            ExitCode::FAILURE
-        }
+        Err(VerifyError::Settings(problems)) => start::refuse(&problems),
+        Err(error) => start::command_failed("ingest", &error),
     }
-}
-
-fn refuse(problems: &Problems) -> ExitCode {
-    eprintln!("{problems}");
-    ExitCode::from(EXIT_BAD_CONFIGURATION)
 }

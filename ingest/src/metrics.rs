@@ -3,10 +3,9 @@
 use std::time::Duration;
 
 use prometheus::process_collector::ProcessCollector;
-use prometheus::{
-    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-};
+use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 use shared::publisher::PublishError;
+use shared::series::{counters, histogram};
 use shared::verify::Form;
 
 use crate::connections::Closed;
@@ -87,7 +86,7 @@ impl Metrics {
         let registry = Registry::new();
         let metrics = Self {
             requests: HistogramVec::new(
-                histogram("http_server_request_duration_seconds", "Time from request to reply"),
+                histogram("http_server_request_duration_seconds", "Time from request to reply", &BUCKETS),
                 &["http_route", "http_response_status_code"],
             )?,
             accepted: counters("ingest_accepted_total", "Events answered 200", &["tenant", "via"])?,
@@ -106,6 +105,7 @@ impl Metrics {
             publish_duration: Histogram::with_opts(histogram(
                 "ingest_publish_duration_seconds",
                 "Time from publish to confirm, or to giving up",
+                &BUCKETS,
             ))?,
             suspects: IntGaugeVec::new(
                 Opts::new(
@@ -117,6 +117,7 @@ impl Metrics {
             spool_commit_duration: Histogram::with_opts(histogram(
                 "ingest_spool_commit_duration_seconds",
                 "Time to write and fsync a group of webhooks",
+                &BUCKETS,
             ))?,
             spool_records: IntGauge::new("ingest_spool_records", "Webhooks in the spool")?,
             spool_bytes: IntGauge::new("ingest_spool_bytes", "Bytes of the webhooks in the spool")?,
@@ -267,12 +268,4 @@ impl Metrics {
         self.publishes.with_label_values(&[outcome]).inc();
         self.publish_duration.observe(after.as_secs_f64());
     }
-}
-
-fn histogram(name: &str, help: &str) -> HistogramOpts {
-    HistogramOpts::new(name, help).buckets(BUCKETS.to_vec())
-}
-
-fn counters(name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntCounterVec> {
-    IntCounterVec::new(Opts::new(name, help), labels)
 }

@@ -10,10 +10,10 @@ use std::time::Duration;
 
 use actix_web::dev::Server;
 use shared::amqp::{Link, Purpose};
-use shared::host;
 use shared::publisher::Publisher;
+use shared::start::StartError;
 use shared::telemetry::chain;
-use shared::traces::{self, Traces};
+use shared::traces::Traces;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
@@ -61,25 +61,6 @@ const PREPARE_PAUSE: Duration = Duration::from_secs(2);
 /// Confirms under way get this long when stopping.
 const CONFIRM_PATIENCE: Duration = Duration::from_secs(2);
 
-/// Why the worker can't start.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// A port can't be used.
-    #[error("can't listen on {address}")]
-    Bind {
-        /// The address asked for.
-        address: String,
-        /// Why not.
-        source: io::Error,
-    },
-    /// The metrics are defined wrongly, a defect of ours.
-    #[error("can't define the metrics")]
-    Metrics(#[from] prometheus::Error),
-    /// Traces can't be exported.
-    #[error(transparent)]
-    Traces(#[from] traces::StartError),
-}
-
 /// The worker, bound to its port and ready to run.
 pub struct Worker {
     settings: Settings,
@@ -116,7 +97,7 @@ pub fn build(settings: Settings, worker: String, stop: CancellationToken) -> Res
     let health = Health { publisher: publisher.clone(), links: links.clone(), announcer: announcer.clone() };
     let (host, port) = &settings.admin;
     let (addresses, admin) = health::bind((host, *port), Arc::new(health), metrics.clone(), stop.clone())
-        .map_err(|source| StartError::Bind { address: host::with_port(host, *port), source })?;
+        .map_err(|source| StartError::bind(host, *port, source))?;
     for address in addresses {
         info!(port = "admin", %address, "listening");
     }

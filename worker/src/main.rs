@@ -5,9 +5,8 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use shared::env::{EXIT_BAD_CONFIGURATION, Env};
-use shared::telemetry::chain;
-use shared::{shutdown, status, telemetry};
-use tracing::{error, warn};
+use shared::{shutdown, start, status, telemetry};
+use tracing::warn;
 use worker::check::Found;
 use worker::commands::{self, Command, CommandError};
 use worker::settings::Settings;
@@ -47,15 +46,10 @@ fn main() -> ExitCode {
     }
     let settings = match Settings::read(env) {
         Ok(settings) => settings,
-        Err(problems) => {
-            eprintln!("{problems}");
-            return ExitCode::from(EXIT_BAD_CONFIGURATION);
-        }
+        Err(problems) => return start::refuse(&problems),
     };
     if arguments.check {
-        for warning in settings.warnings() {
-            eprintln!("warning: {warning}");
-        }
+        start::say_warnings(settings.warnings());
         if arguments.connect {
             return check_servers(settings);
         }
@@ -72,22 +66,14 @@ fn main() -> ExitCode {
         worker::build(settings, name, stop)?.run().await?;
         Ok(())
     });
-    match served {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            error!(error = chain(error.as_ref()), "the worker failed");
-            ExitCode::FAILURE
-        }
-    }
+    start::ended("the worker", served)
 }
 
 fn check_servers(settings: Settings) -> ExitCode {
     telemetry::start_logging_of_command(None);
     let checked = on_tasks(async move {
         let Found { problems, warnings } = worker::check::servers(&settings).await;
-        for warning in warnings {
-            eprintln!("warning: {warning}");
-        }
+        start::say_warnings(warnings);
         anyhow::ensure!(problems.is_empty(), problems.join("\n"));
         Ok(())
     });
@@ -111,16 +97,10 @@ fn operate(command: Command, env: Env) -> ExitCode {
     });
     let Err(error) = done else { return ExitCode::SUCCESS };
     match error.downcast_ref::<CommandError>() {
-        Some(CommandError::Settings(problems)) => {
-            eprintln!("{problems}");
-            ExitCode::from(EXIT_BAD_CONFIGURATION)
-        }
+        Some(CommandError::Settings(problems)) => start::refuse(problems),
         // Whoever reads the answer, such as `head`, has seen enough.
         Some(CommandError::Io { source, .. }) if source.kind() == ErrorKind::BrokenPipe => ExitCode::SUCCESS,
-        _ => {
-            eprintln!("worker: {}", chain(error.as_ref()));
-            ExitCode::FAILURE
-        }
+        _ => start::command_failed("worker", error.as_ref()),
     }
 }
 

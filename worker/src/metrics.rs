@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use prometheus::process_collector::ProcessCollector;
 use prometheus::{
-    GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry,
+    GaugeVec, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
 use shared::event::{KNOWN_TYPES, UNKNOWN};
+use shared::series::{counters, gauges, histogram};
 use shared::status::BreakerState;
 
 use crate::dead::Reason;
@@ -71,15 +71,18 @@ impl Metrics {
                 "Events by outcome",
                 &["tenant", "event_type", "outcome"],
             )?,
-            batch_size: histogram("worker_batch_size", "Events in a written batch", &SIZE_BUCKETS)?,
-            commit_duration: histogram(
+            batch_size: Histogram::with_opts(histogram(
+                "worker_batch_size",
+                "Events in a written batch",
+                &SIZE_BUCKETS,
+            ))?,
+            commit_duration: Histogram::with_opts(histogram(
                 "worker_commit_duration_seconds",
                 "Time to write a batch in one transaction",
                 &COMMIT_BUCKETS,
-            )?,
+            ))?,
             event_age: HistogramVec::new(
-                HistogramOpts::new("worker_event_age_seconds", "Time from received to stored")
-                    .buckets(AGE_BUCKETS.to_vec()),
+                histogram("worker_event_age_seconds", "Time from received to stored", &AGE_BUCKETS),
                 &["tenant"],
             )?,
             breaker: IntGaugeVec::new(
@@ -228,16 +231,4 @@ impl Metrics {
             self.breaker.with_label_values(&[tenant, each.label()]).set(i64::from(each == state));
         }
     }
-}
-
-fn histogram(name: &str, help: &str, buckets: &[f64]) -> prometheus::Result<Histogram> {
-    Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec()))
-}
-
-fn counters(name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntCounterVec> {
-    IntCounterVec::new(Opts::new(name, help), labels)
-}
-
-fn gauges(name: &str, help: &str) -> prometheus::Result<IntGaugeVec> {
-    IntGaugeVec::new(Opts::new(name, help), &["tenant"])
 }
