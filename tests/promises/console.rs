@@ -386,8 +386,7 @@ async fn what_is_down_is_said_and_the_rest_stays_usable() {
     mongodb.set(Fault::None);
 
     rabbitmq.set(Fault::Cut);
-    poll::until("the overview says so", true, async || overview("reach RabbitMQ. If ingest").await)
-        .await;
+    poll::until("the overview says so", true, async || overview("reach RabbitMQ. If ingest").await).await;
     let dead = in_time("/t/vip/dead", 5).await.html;
     assert!(dead.contains("RabbitMQ"), "{dead}");
     assert!(in_time("/t/vip/events", 5).await.html.contains("<td data-label=\"Event key\""));
