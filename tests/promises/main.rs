@@ -10,6 +10,7 @@ mod clusters;
 mod commands;
 mod confirms;
 mod connections;
+mod console;
 mod contract;
 mod delivery;
 mod documents;

@@ -5,6 +5,7 @@
 pub mod broker;
 pub mod certificates;
 pub mod collector;
+pub mod console;
 pub mod database;
 pub mod feed;
 pub mod http;

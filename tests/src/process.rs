@@ -86,7 +86,13 @@ impl Process {
         let log = place.folder.join(format!("{binary}-{unique:016x}.log"));
         let file = std::fs::File::create(&log).expect("a log file");
         let errors = file.try_clone().expect("a log file");
-        let ports = [("HOST", "127.0.0.1"), ("PORT", "0"), ("ADMIN_PORT", "0"), ("DRAIN_DELAY", "300ms")];
+        let ports = [
+            ("HOST", "127.0.0.1"),
+            ("PORT", "0"),
+            ("ADMIN_PORT", "0"),
+            ("CONSOLE_PORT", "0"),
+            ("DRAIN_DELAY", "300ms"),
+        ];
         let all: Vec<_> = ports.into_iter().chain(settings.iter().copied()).collect();
         let child = command(binary, &place.folder, within, &all)
             .args(arguments)

@@ -68,6 +68,7 @@ fn completed(mut options: ClientOptions, settings: &Settings) -> ClientOptions {
         Purpose::Work => app_name.unwrap_or_else(|| "penstock-worker".to_owned()),
         // Its transactions may be open for longer than a worker's.
         Purpose::Rebuild => app_name.unwrap_or_else(|| "penstock".to_owned()) + "-rebuild",
+        Purpose::Console => app_name.unwrap_or_else(|| "penstock".to_owned()) + "-console",
     });
     options.min_pool_size = Some(settings.pool.0);
     options.max_pool_size = Some(settings.pool.1);

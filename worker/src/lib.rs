@@ -26,6 +26,7 @@ pub mod breaker;
 pub mod check;
 pub mod client;
 pub mod commands;
+pub mod console;
 pub mod consume;
 pub mod dead;
 pub mod decode;

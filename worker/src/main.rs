@@ -41,7 +41,12 @@ fn main() -> ExitCode {
     let filter = telemetry::filter(&mut env);
     let host = env.text_or_default("HOSTNAME");
     if let Some(command) = arguments.command {
-        telemetry::start_logging_of_command(filter.as_deref());
+        if matches!(command, Command::Console) {
+            // It stays, and its log is read like a worker's.
+            telemetry::start_logging(filter.as_deref(), false);
+        } else {
+            telemetry::start_logging_of_command(filter.as_deref());
+        }
         return operate(command, env);
     }
     let settings = match Settings::read(env) {

@@ -60,6 +60,8 @@ pub enum Purpose {
     Work,
     /// To compute documents anew.
     Rebuild,
+    /// To look at them.
+    Console,
 }
 
 /// A tenant's database.

@@ -48,6 +48,25 @@ pub const SETTINGS: &[Setting] = &[
     ),
     number("ADMIN_PORT", Ingest, "9100", (0, 65535), "the admin port"),
     number("ADMIN_PORT", Worker, "9101", (0, 65535), "the admin port"),
+    text(
+        "CONSOLE_HOST",
+        Worker,
+        Some("127.0.0.1"),
+        "address of the pages that `worker console` serves; any other than this machine's own needs `CONSOLE_TOKEN`",
+    ),
+    number("CONSOLE_PORT", Worker, "9102", (0, 65535), "their port"),
+    secret(text(
+        "CONSOLE_TOKEN",
+        Worker,
+        None,
+        "what operators log in with there, 16 characters or more; without it, a name is enough",
+    )),
+    text(
+        "CONSOLE_BODIES",
+        Worker,
+        Some("on"),
+        "`off` hides bodies and documents there, which hold personal data: what an event was and what became of it stays visible",
+    ),
     Setting {
         kind: Kind::Flag,
         ..text(

@@ -1,4 +1,4 @@
-//! `worker dead|quarantine|rebuild|reconcile|backfill|settings`: what operators do by hand, while workers run or not.
+//! `worker dead|quarantine|rebuild|reconcile|backfill|console|settings`: what operators do by hand, while workers run or not.
 
 use std::io::{self, Write};
 use std::time::Duration;
@@ -9,6 +9,7 @@ use shared::env::{Env, Problems};
 use shared::publisher::PublishError;
 use shared::setting;
 
+use crate::console;
 use crate::settings::Settings;
 use crate::store::failure::Failure;
 
@@ -36,6 +37,8 @@ pub enum Command {
     Reconcile(reconcile::Arguments),
     /// Brings messages and contacts that MongoDB lacks from respond.io's API, or says which these are.
     Backfill(backfill::Arguments),
+    /// Serves pages for operators: what happens, and putting dead letters back.
+    Console,
     /// Shows every setting: its value, and where that comes from. Secrets are not shown.
     Settings,
 }
@@ -91,12 +94,14 @@ pub async fn run(command: Command, env: Env, out: &mut impl Write) -> Result<(),
         Command::Rebuild(arguments) => rebuild::run(arguments, env, out).await,
         Command::Reconcile(arguments) => reconcile::run(arguments, env, out).await,
         Command::Backfill(arguments) => backfill::run(arguments, env, out).await,
+        Command::Console => console::run(env).await,
         Command::Settings => settings(env, out),
     }
 }
 
 fn settings(mut env: Env, out: &mut impl Write) -> Result<(), CommandError> {
     Settings::read_from(&mut env);
+    console::settings::own(&mut env);
     write!(out, "{}", setting::in_force(&env)).map_err(unwritten)?;
     Ok(env.finish(())?)
 }
@@ -127,7 +132,7 @@ fn printable(text: &str) -> String {
 }
 
 /// A moment as people read it, and as programs do.
-fn rfc3339(ms: i64) -> String {
+pub(crate) fn rfc3339(ms: i64) -> String {
     mongodb::bson::DateTime::from_millis(ms).try_to_rfc3339_string().unwrap_or_default()
 }
 
@@ -135,6 +140,6 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
     shared::env::parse_duration(text).ok_or_else(|| "is not a duration like 90s, 30m, 12h or 30d".to_owned())
 }
 
-fn now_ms() -> i64 {
+pub(crate) fn now_ms() -> i64 {
     mongodb::bson::DateTime::now().timestamp_millis()
 }

@@ -77,7 +77,7 @@ pub fn enter(ledger: &mut Table, event: &Event, now: DateTime) -> Outcome {
 }
 
 fn entry(event: &Event, now: DateTime) -> Record {
-    Record::from([
+    let mut entry = Record::from([
         ("event_type", or_null(event.event_type.as_deref())),
         ("stream", event.stream.name().into()),
         ("received_at", convert::date(event.received_at_ms)),
@@ -85,7 +85,12 @@ fn entry(event: &Event, now: DateTime) -> Record {
         ("signature", event.signature.as_str().into()),
         ("body_sha256", event.digest.as_str().into()),
         ("body", event.body.as_str().into()),
-    ])
+    ]);
+    // For whoever looks for a conversation's events.
+    if let Some(chat_id) = &event.chat_id {
+        entry.set("chat_id", chat_id.as_str());
+    }
+    entry
 }
 
 /// The fields of an entry that [`event`] reads.

@@ -105,6 +105,14 @@ impl Store {
         Ok(())
     }
 
+    /// Makes the indexes that only the console's searches need. Workers don't make them: who has no console doesn't pay for them.
+    pub async fn make_console_indexes(&self) -> Result<(), Failure> {
+        for (collection, index) in self.console_indexes() {
+            self.ensure_index(collection, index).await?;
+        }
+        Ok(())
+    }
+
     /// How long the ledger keeps events, by its index; none if it keeps them for ever.
     pub async fn retention(&self) -> Result<Option<Duration>, Failure> {
         let ledger = self.ledger();
@@ -141,6 +149,22 @@ impl Store {
             (&self.names.contacts, index("phone", doc! {"phone": 1})),
             (&self.names.notes, index("chat_id_created_at", doc! {"chat_id": 1, "created_at": 1})),
             (&self.names.calls, index("chat_id_ts", doc! {"chat_id": 1, "ts": 1})),
+        ]
+    }
+
+    fn console_indexes(&self) -> [(&str, Document); 3] {
+        let by_type = doc! {"name": "event_type_stored_at", "key": {"event_type": 1, "stored_at": -1}};
+        let by_chat = doc! {
+            "name": "chat_id_stored_at",
+            "key": {"chat_id": 1, "stored_at": -1},
+            // Entries of events without a conversation, and those of earlier releases, take no room in it.
+            "partialFilterExpression": {"chat_id": {"$exists": true}},
+        };
+        let by_contact = doc! {"name": "contact_id", "key": {"contact.id": 1}};
+        [
+            (&self.names.ledger, by_type),
+            (&self.names.ledger, by_chat),
+            (&self.names.conversations, by_contact),
         ]
     }
 

@@ -110,7 +110,7 @@ impl Work<'_> {
     }
 
     /// What is published in place of a message before it is removed; nothing if it is only to be removed.
-    fn replacement(&self, message: &BasicGetMessage) -> Result<Option<Replay>, Unfit> {
+    pub fn replacement(&self, message: &BasicGetMessage) -> Result<Option<Replay>, Unfit> {
         let (tenant, properties) = (self.tenant, &message.properties);
         let replay = match (self.kind, self.action) {
             (Kind::Dead, Action::Replay { .. }) => message::of_dead_letter(properties),
@@ -140,7 +140,8 @@ impl Work<'_> {
         settled.into_iter().collect()
     }
 
-    async fn publish(&self, replay: &Replay, message: &BasicGetMessage) -> Result<(), CommandError> {
+    /// Puts a message's replacement on its way, and waits for the confirm.
+    pub async fn publish(&self, replay: &Replay, message: &BasicGetMessage) -> Result<(), CommandError> {
         let Replay { event_type, properties } = replay;
         let event_key = properties.message_id().as_ref().map_or("", |key| key.as_str());
         let queue = partition::queue_of_body(event_key, &message.data, self.partitions);

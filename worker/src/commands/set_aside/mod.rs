@@ -31,7 +31,9 @@ pub enum Kind {
 }
 
 impl Kind {
-    fn queue(self, tenant: &str) -> String {
+    /// The queue's name.
+    #[must_use]
+    pub fn queue(self, tenant: &str) -> String {
         match self {
             Self::Dead => topology::dead_queue(tenant),
             Self::Quarantine => topology::quarantine_queue(tenant),
@@ -113,11 +115,19 @@ pub struct Task {
     change: Change,
 }
 
+/// What is done with messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Action {
+pub enum Action {
+    /// A line each.
     List,
+    /// With headers and body.
     Show,
-    Replay { reverify: bool },
+    /// Back on their way to the workers.
+    Replay {
+        /// Only what the signing keys find well signed.
+        reverify: bool,
+    },
+    /// Away for good.
     Drop,
 }
 
@@ -207,11 +217,17 @@ fn keys(env: &mut Env, tenants: &[String], action: Action, is_named: bool) -> Ve
 }
 
 /// Work on a tenant's queue.
-struct Work<'a> {
-    kind: Kind,
-    action: Action,
-    tenant: &'a str,
-    keys: Keys,
-    broker: &'a Publisher,
-    partitions: u16,
+pub struct Work<'a> {
+    /// Which queue.
+    pub kind: Kind,
+    /// What to do.
+    pub action: Action,
+    /// The tenant.
+    pub tenant: &'a str,
+    /// Its signing keys, if they are needed.
+    pub keys: Keys,
+    /// Where its queues are.
+    pub broker: &'a Publisher,
+    /// The tenant's partitions.
+    pub partitions: u16,
 }

@@ -84,18 +84,15 @@ impl Queue {
     pub async fn open(broker: &Publisher, name: &str) -> Result<Option<Self>, QueueError> {
         let session = broker.link().session().ok_or(QueueError::NotConnected)?;
         let channel = timeout(PATIENCE, session.channel()).await??;
-        match length(&channel, name).await {
-            Ok(length) => Ok(Some(Self {
-                channel,
-                name: name.to_owned(),
-                length,
-                left: length,
-                taken: 0,
-                removed: AtomicU32::new(0),
-            })),
-            Err(QueueError::Channel(error)) if is_not_found(&error) => Ok(None),
-            Err(error) => Err(error),
-        }
+        let length = length_if_there(&channel, name).await?;
+        Ok(length.map(|length| Self {
+            channel,
+            name: name.to_owned(),
+            length,
+            left: length,
+            taken: 0,
+            removed: AtomicU32::new(0),
+        }))
     }
 
     /// The next message, as long as there were more when the queue was opened: a replayed event that is set aside again
@@ -147,6 +144,15 @@ async fn length(channel: &Channel, name: &str) -> Result<u32, QueueError> {
     let options = QueueDeclareOptions { passive: true, ..Default::default() };
     let declared = channel.queue_declare(topology::short(name)?, options, FieldTable::default());
     Ok(timeout(PATIENCE, declared).await??.message_count())
+}
+
+/// The length of a queue; none if there is no such queue, and then the channel is closed.
+pub async fn length_if_there(channel: &Channel, name: &str) -> Result<Option<u32>, QueueError> {
+    match length(channel, name).await {
+        Ok(length) => Ok(Some(length)),
+        Err(QueueError::Channel(error)) if is_not_found(&error) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 fn is_not_found(error: &lapin::Error) -> bool {

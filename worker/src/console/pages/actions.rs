@@ -1,0 +1,228 @@
+//! Replays and drops: a count and a question first, then what came of each message.
+
+use std::collections::BTreeSet;
+
+use actix_web::http::StatusCode;
+use askama::Template;
+use tracing::info;
+
+use super::aside::{NAMES, Row, filter, part, row, unseen};
+use super::{Page, problem};
+use crate::commands::now_ms;
+use crate::commands::set_aside::{Action, Kind};
+use crate::console::aside::change::Done;
+use crate::console::aside::item::Chosen;
+use crate::console::aside::{Aside, Looked, MOST};
+use crate::console::reply::Reply;
+use crate::console::request::Request;
+use crate::console::words;
+
+/// Messages that the question shows; the others it counts.
+const SHOWN: usize = 50;
+
+#[derive(Template)]
+#[template(path = "confirm.html")]
+struct Confirm {
+    page: Page,
+    part: &'static str,
+    title: &'static str,
+    action: &'static str,
+    question: String,
+    warning: &'static str,
+    button: String,
+    rows: Vec<Row>,
+    left_out: usize,
+    /// What the form brings along.
+    hidden: Vec<(String, String)>,
+    back: String,
+}
+
+#[derive(Template)]
+#[template(path = "result.html")]
+struct Outcome {
+    page: Page,
+    title: &'static str,
+    summary: String,
+    lines: Vec<Line>,
+    notice: String,
+    back: String,
+}
+
+struct Line {
+    key: String,
+    reason: String,
+    event_type: String,
+    outcome: String,
+    is_done: bool,
+}
+
+/// Asks before dead letters are replayed or dropped.
+pub async fn confirm_dead(request: Request) -> Reply {
+    confirm(request, Kind::Dead).await
+}
+
+/// Asks before quarantined webhooks are replayed or dropped.
+pub async fn confirm_quarantined(request: Request) -> Reply {
+    confirm(request, Kind::Quarantine).await
+}
+
+/// Replays or drops dead letters.
+pub async fn apply_dead(request: Request) -> Reply {
+    apply(request, Kind::Dead).await
+}
+
+/// Replays or drops quarantined webhooks.
+pub async fn apply_quarantined(request: Request) -> Reply {
+    apply(request, Kind::Quarantine).await
+}
+
+/// What a form asks for: an action's name, what it is, and its verb in the past.
+fn action(request: &Request, kind: Kind) -> Option<(&'static str, Action, &'static str)> {
+    match (request.fields.get("action"), kind) {
+        ("replay", Kind::Dead) => Some(("replay", Action::Replay { reverify: false }, "replayed")),
+        ("replay", Kind::Quarantine) => Some(("replay", Action::Replay { reverify: true }, "replayed")),
+        ("replay-unverified", Kind::Quarantine) => {
+            Some(("replay-unverified", Action::Replay { reverify: false }, "replayed"))
+        }
+        ("drop", _) => Some(("drop", Action::Drop, "dropped")),
+        _ => None,
+    }
+}
+
+fn chosen(request: &Request) -> Result<Chosen, String> {
+    if request.fields.get("scope") == "all" {
+        let until_ms = request.fields.get("until").parse().unwrap_or_else(|_| now_ms());
+        return Ok(Chosen::All { filter: filter(&request.fields)?, until_ms });
+    }
+    let ids: BTreeSet<String> = request.fields.all("id").map(str::to_owned).collect();
+    if ids.is_empty() { Err("Nothing is selected.".to_owned()) } else { Ok(Chosen::Ids(ids)) }
+}
+
+async fn confirm(request: Request, kind: Kind) -> Reply {
+    let (Some(pages), Some((name, action, _))) = (request.pages(), action(&request, kind)) else {
+        return problem(StatusCode::BAD_REQUEST, "There is no such action.");
+    };
+    let chosen = match chosen(&request) {
+        Ok(chosen) => chosen,
+        Err(what) => return problem(StatusCode::BAD_REQUEST, &what),
+    };
+    let aside = Aside { console: &request.console, tenant: &request.tenant, pages: &pages, kind };
+    let now_ms = now_ms();
+    match aside.look(|item| chosen.takes(item, now_ms)).await {
+        Ok(looked) if looked.items.is_empty() => problem(
+            StatusCode::NOT_FOUND,
+            "None of these messages is there: somebody has replayed or dropped them.",
+        ),
+        Ok(looked) => Reply::page(&question(&request, kind, (name, action), &chosen, looked)),
+        Err(error) => problem(StatusCode::BAD_GATEWAY, &unseen(&error)),
+    }
+}
+
+fn question(
+    request: &Request,
+    kind: Kind,
+    action: (&'static str, Action),
+    chosen: &Chosen,
+    looked: Looked,
+) -> Confirm {
+    let ((part, title), (name, action)) = (part(kind), action);
+    let number = looked.fitting;
+    let noun = if number == 1 { "message" } else { "messages" };
+    let verb = if action == Action::Drop { "Drop" } else { "Replay" };
+    let most = if looked.is_whole() {
+        String::new()
+    } else {
+        format!(" These are among the oldest {MOST}: do it again for the rest.")
+    };
+    let count = words::number(number as u64);
+    Confirm {
+        page: request.page(format!("{verb} {number} {noun} of {}", request.tenant), part),
+        part,
+        title,
+        action: name,
+        question: format!("{verb} {count} {noun} of {}?{most}", request.tenant),
+        warning: warning(kind, action),
+        button: format!("{verb} {count} {noun}"),
+        hidden: hidden(request, chosen),
+        left_out: looked.items.len().saturating_sub(SHOWN),
+        rows: looked
+            .items
+            .into_iter()
+            .take(SHOWN)
+            .map(|item| row(request, part, item, request.console.settings.shows_bodies))
+            .collect(),
+        back: request.path(part),
+    }
+}
+
+fn warning(kind: Kind, action: Action) -> &'static str {
+    match (kind, action) {
+        (_, Action::Drop) => "They are gone for good.",
+        (Kind::Dead, _) => "They go to the workers again. What is refused again comes back here.",
+        (Kind::Quarantine, Action::Replay { reverify: false }) => {
+            "Nobody knows who has sent them: they go to the workers whether they are well signed or not."
+        }
+        (Kind::Quarantine, _) => {
+            "Those that are well signed by today's keys go to the workers. The others stay."
+        }
+    }
+}
+
+fn hidden(request: &Request, chosen: &Chosen) -> Vec<(String, String)> {
+    let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+    match chosen {
+        Chosen::Ids(ids) => ids.iter().map(|id| pair("id", id)).collect(),
+        Chosen::All { until_ms, .. } => {
+            let given = NAMES.iter().filter_map(|name| Some(pair(name, &request.fields.given(name)?)));
+            given.chain([pair("scope", "all"), pair("until", &until_ms.to_string())]).collect()
+        }
+    }
+}
+
+async fn apply(request: Request, kind: Kind) -> Reply {
+    let (Some(pages), Some((name, action, past))) = (request.pages(), action(&request, kind)) else {
+        return problem(StatusCode::BAD_REQUEST, "There is no such action.");
+    };
+    let chosen = match chosen(&request) {
+        Ok(chosen) => chosen,
+        Err(what) => return problem(StatusCode::BAD_REQUEST, &what),
+    };
+    let aside = Aside { console: &request.console, tenant: &request.tenant, pages: &pages, kind };
+    let (done, ended) = aside.change(action, &chosen).await;
+    let stay = done.iter().filter(|done| done.stays.is_some()).count();
+    let (queue, by, number) = (kind.queue(&request.tenant), &request.operator.name, done.len() - stay);
+    let error = ended.err().map(|error| unseen(&error));
+    info!(action = name, queue, done = number, stay, error, by, "an operator's action");
+    Reply::page(&outcome(&request, kind, past, done, error))
+}
+
+fn outcome(request: &Request, kind: Kind, past: &str, done: Vec<Done>, error: Option<String>) -> Outcome {
+    let (part, title) = part(kind);
+    let stay = done.iter().filter(|done| done.stays.is_some()).count() as u64;
+    let number = words::number(done.len() as u64 - stay);
+    let rest = if stay == 0 { String::new() } else { format!(", {} stay", words::number(stay)) };
+    let notice = match error {
+        Some(why) => format!("It ended before all was done, please look again: {why}"),
+        None if done.is_empty() => "These messages aren't there any more: somebody was faster.".to_owned(),
+        None => String::new(),
+    };
+    Outcome {
+        page: request.page(format!("{title} of {}: done", request.tenant), part),
+        title,
+        summary: format!("{number} {past}{rest}."),
+        lines: done.into_iter().map(|done| line(past, done)).collect(),
+        notice,
+        back: request.path(part),
+    }
+}
+
+fn line(past: &str, done: Done) -> Line {
+    let Done { about, stays } = done;
+    Line {
+        key: about.key.unwrap_or_else(|| words::NONE.to_owned()),
+        reason: about.reason,
+        event_type: about.event_type.unwrap_or_default(),
+        is_done: stays.is_none(),
+        outcome: stays.map_or_else(|| past.to_owned(), |why| format!("stays: {why}")),
+    }
+}

@@ -1,0 +1,68 @@
+//! The pages: what each shows, and the template that shows it.
+
+use actix_web::http::StatusCode;
+use askama::Template;
+
+use super::reply::Reply;
+
+pub mod actions;
+pub mod aside;
+pub mod conversation;
+pub mod event;
+pub mod events;
+pub mod login;
+pub mod overview;
+pub mod runbook;
+
+/// What a form is answered with that isn't one of ours.
+pub const FOREIGN_FORM: &str = "This form was not sent from a page of your session, so nothing was done. Please go back, reload the page and try again.";
+
+/// The frame of a page.
+#[derive(Clone, Debug)]
+pub struct Page {
+    /// Its title.
+    pub title: String,
+    /// The part of the console that it belongs to.
+    pub here: &'static str,
+    /// Every tenant.
+    pub tenants: Vec<String>,
+    /// The tenant that it is about; empty if it is about all.
+    pub tenant: String,
+    /// The name of who has logged in.
+    pub operator: String,
+    /// What a form has to bring.
+    pub csrf: String,
+}
+
+impl Page {
+    /// The parts of a tenant's pages: path and title.
+    #[must_use]
+    pub fn parts(&self) -> [(&'static str, &'static str); 4] {
+        [
+            ("events", "Events"),
+            ("conversation", "Conversations"),
+            ("dead", "Dead letters"),
+            ("quarantine", "Quarantine"),
+        ]
+    }
+
+    /// The part that a tenant's link leads to: the same as here.
+    #[must_use]
+    pub fn part(&self) -> &'static str {
+        if self.parts().iter().any(|(path, _)| *path == self.here) { self.here } else { "events" }
+    }
+}
+
+/// A few words in the place of a page.
+#[derive(Template)]
+#[template(path = "problem.html")]
+struct Problem<'a> {
+    status: u16,
+    what: &'a str,
+}
+
+/// A few words in the place of a page, also for who hasn't logged in.
+#[must_use]
+pub fn problem(status: StatusCode, what: &str) -> Reply {
+    Reply::page_with(status, &Problem { status: status.as_u16(), what })
+}

@@ -1,0 +1,159 @@
+//! Searches the ledger.
+
+use mongodb::bson::{Bson, DateTime, Document, doc};
+
+use super::chat;
+use super::{Find, PAGE, Place, millis, page_of, text};
+use crate::store::Store;
+use crate::store::failure::Failure;
+
+/// What is searched for: all that is given has to fit.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Search {
+    /// The event key.
+    pub key: Option<String>,
+    /// The id of a message.
+    pub message: Option<String>,
+    /// A contact's id, phone or chat id.
+    pub contact: Option<String>,
+    /// The event type.
+    pub event_type: Option<String>,
+    /// Stored at this time or later, in milliseconds since 1970.
+    pub from_ms: Option<i64>,
+    /// Stored before this time.
+    pub to_ms: Option<i64>,
+    /// Where the page begins.
+    pub place: Option<Place>,
+}
+
+/// An entry, as a list shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The event key.
+    pub key: String,
+    /// The event type; empty if it has none.
+    pub event_type: String,
+    /// How its signature was found good.
+    pub signature: String,
+    /// The conversation; empty if it has none, or is older than this field.
+    pub chat: String,
+    /// When it was received and stored, in milliseconds since 1970.
+    pub received_at_ms: i64,
+    /// When it was stored.
+    pub stored_at_ms: i64,
+}
+
+/// The entries of a page, and where the next one begins.
+pub async fn search(store: &Store, search: &Search) -> Result<(Vec<Entry>, Option<Place>), Failure> {
+    let mut chats = None;
+    let mut own = None;
+    if let Some(id) = &search.message {
+        let message = chat::message(store, id).await?;
+        chats = Some(message.iter().map(|message| text(message, "chat_id")).collect());
+        own = message.map(|message| text(&message, "event_id"));
+    } else if let Some(contact) = &search.contact {
+        chats = Some(chat::ids(store, contact).await?);
+    }
+    let found = find(search, chats.as_deref()).run(store, &store.names.ledger).await?;
+    let (mut page, next) =
+        page_of(found.iter().map(entry).collect(), |entry| entry.stored_at_ms, search.place);
+    // Entries of earlier releases aren't found by their conversation; the message knows the first of them.
+    if let Some(own) = own.filter(|own| search.place.is_none() && page.iter().all(|entry| entry.key != *own))
+    {
+        let first = Find { fields: listed(), ..Find::by_ids([&own]) };
+        page.extend(first.run(store, &store.names.ledger).await?.iter().map(entry));
+    }
+    Ok((page, next))
+}
+
+/// An entry in full.
+pub async fn get(store: &Store, key: &str) -> Result<Option<Document>, Failure> {
+    let found = Find::by_ids([&key.to_owned()]).run(store, &store.names.ledger).await?;
+    Ok(found.into_iter().next())
+}
+
+/// The question for a page. Pure.
+fn find(search: &Search, chats: Option<&[String]>) -> Find {
+    let Search { key, message, event_type, from_ms, to_ms, place, .. } = search;
+    let mut filter = Document::new();
+    if let Some(key) = key {
+        // Other bodies of the same key stand beside it, behind a tilde.
+        let beside = doc! {"$gt": format!("{key}~"), "$lt": format!("{key}\u{7f}")};
+        filter.insert("$or", [doc! {"_id": key}, doc! {"_id": beside}]);
+    }
+    if let Some(chats) = chats {
+        filter.insert("chat_id", doc! {"$in": chats});
+    }
+    if let Some(message) = message {
+        filter.insert("body", doc! {"$regex": literally(message)});
+    }
+    if let Some(event_type) = event_type {
+        filter.insert("event_type", event_type);
+    }
+    let mut stored = Document::new();
+    let mut bound = |name: &str, ms: i64| stored.insert(name, DateTime::from_millis(ms));
+    from_ms.map(|from| bound("$gte", from));
+    to_ms.map(|to| bound("$lt", to));
+    place.map(|place| bound("$lte", place.at_ms));
+    if !stored.is_empty() {
+        filter.insert("stored_at", stored);
+    }
+    Find {
+        filter,
+        sort: doc! {"stored_at": -1},
+        skip: place.map_or(0, |place| place.shown),
+        limit: PAGE + 1,
+        fields: listed(),
+    }
+}
+
+/// A pattern that fits this text and nothing else.
+fn literally(text: &str) -> String {
+    let escaped = |c: char| if c.is_ascii_punctuation() { vec!['\\', c] } else { vec![c] };
+    text.chars().flat_map(escaped).collect()
+}
+
+/// The fields that a list shows: bodies are large.
+fn listed() -> Document {
+    let names = ["event_type", "signature", "chat_id", "received_at", "stored_at"];
+    names.into_iter().map(|name| (name.to_owned(), Bson::Int32(1))).collect()
+}
+
+fn entry(document: &Document) -> Entry {
+    Entry {
+        key: text(document, "_id"),
+        event_type: text(document, "event_type"),
+        signature: text(document, "signature"),
+        chat: text(document, "chat_id"),
+        received_at_ms: millis(document, "received_at").unwrap_or_default(),
+        stored_at_ms: millis(document, "stored_at").unwrap_or_default(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_that_is_given_has_to_fit() {
+        let at = DateTime::from_millis;
+        let search = Search {
+            event_type: Some("call.ended".into()),
+            from_ms: Some(1),
+            to_ms: Some(9),
+            place: Some(Place { at_ms: 7, shown: 3 }),
+            ..Search::default()
+        };
+        let stored = doc! {"$gte": at(1), "$lt": at(9), "$lte": at(7)};
+        let found = find(&search, Some(&["+155".to_owned()]));
+        let expected = doc! {"chat_id": {"$in": ["+155"]}, "event_type": "call.ended", "stored_at": stored};
+        assert_eq!((found.filter, found.skip, found.limit), (expected, 3, PAGE + 1));
+        assert_eq!(find(&Search::default(), None).filter, doc! {});
+    }
+
+    #[test]
+    fn what_is_searched_for_is_never_a_pattern() {
+        let search = Search { message: Some("a.*$1_é\\E".into()), ..Search::default() };
+        assert_eq!(find(&search, None).filter, doc! {"body": {"$regex": r"a\.\*\$1\_é\\E"}});
+    }
+}
