@@ -378,20 +378,21 @@ async fn webhooks_are_taken_in_while_a_large_spool_is_being_checked() {
 async fn a_spool_that_the_disk_cannot_read_is_set_aside_and_what_can_be_read_is_published() {
     const EVENTS: u64 = 200;
     let place = Place::new().await;
-    let (relay, url) = place.relay().await;
-    relay.set(Fault::Cut);
     let (spool, log) = (place.folder.join("the-spool"), place.folder.join("trace"));
-    let file = spool.join("spool.db");
-    // More is written than SQLite keeps in memory, so the drain has to read; one of these reads fails.
-    let fails = ["-P", file.to_str().unwrap(), "-e", "inject=pread64:error=EIO:when=500", "-o"];
-    let options = [&fails[..], &[log.to_str().unwrap()]].concat();
-    let settings = [("AMQP_URL", url.as_str()), ("SPOOL_DIR", spool.to_str().unwrap())];
-    let ingest = Ingest::start_within(&place, &traced(&options), &settings).await;
+    let settings = [("SPOOL_DIR", spool.to_str().unwrap())];
+    let earlier = Ingest::start_unconnected(&place, &[NOWHERE, settings[0]]).await;
     for n in 0..EVENTS {
         let large = json!({"event_id": n.to_string(), "text": "x".repeat(60_000)}).to_string();
-        post_received(&ingest.path("/webhook/faster"), large).await;
+        post_received(&earlier.path("/webhook/faster"), large).await;
     }
-    relay.set(Fault::None);
+    earlier.process.stop().await;
+
+    // More than SQLite keeps in memory, so the drain has to read again what is read once when the spool is checked.
+    let file = spool.join("spool.db");
+    let pages = std::fs::metadata(&file).unwrap().len() / 4096;
+    let one_fails = format!("inject=pread64:error=EIO:when={}", pages + 500);
+    let options = ["-P", file.to_str().unwrap(), "-e", one_fails.as_str(), "-o", log.to_str().unwrap()];
+    let ingest = Ingest::start_within(&place, &traced(&options), &settings).await;
     let worker = Worker::start(&place, &[]).await;
     Database::of(&place, "faster").await.until_stored(EVENTS).await;
     assert_eq!(metric(&ingest.admin, "ingest_spool_corruptions", &[]).await, Some(1.0));
