@@ -106,11 +106,13 @@ fn login_first(request: &HttpRequest) -> Reply {
 }
 
 /// Whether a form comes from a page of another site.
+#[must_use]
 pub fn is_foreign(request: &HttpRequest) -> bool {
     !origin::is_own(header(request, &ORIGIN), header(request, &HOST))
 }
 
 /// The session's id that a browser sends.
+#[must_use]
 pub fn cookie(request: &HttpRequest) -> Option<String> {
     let pairs = header(request, &COOKIE)?.split(';').filter_map(|pair| pair.trim().split_once('='));
     pairs.into_iter().find(|(name, _)| *name == SESSION_COOKIE).map(|(_, value)| value.to_owned())

@@ -23,7 +23,7 @@ use crate::store::failure::Failure;
 struct Event {
     page: Page,
     key: String,
-    event_type: String,
+    kind: String,
     facts: Vec<(&'static str, String)>,
     chat: String,
     chat_url: String,
@@ -88,7 +88,7 @@ struct Absent {
 pub async fn page(request: Request) -> Reply {
     let key = request.fields.get("key").to_owned();
     match found(&request, &key).await {
-        Ok(Some((entry, led))) => Reply::page(&event(&request, entry, led)),
+        Ok(Some((entry, led))) => Reply::page(&event(&request, &entry, led)),
         Ok(None) => absent(&request, key, Vec::new()).await,
         Err(failure) => {
             absent(&request, key, vec![format!("The ledger can't be asked: {}.", chain(&failure))]).await
@@ -106,8 +106,8 @@ async fn found(request: &Request, key: &str) -> Result<Option<Found>, Failure> {
     Ok(Some((entry, led)))
 }
 
-fn event(request: &Request, entry: Document, led: Result<documents::Led, Failure>) -> Event {
-    let (key, chat) = (text(&entry, "_id"), text(&entry, "chat_id"));
+fn event(request: &Request, entry: &Document, led: Result<documents::Led, Failure>) -> Event {
+    let (key, chat) = (text(entry, "_id"), text(entry, "chat_id"));
     let shows_bodies = request.console.settings.shows_bodies;
     let notice =
         led.as_ref().err().map(|failure| format!("Its documents can't be read: {}.", chain(failure)));
@@ -127,8 +127,8 @@ fn event(request: &Request, entry: Document, led: Result<documents::Led, Failure
     };
     Event {
         page: request.page(format!("Event {key}"), "events"),
-        event_type: text(&entry, "event_type"),
-        facts: facts(&entry),
+        kind: text(entry, "event_type"),
+        facts: facts(entry),
         chat_url: url(&request.path("conversation"), [("chat", chat.as_str())]),
         chat,
         body: Body::of(entry.get_str("body").unwrap_or_default(), shows_bodies, body_url),

@@ -224,7 +224,7 @@ mod tests {
         let seen = |waiting, empty: Option<u64>| follow::Tenant {
             lengths: lengths(waiting),
             growth: None,
-            empty_at: empty.map(|seconds| now - Duration::from_secs(seconds)),
+            empty_at: empty.and_then(|seconds| now.checked_sub(Duration::from_secs(seconds))),
         };
         let stored = |seconds: i64| Known {
             stored: Ok(Stored {

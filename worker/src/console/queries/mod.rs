@@ -184,6 +184,7 @@ pub fn page_of<T>(
 }
 
 /// A date of a document, in milliseconds since 1970.
+#[must_use]
 pub fn millis(document: &Document, field: &str) -> Option<i64> {
     document.get_datetime(field).ok().map(|at| at.timestamp_millis())
 }
