@@ -7,6 +7,7 @@ use std::time::Duration;
 use reqwest::redirect::Policy;
 use reqwest::{Client, Method};
 
+use crate::poll;
 use crate::process::Process;
 use crate::stack::Place;
 
@@ -88,12 +89,15 @@ impl Console {
         }
     }
 
-    /// Logs in.
+    /// Logs in, and waits until the console is connected.
     pub async fn log_in(&self, name: &str) -> Operator<'_> {
         let page = self.ask(Method::POST, "/login", &[], &[("name", name), ("token", TOKEN)]).await;
         assert_eq!(page.status, 303, "{page:?}");
         let cookie = page.headers["set-cookie"].split(';').next().expect("a cookie").to_owned();
-        Operator { console: self, cookie }
+        let operator = Operator { console: self, cookie };
+        let connected = async || !operator.get("/live").await.html.contains("reach RabbitMQ. If ingest");
+        poll::until("the console is connected to RabbitMQ", true, connected).await;
+        operator
     }
 }
 

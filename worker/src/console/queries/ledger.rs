@@ -100,7 +100,12 @@ fn find(search: &Search, chats: Option<&[String]>) -> Find {
     }
     Find {
         filter,
-        sort: doc! {"stored_at": -1},
+        // Among the few of a conversation, by key as well: whichever index MongoDB takes for a page, the order is the same.
+        sort: if chats.is_some() {
+            doc! {"stored_at": -1, "_id": -1}
+        } else {
+            doc! {"stored_at": -1}
+        },
         skip: place.map_or(0, |place| place.shown),
         limit: PAGE + 1,
         fields: listed(),
