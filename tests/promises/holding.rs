@@ -77,7 +77,7 @@ async fn a_mongodb_that_only_looks_well_costs_no_delivery_either() {
     publish(0).await;
     database.until_stored(1).await;
     // A small write passes, a transaction with its many steps doesn't: batches are suspected, and halved.
-    relay.set(Fault::Delay(Duration::from_millis(400)));
+    relay.set(Fault::Delay(Duration::from_millis(550)));
     for n in 1..EVENTS {
         publish(n).await;
     }

@@ -82,7 +82,7 @@ impl Broker {
             consumer.next().await.expect("a message").expect("a message");
         }
         for _ in 0..times {
-            let Ok(next) = timeout(Duration::from_secs(1), consumer.next()).await else { break };
+            let Ok(next) = timeout(Duration::from_secs(5), consumer.next()).await else { break };
             let message = next.expect("a message").expect("a message");
             let options = BasicNackOptions { requeue: true, ..Default::default() };
             message.acker.nack(options).await.expect("RabbitMQ takes it back");
