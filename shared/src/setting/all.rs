@@ -1,7 +1,8 @@
 //! The table of all settings.
 
 use super::Reader::{Both, Ingest, Worker};
-use super::{Kind, Reader, Setting};
+use super::make::{counting, duration, number, of_tenant, secret, text};
+use super::{Kind, Setting};
 use crate::partition::MAX_PARTITIONS;
 
 /// All of them, in README's order.
@@ -267,55 +268,3 @@ pub const SETTINGS: &[Setting] = &[
     text("OTEL_SERVICE_NAME", Ingest, Some("penstock-ingest"), "the name in traces"),
     text("OTEL_SERVICE_NAME", Worker, Some("penstock-worker"), "the name in traces"),
 ];
-
-const fn text(
-    name: &'static str,
-    reader: Reader,
-    default: Option<&'static str>,
-    meaning: &'static str,
-) -> Setting {
-    Setting {
-        name,
-        reader,
-        kind: Kind::Text,
-        default,
-        unit: "",
-        is_secret: false,
-        is_per_tenant: false,
-        meaning,
-    }
-}
-
-const fn number(
-    name: &'static str,
-    reader: Reader,
-    default: &'static str,
-    (from, to): (u64, u64),
-    meaning: &'static str,
-) -> Setting {
-    let kind = Kind::Number { from, to };
-    Setting { kind, ..text(name, reader, Some(default), meaning) }
-}
-
-const fn duration(
-    name: &'static str,
-    reader: Reader,
-    default: &'static str,
-    (from, to): (&'static str, &'static str),
-    meaning: &'static str,
-) -> Setting {
-    let kind = Kind::Duration { from, to, bare_seconds: false };
-    Setting { kind, ..text(name, reader, Some(default), meaning) }
-}
-
-const fn counting(unit: &'static str, setting: Setting) -> Setting {
-    Setting { unit, ..setting }
-}
-
-const fn of_tenant(setting: Setting) -> Setting {
-    Setting { is_per_tenant: true, ..setting }
-}
-
-const fn secret(setting: Setting) -> Setting {
-    Setting { is_secret: true, ..setting }
-}

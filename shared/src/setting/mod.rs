@@ -7,6 +7,7 @@ use crate::env::parse_duration;
 
 mod all;
 mod in_force;
+mod make;
 #[cfg(test)]
 mod readme;
 
