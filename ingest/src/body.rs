@@ -72,7 +72,7 @@ impl BodyBudget {
 pub struct Announced {
     /// The length that its sender has announced, in bytes.
     pub length: Option<usize>,
-    /// Whether it ends there, whatever follows: behind the offer of another protocol actix-web takes all for the body.
+    /// Whether to stop there. After an offer of another protocol actix-web takes everything for the body.
     pub ends: bool,
 }
 

@@ -67,10 +67,10 @@ pub fn serve(
                     let stopping = stopping.clone();
                     async move { stopping.notified().await }
                 })
-                // Both deadlines are ours, see [`super`].
+                // The module above has deadlines of its own in place of these two.
                 .client_request_timeout(Duration::ZERO)
                 .keep_alive(KeepAlive::Os)
-                // A sender that is still sending when it is answered would be reset, and might not see the answer.
+                // Otherwise a sender that is still sending would be reset, and might not see the answer.
                 .client_disconnect_timeout(LINGERING)
                 .on_connect_ext(|guarded: &Guarded, data| {
                     data.insert(guarded.connection().clone());

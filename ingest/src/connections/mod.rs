@@ -98,10 +98,10 @@ pub struct Connection {
     tail: AtomicU32,
     // Whether more came than the request: the beginning of the next one.
     is_followed: AtomicBool,
-    // Since when the sender takes nothing of its replies, in milliseconds since then; 0 if it does.
+    // When the sender stopped taking replies, in milliseconds since the connection was opened. 0 while it takes them.
     stuck: AtomicU64,
     requests: AtomicU32,
-    // 0, or the place in [`Closed::ALL`] of why it is to be closed, and one.
+    // Why it must close: the number of the reason in [`Closed::ALL`], counted from 1. 0 while it stays open.
     closing: AtomicU8,
     waker: AtomicWaker,
 }
@@ -153,7 +153,7 @@ impl Connection {
             last.iter().fold(self.tail.load(Ordering::Relaxed), |tail, byte| tail << 8 | u32::from(*byte));
         self.tail.store(tail, Ordering::Relaxed);
         if self.closing.swap(0, Ordering::Relaxed) != 0 {
-            // It was there, and we were slow.
+            // These bytes were there in time, and we read them late.
             self.enter(self.phase().0);
         }
         // Some senders end a body with a line break that belongs to nothing.
@@ -198,7 +198,7 @@ impl Connection {
         (stuck > 0 && waited >= REPLY_TIMEOUT).then_some(Closed::Slow)
     }
 
-    /// Why it is to be closed, if it is.
+    /// The reason why it must close; none while it stays open.
     fn closing(&self) -> Option<Closed> {
         Closed::ALL.get(usize::from(self.closing.load(Ordering::Relaxed)).checked_sub(1)?).copied()
     }
