@@ -153,10 +153,10 @@ def references(build):
 
 
 def probes(build):
-    alerts = (DEPLOY / "prometheus/alerts.yaml").read_text()
+    alerts = (DEPLOY / "helm/penstock/files/alerts.yaml").read_text()
     hosts = {rule["host"] for ingress in build.of("Ingress") for rule in ingress["spec"]["rules"]}
     for probe in build.of("Probe"):
-        if f'probe_ssl_earliest_cert_expiry{{job="{probe["spec"].get("jobName")}"}}' not in alerts:
+        if f'probe_ssl_earliest_cert_expiry{{job="{probe["spec"].get("jobName")}"' not in alerts:
             yield f"no alert knows the job of {probe['metadata']['name']}"
         for target in probe["spec"]["targets"]["staticConfig"]["static"]:
             url = urllib.parse.urlsplit(target)
