@@ -17,12 +17,12 @@ def load_all(text):
 
 @functools.cache
 def settings():
-    """Name → (default, binaries) of each setting in the table of README.md."""
+    """Name → (default, binaries) of each setting in the tables of the binaries' README.md."""
     table = {}
     for name, default, readers in setting_rows():
         known = table.get(name, ("", ()))[1]
         table[name] = (default, known + readers)
-    assert len(table) > 30, "README.md: the table of settings can't be read"
+    assert len(table) > 30, "README.md: the tables of settings can't be read"
     return table
 
 
@@ -41,12 +41,13 @@ def admin_port(binary):
 
 
 def setting_rows():
-    """Name, default and binaries, for each name in the table; a name whose default differs has a row for each binary."""
-    for line in (ROOT / "README.md").read_text().splitlines():
-        cells = [cell.strip() for cell in line.split("|")]
-        if len(cells) == 7 and cells[4] in ("both", "ingest", "worker"):
-            for name in re.findall(r"`([A-Z_]+)`", cells[1]):
-                yield name, cells[2].strip("`"), ("ingest", "worker") if cells[4] == "both" else (cells[4],)
+    """Name, default and binary, for each name in the tables; a name that both binaries read is in both."""
+    for binary in ("ingest", "worker"):
+        for line in (ROOT / binary / "README.md").read_text().partition("<!-- settings: begin -->")[2].splitlines():
+            cells = [cell.strip() for cell in line.split("|")]
+            if len(cells) == 6:
+                for name in re.findall(r"`([A-Z_]+)`", cells[1]):
+                    yield name, cells[2].strip("`"), (binary,)
 
 
 def seconds(text):

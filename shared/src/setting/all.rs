@@ -5,7 +5,7 @@ use super::make::{counting, duration, number, of_tenant, secret, text};
 use super::{Kind, Setting};
 use crate::partition::MAX_PARTITIONS;
 
-/// All of them, in README's order.
+/// All of them, in the order of the READMEs.
 pub const SETTINGS: &[Setting] = &[
     secret(text(
         "AMQP_URL",
@@ -19,7 +19,7 @@ pub const SETTINGS: &[Setting] = &[
         None,
         "a file with the certificates to trust with TLS, instead of the system's; for RabbitMQ, and for a MongoDB without `tlsCAFile`",
     ),
-    text("TENANTS", Both, None, "the tenants, comma separated; see below"),
+    text("TENANTS", Both, None, "the tenants, comma separated"),
     of_tenant(secret(text(
         "MONGO_URI",
         Worker,
@@ -245,7 +245,12 @@ pub const SETTINGS: &[Setting] = &[
         ),
     ),
     text("HOSTNAME", Ingest, Some("ingest"), "first part of the name under which it announces itself"),
-    text("HOSTNAME", Worker, Some("worker"), "the same, also shown in its `/health`"),
+    text(
+        "HOSTNAME",
+        Worker,
+        Some("worker"),
+        "first part of the name under which it announces itself, also shown in its `/health`",
+    ),
     text("RUST_LOG", Both, None, "what is logged, such as `info,worker=debug`"),
     text(
         "OTEL_EXPORTER_OTLP_ENDPOINT",

@@ -1,5 +1,5 @@
 //! Every setting, as data: what it means, its default, its range. The binaries read and check their settings by this
-//! table, show them by it, and README's table is written from it.
+//! table, show them by it, and the tables in ingest/README.md and worker/README.md are written from it.
 
 use std::time::Duration;
 
@@ -31,7 +31,7 @@ pub struct Setting {
     pub is_secret: bool,
     /// Whether each tenant has its own.
     pub is_per_tenant: bool,
-    /// What it is for, as README says it.
+    /// What it is for, as README.md of its binary says it.
     pub meaning: &'static str,
 }
 

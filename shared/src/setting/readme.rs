@@ -1,11 +1,11 @@
-//! README's table of settings is written from ours.
+//! The table of settings in each binary's README is written from ours.
 
-use super::{Binary, Kind, Reader, SETTINGS, Setting};
+use super::{Binary, Kind, SETTINGS, Setting};
 
-/// README's table.
-fn table() -> String {
-    let rows: Vec<String> = SETTINGS.iter().map(row).collect();
-    format!("| name | default | values | for | meaning |\n|---|---|---|---|---|\n{}\n", rows.join("\n"))
+/// The table of a binary.
+fn table(binary: Binary) -> String {
+    let rows: Vec<String> = SETTINGS.iter().filter(|setting| setting.is_read_by(binary)).map(row).collect();
+    format!("| name | default | values | meaning |\n|---|---|---|---|\n{}\n", rows.join("\n"))
 }
 
 fn row(setting: &Setting) -> String {
@@ -19,30 +19,27 @@ fn row(setting: &Setting) -> String {
         Kind::Duration { from, to, .. } if setting.unit.is_empty() => format!("`{from}` to `{to}`"),
         Kind::Duration { from, to, .. } => format!("`{from}` to `{to}`; {}", setting.unit),
     };
-    let reader = match setting.reader {
-        Reader::Both => "both",
-        Reader::Ingest => "ingest",
-        Reader::Worker => "worker",
-    };
     let secret = if setting.is_secret { " (secret)" } else { "" };
-    format!("| {name} | {default} | {} | {reader} | {meaning}{secret} |", values.trim_end())
+    format!("| {name} | {default} | {} | {meaning}{secret} |", values.trim_end())
 }
 
-/// What the table stands between in README.
+/// What the table stands between.
 const MARKS: (&str, &str) = ("<!-- settings: begin -->\n", "<!-- settings: end -->\n");
 
-/// README with the table of these settings. To write it: `PENSTOCK_WRITE_README=1 cargo test -p shared readme`.
+/// To write the tables: `PENSTOCK_WRITE_README=1 cargo test -p shared readme`.
 #[test]
-fn readme_shows_the_settings() {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md");
-    let readme = std::fs::read_to_string(path).unwrap();
-    let (before, rest) = readme.split_once(MARKS.0).expect("the first mark");
-    let (_, after) = rest.split_once(MARKS.1).expect("the second mark");
-    let expected = [before, MARKS.0, &table(), MARKS.1, after].concat();
-    if std::env::var_os("PENSTOCK_WRITE_README").is_some() {
-        std::fs::write(path, &expected).unwrap();
-    } else {
-        assert!(readme == expected, "run: PENSTOCK_WRITE_README=1 cargo test -p shared readme");
+fn each_readme_shows_the_settings() {
+    for (binary, path) in [(Binary::Ingest, "../ingest/README.md"), (Binary::Worker, "../worker/README.md")] {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+        let readme = std::fs::read_to_string(&path).unwrap();
+        let (before, rest) = readme.split_once(MARKS.0).expect("the first mark");
+        let (_, after) = rest.split_once(MARKS.1).expect("the second mark");
+        let expected = [before, MARKS.0, &table(binary), MARKS.1, after].concat();
+        if std::env::var_os("PENSTOCK_WRITE_README").is_some() {
+            std::fs::write(path, &expected).unwrap();
+        } else {
+            assert!(readme == expected, "run: PENSTOCK_WRITE_README=1 cargo test -p shared readme");
+        }
     }
 }
 
