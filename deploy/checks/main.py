@@ -6,6 +6,7 @@ from pathlib import Path
 import compose
 import rules
 import schemas
+import versions
 from files import load_all
 
 
@@ -18,6 +19,8 @@ def main(paths):
         found = found or [*rules.problems(rules.Build(resources))]
         count += report(path.stem, found)
     count += report("compose", [*compose.problems(compose.load())])
+    count += report("versions", [*versions.problems()])
+    print(*versions.ended(), sep="\n")
     return 1 if count else 0
 
 
