@@ -16,8 +16,8 @@ use crate::dead::Reason;
 use crate::state::TenantState;
 
 /// Seconds, for a transaction.
-const COMMIT_BUCKETS: [f64; 14] =
-    [0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
+const COMMIT_BUCKETS: [f64; 15] =
+    [0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 10.0];
 /// Seconds, from milliseconds when all is well to a day when a backlog is worked off.
 const AGE_BUCKETS: [f64; 16] =
     [0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 120.0, 600.0, 3600.0, 14400.0, 86400.0];
