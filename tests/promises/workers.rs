@@ -272,6 +272,8 @@ async fn an_event_that_kills_workers_becomes_a_dead_letter_and_takes_none_of_its
         if kills == 1 {
             // From now on the event comes first, and alone. A worker that is killed while it writes several together would
             // leave an open transaction that locks the neighbours, too.
+            let returned = async || broker.depth("webhooks.faster.0").await;
+            poll::until("the event is back in its queue", Some(1), returned).await;
             burst(&broker, "faster", 52..102, 51).await;
         }
         worker = Worker::start(&place, &settings).await;

@@ -7,8 +7,8 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use lapin::message::Delivery;
 use lapin::options::{
-    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicPublishOptions,
-    BasicQosOptions, ConfirmSelectOptions, QueueDeclareOptions,
+    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions,
+    ConfirmSelectOptions, QueueDeclareOptions,
 };
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
@@ -63,31 +63,45 @@ impl Broker {
         let cancelled = channel.basic_cancel(consumer.tag(), BasicCancelOptions::default());
         cancelled.await.expect("RabbitMQ cancels it");
         message.acker.ack(BasicAckOptions::default()).await.expect("RabbitMQ takes it");
-        channel.close(200, "done".into()).await.expect("the channel closes");
+        close(channel).await;
         Some(message)
     }
 
-    /// Has the message behind so many others of a work queue returned so often, or until it doesn't come any more.
+    /// Has the message behind so many others of a work queue come back so often, or until it doesn't come any more; each
+    /// of the others comes back once. By closing the channel, which counts as a delivery: since 4.3, to refuse a message
+    /// doesn't.
     pub async fn return_message(&self, queue: &str, behind: u16, times: u32) {
+        let mut front = self.hold(queue, behind).await;
+        for n in 1..=times {
+            let Some(message) = self.hold(queue, 1).await else { break };
+            if n == times
+                && let Some(front) = front.take()
+            {
+                close(front).await;
+                let are_back = async || self.depth(queue).await >= Some(u32::from(behind));
+                poll::until("those before it are back", true, are_back).await;
+            }
+            close(message).await;
+        }
+    }
+
+    /// Takes the first messages of a queue, and keeps them until the channel closes.
+    async fn hold(&self, queue: &str, messages: u16) -> Option<Channel> {
+        if messages == 0 {
+            return None;
+        }
         let channel = self.connection.create_channel().await.expect("a channel");
-        channel.basic_qos(behind + 1, BasicQosOptions::default()).await.expect("a prefetch count");
-        let consuming = channel.basic_consume(
-            queue.into(),
-            String::new().into(),
-            BasicConsumeOptions::default(),
-            FieldTable::default(),
-        );
-        let mut consumer = consuming.await.expect("the queue exists");
-        for _ in 0..behind {
-            consumer.next().await.expect("a message").expect("a message");
+        channel.basic_qos(messages, BasicQosOptions::default()).await.expect("a prefetch count");
+        let (options, none) = (BasicConsumeOptions::default(), FieldTable::default());
+        let consumer = channel.basic_consume(queue.into(), String::new().into(), options, none).await;
+        let mut consumer = consumer.expect("the queue exists");
+        for _ in 0..messages {
+            let next = timeout(Duration::from_secs(5), consumer.next()).await.ok()?;
+            next.expect("a message").expect("a message");
         }
-        for _ in 0..times {
-            let Ok(next) = timeout(Duration::from_secs(5), consumer.next()).await else { break };
-            let message = next.expect("a message").expect("a message");
-            let options = BasicNackOptions { requeue: true, ..Default::default() };
-            message.acker.nack(options).await.expect("RabbitMQ takes it back");
-        }
-        channel.close(200, "done".into()).await.expect("the channel closes");
+        let cancelled = channel.basic_cancel(consumer.tag(), BasicCancelOptions::default());
+        cancelled.await.expect("RabbitMQ cancels it");
+        Some(channel)
     }
 
     /// Declares a queue as somebody else might have.
@@ -205,6 +219,10 @@ impl Broker {
         let confirmation = confirm.expect("RabbitMQ takes it").await.expect("RabbitMQ confirms");
         assert!(confirmation.is_ack(), "{confirmation:?}");
     }
+}
+
+async fn close(channel: Channel) {
+    channel.close(200, "done".into()).await.expect("the channel closes");
 }
 
 /// A header as text.
