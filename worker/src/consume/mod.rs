@@ -1,7 +1,8 @@
 //! Takes a tenant's deliveries from RabbitMQ, and brings each to its end.
 //!
 //! Each work queue has a task of its own (`queue`), with a channel of its own (`intake`). It gathers a batch of
-//! deliveries (`delivery`), writes it in one transaction (`write`), and settles all of them (`settle`). RabbitMQ sends a
+//! deliveries (`delivery`), writes it in one transaction (`write`), which small batches of several queues share
+//! (`together`), and settles all of them (`settle`). RabbitMQ sends a
 //! queue's events to one worker at a time; which one that is to be, the workers agree on by the priorities of their
 //! consumers (`roster`, `preference`).
 //!
@@ -36,11 +37,13 @@ pub mod queue;
 pub mod roster;
 pub mod settle;
 pub mod share;
+pub mod together;
 pub mod write;
 
 use queue::QueueTask;
 use roster::View;
 use share::Consumed;
+use together::Together;
 
 /// What the tasks of a tenant share.
 #[derive(Debug)]
@@ -97,6 +100,8 @@ pub struct QueueContext {
     pub name: String,
     /// What others see of it.
     pub state: Arc<QueueState>,
+    /// Writes its small batches with those of the others.
+    pub together: Together,
 }
 
 /// Serves a tenant until told to stop, then finishes what is in hand.
@@ -109,8 +114,10 @@ pub async fn serve(
     let told = context.settings.partitions;
     let finding = find_partitions(context.clone(), link.clone());
     tokio::pin!(finding);
-    let mut tasks =
-        Tasks { context, link, views: views.clone(), stop: stop.clone(), running: JoinSet::new() };
+    let (together, waiting) = Together::new();
+    let _writing = AbortOnDropHandle::new(tokio::spawn(together::write_all(context.clone(), waiting)));
+    let running = JoinSet::new();
+    let mut tasks = Tasks { context, link, views: views.clone(), stop: stop.clone(), together, running };
     tasks.start(WorkQueue::Large);
     let (mut started, mut wanted, mut found) = (0, told, false);
     while !stop.is_cancelled() {
@@ -137,6 +144,7 @@ struct Tasks {
     link: Arc<Link>,
     views: watch::Receiver<View>,
     stop: CancellationToken,
+    together: Together,
     running: JoinSet<WorkQueue>,
 }
 
@@ -148,6 +156,7 @@ impl Tasks {
             name: queue.name(&tenant.name),
             state: tenant.state.queue(queue),
             tenant: tenant.clone(),
+            together: self.together.clone(),
         };
         info!(tenant = tenant.name, queue = context.name, "consuming");
         let consumed = tenant.consumed.subscribe();

@@ -15,6 +15,7 @@ use super::intake::{Batch, IntakeError};
 use super::parts::{Left, Part, STUCK_TIMEOUT};
 use super::settle::{Settle, Unstorable};
 use crate::dead::Reason;
+use crate::project::Outcome;
 use crate::store::abandoned;
 use crate::store::failure::{Class, Failure};
 use crate::store::retries::{Next, Novelty, Refusals};
@@ -64,6 +65,12 @@ impl Write<'_> {
         let started = Instant::now();
         whole.is_new =
             whole.receipts.iter().all(|receipt| !receipt.redelivered) && self.novelty.is_presumed();
+        if whole.is_new
+            && let Some(outcomes) = self.together(&whole).await
+        {
+            self.refusals.record_success();
+            return self.settle.stored_all(&whole.events, whole.receipts, &outcomes).await;
+        }
         loop {
             match self.attempt(&mut whole, started.elapsed()).await {
                 Attempted::Stored(written) => {
@@ -74,6 +81,13 @@ impl Write<'_> {
                 Attempted::Suspect(class, failure) => return self.part_by_part(whole, class, failure).await,
             }
         }
+    }
+
+    /// One attempt in a transaction with other queues' batches, and what became of each event; none if it takes one of its own.
+    async fn together(&self, whole: &Part) -> Option<Vec<Outcome>> {
+        let QueueContext { tenant, together, .. } = self.context;
+        tenant.state.breaker().closed().await;
+        together.write(&whole.events, tenant.settings.batch_size).await
     }
 
     /// One attempt, as soon as the breaker is closed.
