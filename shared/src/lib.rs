@@ -22,6 +22,7 @@ pub mod start;
 pub mod status;
 pub mod telemetry;
 pub mod tenant;
+pub mod tenant_queue;
 pub mod topology;
 pub mod traces;
 pub mod verify;

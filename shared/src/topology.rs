@@ -1,4 +1,5 @@
-//! Exchanges and queues. Both binaries declare them with the same arguments, each flag with its reason.
+//! Exchanges and queues. Both binaries declare them with the same arguments, each flag with its reason; those of a
+//! tenant's queues are in [`crate::tenant_queue`].
 
 use std::time::Duration;
 
@@ -8,9 +9,9 @@ use lapin::types::{AMQPValue, FieldTable, ShortString, ShortStringError};
 use lapin::{Channel, ErrorKind, ExchangeKind};
 use tokio::time::timeout;
 
-use crate::partition::WorkQueue;
+use crate::tenant_queue::{TenantQueue, UNLIMITED_DELIVERIES};
 
-/// Every accepted event goes here, with the [routing key](WorkQueue::routing_key) of its queue.
+/// Every accepted event goes here, with the [routing key](crate::partition::WorkQueue::routing_key) of its queue.
 pub const WEBHOOKS_EXCHANGE: &str = "webhooks";
 /// Catches what no tenant's queue is bound for: exchange and queue have the same name.
 pub const UNROUTABLE: &str = "unroutable";
@@ -35,22 +36,8 @@ pub const SENT_SIGNATURE_HEADER: &str = "sent_signature";
 /// every event carries this one from the start, and a worker that has another reason replaces it.
 pub const DELIVERY_LIMIT_REASON: &str = "delivery_limit";
 
-/// After so many returns to the queue a message is taken for one that kills workers, and dead-lettered.
-const DELIVERY_LIMIT: i64 = 20;
-/// How long a worker may hold a delivery, in milliseconds: seven days. A worker whose MongoDB fails holds what it has
-/// for as long as it takes. RabbitMQ's own limit, half an hour, would close its channel, and each time count a delivery.
-const CONSUMER_TIMEOUT_MS: i64 = 7 * 24 * 60 * 60 * 1000;
-/// How long RabbitMQ 4.3 waits for the workers that were connected to a lost node of its cluster before the next ones take
-/// over, in milliseconds; otherwise a minute. Earlier releases ignore this, and don't wait.
-const CONSUMER_DISCONNECTED_TIMEOUT_MS: i64 = 10_000;
-/// Operators look at set-aside messages by taking and returning them, which RabbitMQ counts as well; its
-/// own limit (20 from 4.0 on) would throw evidence away.
-const UNLIMITED_DELIVERIES: i64 = 1_000_000_000;
 /// Longest wait for each answer. All of them together have no limit: many tenants with many partitions take minutes, once.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-/// Bounds of a quarantine queue: the oldest evidence goes first. An operator's policy can be smaller.
-const QUARANTINE_MAX_LENGTH: i64 = 100_000;
-const QUARANTINE_MAX_BYTES: i64 = 1 << 30;
 
 /// Events that can't be stored, until an operator decides.
 #[must_use]
@@ -75,10 +62,10 @@ pub enum DeclareError {
     /// A name is too long. Tenant names are bounded, so this doesn't happen.
     #[error("a name is too long for AMQP")]
     Name(#[from] ShortStringError),
-    /// The broker refused. `PRECONDITION_FAILED` stays so until somebody deletes the queue or exchange that
-    /// was declared by something else with other arguments.
+    /// The broker refused. `PRECONDITION_FAILED` stays so until the queue is migrated, or the exchange deleted, that
+    /// something else has declared with other arguments.
     #[error(
-        "can't declare {name} (PRECONDITION_FAILED means that it exists with other arguments: empty and delete it)"
+        "can't declare {name} (PRECONDITION_FAILED means that it exists with other arguments: run `worker queues migrate`)"
     )]
     Refused {
         /// The exchange or queue.
@@ -89,6 +76,14 @@ pub enum DeclareError {
     /// The broker didn't answer, as while a queue's leader is being elected.
     #[error("can't declare {0} within {ANSWER_TIMEOUT:?}")]
     Silent(String),
+}
+
+impl DeclareError {
+    /// Whether there is a queue or exchange of this name that has other arguments.
+    #[must_use]
+    pub fn is_other_arguments(&self) -> bool {
+        matches!(self, Self::Refused { source, .. } if is_soft(source, &AMQPSoftError::PRECONDITIONFAILED))
+    }
 }
 
 /// Declares everything that these tenants need, with so many partitions each. Does nothing where it exists already.
@@ -105,61 +100,17 @@ pub async fn declare(channel: &Channel, tenants: &[String], partitions: u16) -> 
     exchange(channel, STATUS_EXCHANGE, ExchangeKind::Fanout, &[]).await?;
 
     for tenant in tenants {
-        declare_aside(channel, &dead_queue(tenant), &[]).await?;
-        let bounds = [
-            // A flood of unusable requests must fill neither the broker nor the disk.
-            ("x-overflow", text("drop-head")),
-            ("x-max-length", QUARANTINE_MAX_LENGTH.into()),
-            ("x-max-length-bytes", QUARANTINE_MAX_BYTES.into()),
-        ];
-        declare_aside(channel, &quarantine_queue(tenant), &bounds).await?;
-        for work in WorkQueue::all(partitions) {
-            declare_work_queue(channel, tenant, work).await?;
+        for queue in TenantQueue::all(partitions) {
+            queue.declare(channel, tenant).await?;
         }
     }
     Ok(())
 }
 
-async fn declare_aside(
-    channel: &Channel,
-    name: &str,
-    bounds: &[(&str, AMQPValue)],
-) -> Result<(), DeclareError> {
-    let mut arguments = vec![("x-delivery-limit", UNLIMITED_DELIVERIES.into())];
-    arguments.extend_from_slice(bounds);
-    queue(channel, name, &arguments).await?;
-    bind(channel, name, ASIDE_EXCHANGE, name).await
-}
-
-/// Declares one work queue, which may be one that only others know of. What it dead-letters to, and the exchange, have
-/// to be there already.
-pub async fn declare_work_queue(
-    channel: &Channel,
-    tenant: &str,
-    work: WorkQueue,
-) -> Result<(), DeclareError> {
-    let name = work.name(tenant);
-    let arguments = [
-        // A conversation's events go to one worker at a time. The queue for large bodies has it too: it is what makes
-        // consumer priorities decide who is served, and so what spreads these queues over the workers; and of two
-        // large events of one conversation, which would conflict, none is written beside the other.
-        ("x-single-active-consumer", true.into()),
-        ("x-delivery-limit", DELIVERY_LIMIT.into()),
-        // Through the default exchange, which needs no binding that could be missing.
-        ("x-dead-letter-exchange", text("")),
-        ("x-dead-letter-routing-key", text(&dead_queue(tenant))),
-        // Otherwise dead-lettering may lose the message when a node fails at that moment.
-        ("x-dead-letter-strategy", text("at-least-once")),
-        // A full queue must say no, not drop; at-least-once dead-lettering requires it too.
-        ("x-overflow", text("reject-publish")),
-        // Otherwise all leaders are on the node that the first ingest happened to connect to.
-        ("x-queue-leader-locator", text("balanced")),
-        ("x-consumer-timeout", CONSUMER_TIMEOUT_MS.into()),
-        ("x-consumer-disconnected-timeout", CONSUMER_DISCONNECTED_TIMEOUT_MS.into()),
-    ];
-    queue(channel, &name, &arguments).await?;
-    // Event types have dots in them.
-    bind(channel, &name, WEBHOOKS_EXCHANGE, &work.routing_key(tenant, "#")).await
+/// Takes a binding away; does nothing if there is none.
+pub async fn unbind(channel: &Channel, queue: &str, exchange: &str, key: &str) -> Result<(), DeclareError> {
+    let (name, exchange, key) = (short(queue)?, short(exchange)?, short(key)?);
+    answered(queue, channel.queue_unbind(name, exchange, key, FieldTable::default())).await
 }
 
 /// Whether there is a queue of this name, which is of no more use for the channel if there is none; none if RabbitMQ
@@ -169,13 +120,15 @@ pub async fn exists(channel: &Channel, name: &str) -> Option<bool> {
     let declared = channel.queue_declare(short(name).ok()?, options, FieldTable::default());
     match timeout(ANSWER_TIMEOUT, declared).await.ok()? {
         Ok(_) => Some(true),
-        Err(error) => is_not_found(&error).then_some(false),
+        Err(error) => is_soft(&error, &AMQPSoftError::NOTFOUND).then_some(false),
     }
 }
 
-fn is_not_found(error: &lapin::Error) -> bool {
+/// Whether RabbitMQ refused for this reason.
+#[must_use]
+pub fn is_soft(error: &lapin::Error, wanted: &AMQPSoftError) -> bool {
     let ErrorKind::ProtocolError(error) = error.kind() else { return false };
-    matches!(error.kind(), AMQPErrorKind::Soft(AMQPSoftError::NOTFOUND))
+    matches!(error.kind(), AMQPErrorKind::Soft(error) if error == wanted)
 }
 
 async fn exchange(
@@ -189,7 +142,11 @@ async fn exchange(
     answered(name, channel.exchange_declare(short(name)?, kind, options, arguments)).await
 }
 
-async fn queue(channel: &Channel, name: &str, arguments: &[(&str, AMQPValue)]) -> Result<(), DeclareError> {
+pub(crate) async fn queue(
+    channel: &Channel,
+    name: &str,
+    arguments: &[(&str, AMQPValue)],
+) -> Result<(), DeclareError> {
     // Replicated, and fsynced before the confirm: what a 200 stands for.
     let mut all = vec![("x-queue-type", text("quorum"))];
     all.extend_from_slice(arguments);
@@ -198,7 +155,12 @@ async fn queue(channel: &Channel, name: &str, arguments: &[(&str, AMQPValue)]) -
     Ok(())
 }
 
-async fn bind(channel: &Channel, queue: &str, exchange: &str, key: &str) -> Result<(), DeclareError> {
+pub(crate) async fn bind(
+    channel: &Channel,
+    queue: &str,
+    exchange: &str,
+    key: &str,
+) -> Result<(), DeclareError> {
     let (name, exchange, key) = (short(queue)?, short(exchange)?, short(key)?);
     let options = QueueBindOptions::default();
     answered(queue, channel.queue_bind(name, exchange, key, options, FieldTable::default())).await
@@ -209,7 +171,7 @@ async fn answered<T>(name: &str, asked: impl Future<Output = lapin::Result<T>>) 
     answer.map_err(|source| DeclareError::Refused { name: name.to_owned(), source })
 }
 
-fn text(value: &str) -> AMQPValue {
+pub(crate) fn text(value: &str) -> AMQPValue {
     AMQPValue::LongString(value.into())
 }
 

@@ -21,6 +21,7 @@ mod holding;
 mod hostile;
 mod keys;
 mod memory;
+mod migration;
 mod mongodb;
 mod old_documents;
 mod order;

@@ -14,6 +14,7 @@ use penstock_tests::relay::Fault;
 use reqwest::Client;
 use serde_json::{Value, json};
 use shared::partition::WorkQueue;
+use shared::tenant_queue::TenantQueue;
 use shared::topology;
 
 /// The queue of `faster` that falls silent; its other queues don't.
@@ -67,7 +68,7 @@ async fn spread_queues(cluster: &RabbitCluster, node: usize) {
     let (first, _connection) = declare(0).await;
     topology::declare(&first, &[], 0).await.expect("declared");
     let (there, _connection) = declare(node).await;
-    topology::declare_work_queue(&there, "faster", SILENT).await.expect("declared");
+    TenantQueue::Work(SILENT).declare(&there, "faster").await.expect("declared");
     let queue = SILENT.name("faster");
     let management = cluster.nodes[0].env("AMQP_MANAGEMENT_URL");
     let url = format!("{management}/api/queues/{}/{queue}", cluster.place.name);

@@ -1,4 +1,4 @@
-//! `worker dead|quarantine|rebuild|reconcile|backfill|console|settings`: what operators do by hand, while workers run or not.
+//! `worker dead|quarantine|queues|rebuild|reconcile|backfill|console|settings`: what operators do by hand, while workers run or not.
 
 use std::io::{self, Write};
 use std::time::Duration;
@@ -14,11 +14,13 @@ use crate::settings::Settings;
 use crate::store::failure::Failure;
 
 pub mod backfill;
+pub mod queues;
 pub mod rebuild;
 pub mod reconcile;
 pub mod set_aside;
 
 use backfill::BackfillError;
+use queues::{MigrationError, QueuesCommand};
 use set_aside::queue::QueueError;
 use set_aside::{DeadCommand, QuarantineCommand};
 
@@ -31,6 +33,9 @@ pub enum Command {
     /// Looks after the quarantine: webhooks that could not be used.
     #[command(subcommand)]
     Quarantine(QuarantineCommand),
+    /// Looks after the queues themselves.
+    #[command(subcommand)]
+    Queues(QueuesCommand),
     /// Computes a tenant's documents anew from `webhook_events`, while workers go on.
     Rebuild(rebuild::Arguments),
     /// Compares what ingest has accepted with what is stored, queued, dead and quarantined.
@@ -75,6 +80,9 @@ pub enum CommandError {
     /// It ended half way; to run it again does no harm.
     #[error("not all could be done: please run it again")]
     Unfinished(#[source] Failure),
+    /// Queues can't be migrated.
+    #[error(transparent)]
+    Migration(#[from] MigrationError),
     /// A backfill fails.
     #[error(transparent)]
     Backfill(#[from] BackfillError),
@@ -91,6 +99,7 @@ pub async fn run(command: Command, env: Env, out: &mut impl Write) -> Result<(),
     match command {
         Command::Dead(command) => set_aside::run(command.into(), env, out).await,
         Command::Quarantine(command) => set_aside::run(command.into(), env, out).await,
+        Command::Queues(command) => queues::run(command, env, out).await,
         Command::Rebuild(arguments) => rebuild::run(arguments, env, out).await,
         Command::Reconcile(arguments) => reconcile::run(arguments, env, out).await,
         Command::Backfill(arguments) => backfill::run(arguments, env, out).await,

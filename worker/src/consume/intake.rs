@@ -9,6 +9,7 @@ use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::ShortString;
 use lapin::{Channel, Consumer};
 use shared::amqp::Session;
+use shared::tenant_queue::TenantQueue;
 use shared::topology::{self, DeclareError};
 use tokio::time::error::Elapsed;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -88,7 +89,7 @@ impl Intake {
     ) -> Result<Self, IntakeError> {
         let channel = session.channel().await?;
         // It may be one that only others have been told of, or that somebody has deleted.
-        topology::declare_work_queue(&channel, &context.tenant.name, context.queue).await?;
+        TenantQueue::Work(context.queue).declare(&channel, &context.tenant.name).await?;
         channel.basic_qos(prefetch, BasicQosOptions::default()).await?;
         let (name, tag) = (topology::short(context.name.clone())?, ShortString::default());
         let arguments = topology::table(&[("x-priority", priority.into())])?;

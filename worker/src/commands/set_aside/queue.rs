@@ -11,12 +11,13 @@ use shared::address::Address;
 use shared::amqp::{Link, Purpose, next_session};
 use shared::partition::WorkQueue;
 use shared::publisher::Publisher;
+use shared::tenant_queue::TenantQueue;
 use shared::topology::{self, DeclareError};
 use tokio::time::error::Elapsed;
 use tokio::time::{Instant, sleep, timeout};
 
 /// Longest wait for a connection, and for each answer.
-const PATIENCE: Duration = Duration::from_secs(15);
+pub const PATIENCE: Duration = Duration::from_secs(15);
 /// Longest wait for messages to be seen in their queue again; others may have taken them.
 const RETURN_PATIENCE: Duration = Duration::from_secs(2);
 /// AMQP's reply code for a queue that doesn't exist.
@@ -60,7 +61,7 @@ pub async fn declare_work(broker: &Publisher, tenant: &str, partitions: u16) -> 
     let session = broker.link().session().ok_or(QueueError::NotConnected)?;
     let channel = timeout(PATIENCE, session.channel()).await??;
     for queue in WorkQueue::all(partitions) {
-        timeout(PATIENCE, topology::declare_work_queue(&channel, tenant, queue)).await??;
+        timeout(PATIENCE, TenantQueue::Work(queue).declare(&channel, tenant)).await??;
     }
     timeout(PATIENCE, channel.close(200, topology::short("done")?)).await??;
     Ok(())

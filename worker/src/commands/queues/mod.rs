@@ -1,0 +1,288 @@
+//! `worker queues migrate`: queues that an older version declared get the arguments of this one.
+//!
+//! RabbitMQ never changes a queue's arguments. So new messages are led past the queue, into another one, its copy; what is in
+//! the queue follows them there. Then the queue is deleted and declared anew, and all messages return. What is left to
+//! do shows in which queues there are, and each step may be done twice: a migration that was killed goes on when it is
+//! started again. A message that was moved, but not removed before the kill, is there twice, which its event key makes
+//! harmless.
+
+use std::io::Write;
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use serde::Serialize;
+use serde_json::json;
+use shared::address::Address;
+use shared::env::Env;
+use shared::partition::{self, MAX_PARTITIONS};
+use shared::publisher::PublishError;
+use shared::tenant;
+use shared::tenant_queue::TenantQueue;
+use shared::topology::WEBHOOKS_EXCHANGE;
+use tokio::time::sleep;
+
+use super::set_aside::queue::{self, QueueError};
+use super::{CommandError, say};
+
+mod broker;
+
+use broker::{Broker, Destination, Queue};
+
+/// How long RabbitMQ may go on with what was true before: a node of a cluster by an old binding, and messages that a
+/// killed migration had in hand on their way back.
+const SETTLING_TIME: Duration = Duration::from_secs(2);
+
+/// What can be done with queues.
+#[derive(Debug, Subcommand)]
+pub enum QueuesCommand {
+    /// Gives queues that an older version declared the arguments of this one
+    ///
+    /// Moves their messages, each with RabbitMQ's confirm, in their order. Stop the workers and the console before; ingest
+    /// may run. If it fails or is killed, run it again.
+    Migrate(Arguments),
+}
+
+/// Which queues, and how the answer is written.
+#[derive(Debug, Args)]
+pub struct Arguments {
+    /// Only this tenant; several may be given [default: all]
+    #[arg(long, value_name = "TENANT", value_delimiter = ',')]
+    tenant: Vec<String>,
+    /// Only say which queues would be migrated
+    #[arg(long)]
+    dry_run: bool,
+    /// Write JSON, an object per queue
+    #[arg(long)]
+    json: bool,
+}
+
+/// Why queues can't be migrated.
+#[derive(Debug, thiserror::Error)]
+pub enum MigrationError {
+    /// RabbitMQ, or the way there, failed.
+    #[error("not all could be done: please run it again")]
+    Queue(#[from] QueueError),
+    /// RabbitMQ didn't take a message.
+    #[error("a message could not be moved, and stays where it is: please run it again")]
+    Publish(#[from] PublishError),
+    /// Somebody consumes it.
+    #[error("{0} is being consumed: stop the workers of this tenant first")]
+    Consumed(String),
+    /// Somebody else is at it.
+    #[error("another migration is running")]
+    Running,
+}
+
+/// A queue with something left to do.
+#[derive(Debug, Serialize)]
+struct Task {
+    queue: String,
+    /// Messages that are in it, or in its copy.
+    messages: u32,
+    #[serde(skip)]
+    tenant: String,
+    #[serde(skip)]
+    work: Work,
+}
+
+/// What is left to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Work {
+    /// All of it.
+    Replace(TenantQueue),
+    /// The queue is as it should be, but messages are still in its copy.
+    Return(TenantQueue),
+    /// There is no such queue any more: its messages go to those that took its place.
+    Retire,
+}
+
+impl Work {
+    /// What is to be done about a queue.
+    fn of(queue: TenantQueue, found: &Found) -> Option<Self> {
+        match found {
+            Found { has_other_arguments: true, .. } => Some(Self::Replace(queue)),
+            Found { copy: Some(_), .. } => Some(Self::Return(queue)),
+            _ => None,
+        }
+    }
+}
+
+/// What there is of a queue.
+struct Found {
+    queue: Option<Queue>,
+    copy: Option<Queue>,
+    has_other_arguments: bool,
+}
+
+/// Version 0.1 had one work queue per tenant.
+fn retired_queue(tenant: &str) -> String {
+    format!("webhooks.{tenant}")
+}
+
+/// Runs the command.
+pub async fn run(command: QueuesCommand, mut env: Env, out: &mut impl Write) -> Result<(), CommandError> {
+    let QueuesCommand::Migrate(arguments) = command;
+    let address = Address::read(&mut env);
+    let served = tenant::served(&mut env);
+    let partitions = partition::partitions(&mut env);
+    let tenants = if arguments.tenant.is_empty() { served } else { arguments.tenant };
+    let publisher = queue::connect(env.finish(address)?).await?;
+    let migration = Migration { broker: Broker::new(publisher), partitions };
+    let tasks = migration.find(&tenants).await?;
+    if !arguments.dry_run {
+        migration.migrate(&tasks).await?;
+    }
+    migration.broker.close().await;
+    for task in &tasks {
+        let done = if arguments.dry_run { "would be migrated" } else { "migrated" };
+        let line = format!("{}: {done}, {} messages", task.queue, task.messages);
+        if arguments.json { say(out, json!(task))? } else { say(out, line)? }
+    }
+    if tasks.is_empty() && !arguments.json {
+        say(out, "all queues have the arguments of this version")?;
+    }
+    Ok(())
+}
+
+struct Migration {
+    broker: Broker,
+    partitions: u16,
+}
+
+impl Migration {
+    /// What is left to do for these tenants.
+    async fn find(&self, tenants: &[String]) -> Result<Vec<Task>, MigrationError> {
+        let mut tasks = Vec::new();
+        for tenant in tenants {
+            let (of_tenant, consumed) = self.find_for(tenant).await?;
+            let is_replaced = of_tenant.iter().any(|task| matches!(task.work, Work::Replace(_)));
+            if let (true, Some(name)) = (is_replaced, consumed) {
+                return Err(MigrationError::Consumed(name));
+            }
+            tasks.extend(of_tenant);
+        }
+        Ok(tasks)
+    }
+
+    /// What is left to do for a tenant, and one of its queues that is being consumed.
+    async fn find_for(&self, tenant: &str) -> Result<(Vec<Task>, Option<String>), MigrationError> {
+        let (mut tasks, mut consumed) = (Vec::new(), None);
+        // Also those that an earlier `WEBHOOK_WORKERS` has left behind: workers consume them.
+        for queue in TenantQueue::all(MAX_PARTITIONS) {
+            let name = queue.name(tenant);
+            let found = self.look_at(tenant, queue).await?;
+            if found.queue.as_ref().is_some_and(|queue| queue.consumers > 0) {
+                consumed = Some(name.clone());
+            }
+            if let Some(work) = Work::of(queue, &found) {
+                let messages = [found.queue, found.copy].iter().flatten().map(|queue| queue.messages).sum();
+                tasks.push(Task { queue: name, messages, tenant: tenant.to_owned(), work });
+            }
+        }
+        tasks.extend(self.find_retired(tenant).await?);
+        Ok((tasks, consumed))
+    }
+
+    async fn look_at(&self, tenant: &str, queue: TenantQueue) -> Result<Found, MigrationError> {
+        let there = self.broker.find(&queue.name(tenant)).await?;
+        let copy = self.broker.find(&queue.copy_name(tenant)).await?;
+        let has_other_arguments = there.is_some() && self.broker.has_other_arguments(queue, tenant).await?;
+        Ok(Found { queue: there, copy, has_other_arguments })
+    }
+
+    async fn find_retired(&self, tenant: &str) -> Result<Option<Task>, MigrationError> {
+        let name = retired_queue(tenant);
+        match self.broker.find(&name).await? {
+            Some(queue) if queue.consumers > 0 => Err(MigrationError::Consumed(name)),
+            Some(queue) => {
+                let (tenant, messages) = (tenant.to_owned(), queue.messages);
+                Ok(Some(Task { queue: name, messages, tenant, work: Work::Retire }))
+            }
+            None => Ok(None),
+        }
+    }
+
+    async fn migrate(&self, tasks: &[Task]) -> Result<(), MigrationError> {
+        if tasks.is_empty() {
+            return Ok(());
+        }
+        let _lock = self.broker.lock().await?;
+        for task in tasks {
+            self.divert(task).await?;
+        }
+        sleep(SETTLING_TIME).await;
+        for task in tasks {
+            self.replace(task).await?;
+        }
+        for task in tasks {
+            self.lead_back(task).await?;
+        }
+        sleep(SETTLING_TIME).await;
+        for task in tasks {
+            self.bring_back(task).await?;
+        }
+        Ok(())
+    }
+
+    /// Leads new messages past a queue that has to be replaced. Until its binding is gone they go to both, which is harmless.
+    async fn divert(&self, Task { queue: name, tenant, work, .. }: &Task) -> Result<(), MigrationError> {
+        let Work::Replace(queue) = work else { return Ok(()) };
+        self.broker.declare_copy(*queue, tenant).await?;
+        self.broker.unbind(name, queue.exchange(), &queue.binding_key(tenant)).await
+    }
+
+    /// Declares the queue anew, once the old one is empty.
+    async fn replace(&self, Task { queue: name, tenant, work, .. }: &Task) -> Result<(), MigrationError> {
+        if let Work::Replace(queue) = work {
+            self.broker.move_all(name, &Destination::Copy(*queue), tenant).await?;
+            self.broker.delete(name).await?;
+        }
+        match work {
+            Work::Replace(queue) | Work::Return(queue) => self.broker.declare(*queue, tenant).await,
+            Work::Retire => self.broker.declare_all(tenant, self.partitions).await,
+        }
+    }
+
+    /// Leads new messages to the queues where they belong.
+    async fn lead_back(&self, Task { queue: name, tenant, work, .. }: &Task) -> Result<(), MigrationError> {
+        match work {
+            Work::Replace(queue) | Work::Return(queue) => {
+                let (copy, key) = (queue.copy_name(tenant), queue.binding_key(tenant));
+                self.broker.unbind(&copy, queue.exchange(), &key).await
+            }
+            Work::Retire => self.broker.unbind(name, WEBHOOKS_EXCHANGE, &format!("{tenant}.#")).await,
+        }
+    }
+
+    /// Brings the other messages there, too.
+    async fn bring_back(&self, Task { queue: name, tenant, work, .. }: &Task) -> Result<(), MigrationError> {
+        let (from, to) = match work {
+            Work::Replace(queue) | Work::Return(queue) => {
+                (queue.copy_name(tenant), Destination::Home(*queue))
+            }
+            Work::Retire => (name.clone(), Destination::WorkQueues(self.partitions)),
+        };
+        self.broker.move_all(&from, &to, tenant).await?;
+        self.broker.delete(&from).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_to_do_follows_from_what_there_is() {
+        let queue = |messages| Some(Queue { messages, consumers: 0 });
+        let work = |found: &Found| Work::of(TenantQueue::Dead, found);
+        let found = |there, copy, has_other_arguments| Found { queue: there, copy, has_other_arguments };
+        assert_eq!(work(&found(queue(1), None, false)), None);
+        assert_eq!(work(&found(None, None, false)), None);
+        let replace = Some(Work::Replace(TenantQueue::Dead));
+        assert_eq!(work(&found(queue(1), None, true)), replace);
+        assert_eq!(work(&found(queue(1), queue(1), true)), replace, "killed while it was emptied");
+        let back = Some(Work::Return(TenantQueue::Dead));
+        assert_eq!(work(&found(None, queue(1), false)), back, "killed when it was deleted");
+        assert_eq!(work(&found(queue(0), queue(0), false)), back, "killed before the copy was deleted");
+    }
+}
