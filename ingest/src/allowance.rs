@@ -1,10 +1,10 @@
-//! How much evidence is kept? A flood of rubbish must neither fill RabbitMQ nor push out what lies in the quarantine.
-//! Pure.
+//! How much evidence is kept? A flood of unusable requests must neither fill RabbitMQ nor push out what lies in the
+//! quarantine. Pure.
 
 use std::time::{Duration, Instant};
 
-/// A piece of evidence costs one for each begun part of this size: the quarantine's bound of 1 GiB, over its bound of
-/// 100,000 messages. In bytes.
+/// A piece of evidence costs one for each begun part of this size: the quarantine's bound of 1 GiB, over its
+/// bound of 100,000 messages. In bytes.
 const PART_BYTES: usize = 10 << 10;
 /// Dropped evidence is reported this often.
 const REPORT_INTERVAL: Duration = Duration::from_mins(1);
@@ -25,12 +25,12 @@ pub struct Allowance {
 pub enum Decision {
     /// It is kept.
     Keep,
-    /// It isn't. If that is to be reported now: how many there were since the last report.
+    /// It isn't. If this is the time to report it: how many there were since the last report.
     Drop(Option<u64>),
 }
 
 impl Allowance {
-    /// So many at once, and so many a second from then on.
+    /// This many at once, and this many a second from then on.
     #[must_use]
     pub fn new(burst: u32, per_second: u32, now: Instant) -> Self {
         let burst = f64::from(burst);

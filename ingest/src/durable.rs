@@ -36,8 +36,8 @@ impl Via {
         }
     }
 
-    /// The order in which the two are tried. Under suspicion RabbitMQ comes last: once the spool has failed, nothing is
-    /// left to be saved by sparing it.
+    /// The order in which the two are tried. Under suspicion RabbitMQ comes last: once the spool has failed,
+    /// nothing is left to be saved by sparing it.
     #[must_use]
     pub fn order(is_suspect: bool) -> [Self; 2] {
         if is_suspect { [Self::Spool, Self::Broker] } else { [Self::Broker, Self::Spool] }
@@ -75,7 +75,8 @@ pub struct Durable {
 }
 
 impl Durable {
-    /// Spools into this spool, and publishes each tenant's webhooks on a route of its own. Needs a tokio runtime.
+    /// Spools into this spool, and publishes each tenant's webhooks on a route of its own. Needs a tokio
+    /// runtime.
     #[must_use]
     pub fn new(settings: &Settings, spool: Spool, metrics: Arc<Metrics>) -> Self {
         let make = Routes::new(settings, metrics);

@@ -231,8 +231,8 @@ fn stream_of(segment: Option<&str>) -> Option<Stream> {
     segment.map_or(Some(Stream::Any), Stream::from_path)
 }
 
-/// When the unread rest of a chunked body is dropped, actix-web waits for it without end; while somebody has it, it closes
-/// the connection instead.
+/// When the unread rest of a chunked body is dropped, actix-web waits for it without end; while somebody has
+/// it, it closes the connection instead.
 fn keep_until_closed(payload: web::Payload) {
     actix_web::rt::spawn(async move {
         tokio::time::sleep(CLOSING_TIME).await;

@@ -16,7 +16,8 @@ use crate::metrics::Metrics;
 use crate::settings::Settings;
 use crate::webhook::Webhook;
 
-/// A tenant's messages published and not confirmed yet. RabbitMQ's rate hardly rises beyond, its latency does.
+/// A tenant's messages published and not confirmed yet. RabbitMQ's rate hardly rises beyond, its latency
+/// does.
 const MAX_IN_FLIGHT: u32 = 512;
 /// Channels for publishing: RabbitMQ has a process for each.
 const PUBLISH_CHANNELS: usize = 2;
@@ -54,8 +55,8 @@ impl Routes {
         self.connect("others", [].into())
     }
 
-    /// A connection of its own: RabbitMQ stops reading from a connection when a queue that one of its channels publishes
-    /// to is slow.
+    /// A connection of its own: RabbitMQ stops reading from a connection when a queue that one of its
+    /// channels publishes to is slow.
     fn connect(&self, name: &str, declares: Arc<[String]>) -> Route {
         let purpose = Purpose::Publish { channels: PUBLISH_CHANNELS };
         let connection = format!("ingest publish {name}");
@@ -120,7 +121,8 @@ impl Route {
         self.suspicion.is_raised()
     }
 
-    /// Publishes, waits for the confirm at most for `PUBLISH_TIMEOUT`, and draws conclusions from how it went.
+    /// Publishes, waits for the confirm at most for `PUBLISH_TIMEOUT`, and draws conclusions from how it
+    /// went.
     pub async fn publish(&self, webhook: &Webhook, queue: WorkQueue) -> Result<(), PublishError> {
         self.publish_patiently(webhook, queue, self.publish_timeout).await
     }
@@ -160,8 +162,8 @@ impl Route {
     }
 }
 
-/// Raised when RabbitMQ was silent once. While it is, only the drain tries: a frozen queue costs the first callers their
-/// patience, and nobody else.
+/// Raised when RabbitMQ was silent once. While it is, only the drain tries: a frozen queue costs the first
+/// callers their patience, and nobody else.
 #[derive(Debug, Default)]
 pub struct Suspicion(AtomicBool);
 

@@ -16,7 +16,7 @@ use crate::gateway::Gateway;
 use crate::receive::webhook;
 use crate::{health, metrics, reply};
 
-/// A connection is closed after so many requests, so that load spreads again when ingests come and go.
+/// A connection is closed after this many requests, so that load spreads again when ingests come and go.
 const REQUESTS_PER_CONNECTION: u32 = 10_000;
 
 /// All routes of the public port.
@@ -58,7 +58,8 @@ async fn health(gateway: web::Data<Gateway>) -> HttpResponse {
     HttpResponse::Ok().json(gateway.health())
 }
 
-/// Times every request, tells its connection how far it is, and asks callers to connect anew once this process is about to stop.
+/// Times every request, tells its connection how far it is, and asks callers to connect anew once this
+/// process is about to stop.
 pub async fn observe(
     gateway: web::Data<Gateway>,
     request: ServiceRequest,

@@ -56,8 +56,8 @@ pub struct Webhook {
 }
 
 impl Webhook {
-    /// The message for RabbitMQ, to this work queue if it is an event. Fails if a name is too long for AMQP, which bounded
-    /// names never are.
+    /// The message for RabbitMQ, to this work queue if it is an event. Fails if a name is too long for AMQP,
+    /// which bounded names never are.
     pub fn message(&self, queue: WorkQueue) -> Result<Message, ShortStringError> {
         let (properties, body) = (self.metadata.properties()?, self.body.clone());
         if self.metadata.evidence.is_some() {

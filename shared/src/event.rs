@@ -96,14 +96,15 @@ pub fn event_key(tenant: &str, event_id: Option<&str>, body: &[u8], signature: &
     format!("sha256:{}", hex::encode(hash.finalize()))
 }
 
-/// The hash that tells bodies apart, in hexadecimal. `signature` is how that was found good, see [`Form::name`].
+/// The hash that tells bodies apart, in hexadecimal. `signature` is how that was found good, see
+/// [`Form::name`].
 #[must_use]
 pub fn body_digest(body: &[u8], signature: &str) -> String {
     hex::encode(hash_body(Sha256::new(), body, signature).finalize())
 }
 
-/// Hashes what was signed. Everybody can write a body in another way of which the same re-serialised form is well signed;
-/// that must not make another event of it.
+/// Hashes what was signed. Everybody can write a body in another way of which the same re-serialised form is
+/// well signed; that must not make another event of it.
 fn hash_body(hash: Sha256, body: &[u8], signature: &str) -> Sha256 {
     if Form::is_reserialised(signature) {
         let mut compact = hash.clone();

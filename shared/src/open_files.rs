@@ -5,8 +5,8 @@ use tracing::warn;
 
 use crate::telemetry::chain;
 
-/// Raises the soft limit to the hard one, and returns what holds then. Many systems set the soft limit to 1,024, for the
-/// sake of programs that use `select`; ours do not.
+/// Raises the soft limit to the hard one, and returns what holds then. Many systems set the soft limit to
+/// 1,024, for the sake of programs that use `select`; ours do not.
 #[must_use]
 pub fn raise_limit() -> u64 {
     let limit = getrlimit(Resource::Nofile);

@@ -1,20 +1,22 @@
-//! Which queue an event goes to: all events of a conversation go to one, so that one worker writes them. Pure.
+//! Which queue an event goes to: all events of a conversation go to one, so that one worker writes them.
+//! Pure.
 
 use crate::env::Env;
 use crate::json::Scan;
 
-/// Larger bodies go to the queue for large ones, of which a worker takes only a few at a time: so the memory of all
-/// other queues is bounded by their prefetch counts. In bytes.
+/// Larger bodies go to the queue for large ones, of which a worker takes only a few at a time: so the memory
+/// of all other queues is bounded by their prefetch counts. In bytes.
 pub const LARGE_BODY: usize = 64 << 10;
 
-/// Most partitions that a tenant can have. Workers look for those that an earlier setting left behind one by one, since
-/// AMQP can't list queues.
+/// Most partitions that a tenant can have. Workers look for those that an earlier setting left behind one by
+/// one, since AMQP can't list queues.
 pub const MAX_PARTITIONS: u16 = 64;
 
 /// The offset basis and the prime of FNV-1a with 64 bits.
 const FNV: (u64, u64) = (0xcbf2_9ce4_8422_2325, 0x0100_0000_01b3);
 
-/// Reads `WEBHOOK_WORKERS`: the partitions of each tenant, so the number of batches that can be written at the same time.
+/// Reads `WEBHOOK_WORKERS`: the partitions of each tenant, so the number of batches that can be written at
+/// the same time.
 pub fn partitions(env: &mut Env) -> u16 {
     env.number("WEBHOOK_WORKERS")
 }
@@ -29,7 +31,7 @@ pub enum WorkQueue {
 }
 
 impl WorkQueue {
-    /// Every queue of a tenant that has so many partitions.
+    /// Every queue of a tenant that has this many partitions.
     pub fn all(partitions: u16) -> impl Iterator<Item = Self> {
         (0..partitions).map(Self::Partition).chain([Self::Large])
     }
@@ -53,8 +55,8 @@ impl WorkQueue {
     }
 }
 
-/// The conversation that an event belongs to, if it names one: the contact's phone, else its id, else the message's
-/// contact id.
+/// The conversation that an event belongs to, if it names one: the contact's phone, else its id, else the
+/// message's contact id.
 #[must_use]
 pub fn chat_id(
     phone: Option<String>,
@@ -86,8 +88,8 @@ pub fn queue_of_body(event_key: &str, body: &[u8], partitions: u16) -> WorkQueue
     queue_of(chat_id.as_deref(), event_key, body.len(), partitions)
 }
 
-/// Written out, since every ingest and worker of every release has to agree on it; the standard library's hashes promise
-/// nothing.
+/// Written out, since every ingest and worker of every release has to agree on it; the standard library's
+/// hashes promise nothing.
 #[must_use]
 pub fn fnv_1a(bytes: &[u8]) -> u64 {
     bytes.iter().fold(FNV.0, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(FNV.1))

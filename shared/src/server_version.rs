@@ -1,4 +1,5 @@
-//! Which RabbitMQ this is. The older ones don't let consumer priorities decide which consumer is the active one.
+//! Which RabbitMQ this is. The older ones don't let consumer priorities decide which consumer is the active
+//! one.
 
 use std::io;
 
@@ -29,8 +30,8 @@ pub enum Unsupported {
     TooOld(String),
 }
 
-/// Refuses what is older than RabbitMQ 4.0. Asks once per process, which uses one RabbitMQ only: lapin keeps the server's
-/// answer to itself, so that this takes a connection, and RabbitMQ logs that it was given up.
+/// Refuses what is older than RabbitMQ 4.0. Asks once per process, which uses one RabbitMQ only: lapin keeps
+/// the server's answer to itself, so that this takes a connection, and RabbitMQ logs that it was given up.
 pub async fn check(address: &Address) -> Result<(), Unsupported> {
     static CHECKED: OnceCell<()> = OnceCell::const_new();
     let ask = async || {

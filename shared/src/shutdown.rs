@@ -8,8 +8,9 @@ use tracing::info;
 
 use crate::env::Env;
 
-/// How much longer `TERMINATION_GRACE`, the time from SIGTERM to SIGKILL, is than stopping may take; a problem, if it is
-/// shorter. Where it isn't set, nobody knows, and it has no end. `needed` depends on the setting `decided_by`.
+/// How much longer `TERMINATION_GRACE`, the time from SIGTERM to SIGKILL, is than stopping may take; a
+/// problem, if it is shorter. Where it isn't set, nobody knows, and it has no end. `needed` depends on the
+/// setting `decided_by`.
 pub fn spare_grace(env: &mut Env, needed: Duration, decided_by: &str) -> Duration {
     let given = env.duration_if_set("TERMINATION_GRACE").unwrap_or(Duration::MAX);
     if given < needed && !env.is_wrong(decided_by) {

@@ -7,7 +7,8 @@ use strsim::osa_distance;
 use crate::setting::SETTINGS;
 use crate::tenant;
 
-/// Settings of tenants that are ours in all likelihood, whatever stands before them. A `…_DB_NAME` may be others'.
+/// Settings of tenants that are ours in all likelihood, whatever stands before them. A `…_DB_NAME` may be
+/// others'.
 const OURS: [&str; 3] = ["MONGO_URI", "SIGNING_KEYS", "RESPOND_API_TOKEN"];
 
 /// Says of each of these names what it may have been meant for.
@@ -48,7 +49,7 @@ fn warning(name: &str, given: &BTreeSet<&str>, known: &BTreeSet<String>) -> Opti
     Some(format!("{name}: is not read; did you mean to name {tenant} in TENANTS?"))
 }
 
-/// So many letters may be wrong. Short names are near to many that others use, and so are OpenTelemetry's.
+/// This many letters may be wrong. Short names are near to many that others use, and so are OpenTelemetry's.
 fn tolerance(name: &str) -> usize {
     match name.len() {
         _ if name.starts_with("OTEL_") => 0,

@@ -8,7 +8,7 @@ use crate::topology::{
     ASIDE_EXCHANGE, DeclareError, WEBHOOKS_EXCHANGE, bind, dead_queue, quarantine_queue, queue, text,
 };
 
-/// After so many returns to the queue a message is taken for one that kills workers, and dead-lettered.
+/// After this many returns to the queue a message is taken for one that kills workers, and dead-lettered.
 const DELIVERY_LIMIT: i64 = 20;
 /// How long a worker may hold a delivery, in milliseconds: seven days. A worker whose MongoDB fails holds what it has
 /// for as long as it takes. RabbitMQ's own limit, half an hour, would close its channel, and each time count a delivery.
@@ -35,7 +35,7 @@ pub enum TenantQueue {
 }
 
 impl TenantQueue {
-    /// Every queue of a tenant that has so many partitions. The dead letters' comes first, since the others need it.
+    /// Every queue of a tenant that has this many partitions. The dead letters' comes first, since the others need it.
     pub fn all(partitions: u16) -> impl Iterator<Item = Self> {
         [Self::Dead, Self::Quarantine].into_iter().chain(WorkQueue::all(partitions).map(Self::Work))
     }

@@ -1,5 +1,5 @@
-//! The documents that the Flask bridge made of the samples, beside ours: the same fields, of the same types, with the same
-//! values, but for the differences that are named here.
+//! The documents that the Flask bridge made of the samples, beside ours: the same fields, of the same types,
+//! with the same values, but for the differences that are named here.
 
 use std::collections::BTreeMap;
 
@@ -91,7 +91,8 @@ fn compare(theirs: &BTreeMap<String, Collection>, ours: &BTreeMap<String, Collec
     assert_eq!(compared, COMPARED);
 }
 
-/// Notes for each field within a value of the bridge's, whether ours differs, and how. Ours may have further fields.
+/// Notes for each field within a value of the bridge's, whether ours differs, and how. Ours may have further
+/// fields.
 fn compare_field(path: &str, theirs: &Bson, ours: Option<&Bson>, fields: &mut Vec<(String, Option<String>)>) {
     let inner = |name: &str| if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
     match (theirs, ours) {

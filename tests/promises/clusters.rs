@@ -1,4 +1,5 @@
-//! With clusters of both servers and two of each binary, nodes may die and binaries be replaced: nobody notices.
+//! With clusters of both servers and two of each binary, nodes may die and binaries be replaced: nobody
+//! notices.
 
 use std::time::Duration;
 

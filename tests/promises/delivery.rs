@@ -383,7 +383,8 @@ async fn a_backlog_of_large_bodies_does_not_fill_the_workers_memory_either() {
     place.remove().await;
 }
 
-/// Events in the queue for large bodies, and in the others, of those that a worker is sent while MongoDB stalls.
+/// Events in the queue for large bodies, and in the others, of those that a worker is sent while MongoDB
+/// stalls.
 const BACKLOG: (u64, u64) = (40, 600);
 /// Events before that, some for each partition.
 const WARM: u64 = 40;
@@ -509,7 +510,8 @@ async fn an_event_that_always_takes_too_long_holds_up_only_its_own_queue_and_onl
     let (relay, uri) = place.mongo_relay().await;
     // Two seconds for the first event, a tenth of one for a batch of the others.
     relay.set(Fault::Narrow(4 << 20));
-    // On a machine with much to do others miss this deadline too, now and then: that is not for the breaker to judge here.
+    // On a machine with much to do others miss this deadline too, now and then: that is not for the breaker
+    // to judge here.
     let settings =
         [("MONGO_URI", uri.as_str()), ("MONGO_TIMEOUT", "1s"), ("CIRCUIT_BREAKER_THRESHOLD", "10000")];
     let worker = Worker::start(&place, &settings).await;

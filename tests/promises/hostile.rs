@@ -131,7 +131,7 @@ fn a_signature_can_be_tried_by_hand() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_flood_of_rubbish_neither_fills_the_quarantine_nor_the_log() {
+async fn a_flood_of_unusable_requests_neither_fills_the_quarantine_nor_the_log() {
     let place = Place::new().await;
     let settings = [("SIGNING_KEYS", "key"), ("QUARANTINE_BURST", "20"), ("QUARANTINE_RATE", "0")];
     let ingest = Ingest::start(&place, &settings).await;
@@ -389,7 +389,8 @@ fn large_request(element: &str) -> Arc<[u8]> {
     format!("POST /webhook/faster HTTP/1.1\r\nhost: x\r\n{head}\r\n\r\n{body}").into_bytes().into()
 }
 
-/// Sends it over connections of their own, all at once. Tells the answers; whoever hangs up doesn't wait for one.
+/// Sends it over connections of their own, all at once. Tells the answers; whoever hangs up doesn't wait for
+/// one.
 async fn send_at_once(address: &str, request: &Arc<[u8]>, hangs_up: bool) -> BTreeMap<String, usize> {
     let mut senders = JoinSet::new();
     for _ in 0..64 {

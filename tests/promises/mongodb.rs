@@ -1,5 +1,5 @@
-//! Whatever a tenant's MongoDB does, no event is lost or counted twice, no delivery is spent on trying, other tenants
-//! don't notice, and everything is stored when it is well again.
+//! Whatever a tenant's MongoDB does, no event is lost or counted twice, no delivery is spent on trying, other
+//! tenants don't notice, and everything is stored when it is well again.
 
 use std::fmt;
 use std::ops::Range;
@@ -19,8 +19,9 @@ use penstock_tests::stack::Place;
 use serde_json::{Value, json};
 use shared::partition::LARGE_BODY;
 
-/// Of the events of the tenant that is well, half have to be stored within this time, whatever the other's MongoDB
-/// does; or within three times as long as half of them took before, on a machine that has no time to spare.
+/// Of the events of the tenant that is well, half have to be stored within this time, whatever the other's
+/// MongoDB does; or within three times as long as half of them took before, on a machine that has no time to
+/// spare.
 const MEDIAN_AGE: Duration = Duration::from_millis(100);
 /// Longest time for everything to be stored after a fault.
 const RECOVERY: Duration = Duration::from_secs(60);
@@ -30,7 +31,8 @@ const SOME: u64 = 60;
 const IMPATIENT: [(&str, &str); 3] =
     [("MONGO_TIMEOUT", "1s"), ("CIRCUIT_BREAKER_THRESHOLD", "2"), ("CIRCUIT_BREAKER_TIMEOUT", "1")];
 
-/// A pipeline under load for two tenants: `faster`, whose MongoDB can be harmed, and `vip`, whose MongoDB is well.
+/// A pipeline under load for two tenants: `faster`, whose MongoDB can be harmed, and `vip`, whose MongoDB is
+/// well.
 struct Pipeline {
     place: Place,
     ingest: Ingest,
@@ -73,7 +75,7 @@ impl Pipeline {
         pipeline
     }
 
-    /// Waits until so many more events of `faster` are published, and all until then are stored.
+    /// Waits until this many more events of `faster` are published, and all until then are stored.
     async fn until_faster_stores(&self, more: u64) {
         self.faster.until_more(more).await;
         until_stored(&self.ill, self.faster.published()).await;
@@ -99,7 +101,8 @@ impl Pipeline {
         get(&self.ingest.path("/health")).await.body
     }
 
-    /// Lets a fault last that makes MongoDB useless: the breaker opens, everybody can see it, and `vip` goes on.
+    /// Lets a fault last that makes MongoDB useless: the breaker opens, everybody can see it, and `vip` goes
+    /// on.
     async fn endure_outage(&self) {
         let opened = async || self.is_in_state("faster", "open").await;
         poll::until("the breaker opens", true, opened).await;
@@ -152,7 +155,7 @@ impl Pipeline {
     }
 }
 
-/// Waits until the ledger has so many events or more.
+/// Waits until the ledger has this many events or more.
 async fn until_stored(database: &Database, events: u64) {
     let stored = async || database.count("webhook_events").await >= events;
     poll::until_within("events are stored", true, RECOVERY, stored).await;
@@ -319,7 +322,8 @@ async fn the_primary_steps_down() {
 /// The password of the worker's user, and what it is changed to.
 const PASSWORDS: [&str; 2] = ["first-secret", "second-secret"];
 
-/// A MongoDB that demands authentication, with a user for the worker, and a pipeline that goes there through a relay.
+/// A MongoDB that demands authentication, with a user for the worker, and a pipeline that goes there through
+/// a relay.
 async fn guarded() -> (ReplicaSet, mongodb::Client, Relay, Pipeline) {
     let (set, root) = ReplicaSet::guarded().await;
     let relay = Relay::start(set.members[0].address).await;
@@ -329,8 +333,8 @@ async fn guarded() -> (ReplicaSet, mongodb::Client, Relay, Pipeline) {
     root.database("admin").run_command(create).await.expect("a user");
     let uri = format!("mongodb://worker:{}@{}/?directConnection=true", PASSWORDS[0], relay.address);
     let ill = Database(root.database(&place.database("faster")));
-    // Connections that break are failures of infrastructure, as many as the machine's pace makes them. They are not what
-    // is looked at here.
+    // Connections that break are failures of infrastructure, as many as the machine's pace makes them. They
+    // are not what is looked at here.
     let settings = [("CIRCUIT_BREAKER_THRESHOLD", "10000")];
     let pipeline = Pipeline::with(place, &uri, ill, &settings).await;
     (set, root, relay, pipeline)
@@ -411,7 +415,8 @@ async fn conflicts_are_tried_again_and_are_no_outage() {
     place.remove().await;
 }
 
-/// Publishes message events of one conversation, each fifth of them with a body so large that it has another queue.
+/// Publishes message events of one conversation, each fifth of them with a body so large that it has another
+/// queue.
 async fn burst_into_two_queues(broker: &Broker, numbers: Range<u64>) {
     let bodies: Vec<_> = numbers
         .map(|n| {
@@ -440,7 +445,8 @@ async fn without_a_mongodb(uri: &str, fault: &str) {
     let redelivered = redelivered(&[worker]).await;
     println!("{fault}: {to_faster} events wait, {redelivered} redelivered; vip meanwhile: {ages}");
     assert_eq!(counts(&well).await, (to_vip, to_vip, to_vip));
-    // There is nothing from before the fault to compare with: a machine that does other things too needs more time.
+    // There is nothing from before the fault to compare with: a machine that does other things too needs more
+    // time.
     assert!(ages.median() < 5 * MEDIAN_AGE, "{fault}: {ages}");
     assert_eq!(redelivered, 0);
     let depths = (broker.waiting("faster").await, broker.depth("dead.faster").await);

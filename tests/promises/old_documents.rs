@@ -1,4 +1,5 @@
-//! The collections are full of the Flask bridge's documents at the change-over. Events for the same people go on from them.
+//! The collections are full of the Flask bridge's documents at the change-over. Events for the same people go
+//! on from them.
 
 use mongodb::bson::oid::ObjectId;
 use mongodb::bson::{Bson, DateTime, Document, doc};

@@ -206,7 +206,8 @@ async fn a_refusal_meets_the_event_that_was_refused_and_no_other() {
     let small =
         json!({"pattern": "^webhooks\\.faster", "definition": {"max-length": 20}, "apply-to": "queues"});
     place.manage(Method::PUT, &policy, Some(small)).await;
-    // Both tenants share the channels. If a refusal of one met an event of the other, the refused one would be lost.
+    // Both tenants share the channels. If a refusal of one met an event of the other, the refused one would
+    // be lost.
     let mut clients = tokio::task::JoinSet::new();
     for client in 0..32 {
         let tenant = if client % 2 == 0 { "faster" } else { "vip" };

@@ -19,7 +19,8 @@ use shared::topology;
 
 /// The queue of `faster` that falls silent; its other queues don't.
 const SILENT: WorkQueue = WorkQueue::Partition(0);
-/// Events for the silent queue that are published before it is found to be silent: RabbitMQ calls a queue slow after 32.
+/// Events for the silent queue that are published before it is found to be silent: RabbitMQ calls a queue
+/// slow after 32.
 const BURST: u64 = 300;
 /// More than RabbitMQ reads from a connection on which something is published to a slow queue.
 const MANY: u64 = 600;
@@ -30,7 +31,7 @@ fn event(n: u64) -> String {
     .to_string()
 }
 
-/// Numbers of so many events for the silent queue, which no other event has.
+/// Numbers of this many events for the silent queue, which no other event has.
 fn silent_numbers(count: u64) -> Vec<u64> {
     let is_for_it = |n: &u64| broker::queue_of("faster", event(*n).as_bytes(), 4) == SILENT;
     (1_000_000..).filter(is_for_it).take(usize::try_from(count).unwrap()).collect()
@@ -53,7 +54,8 @@ async fn is_suspect(ingest: &Ingest, tenant: &str) -> bool {
     get(&ingest.path("/health")).await.body["broker"]["tenants"][tenant]["suspect"] == true
 }
 
-/// Declares that queue through a node, so that it lives there alone; what else is declared lives on the first node alone.
+/// Declares that queue through a node, so that it lives there alone; what else is declared lives on the first
+/// node alone.
 async fn spread_queues(cluster: &RabbitCluster, node: usize) {
     for node in &cluster.nodes {
         let alone = "application:set_env(rabbit, quorum_cluster_size, 1).";

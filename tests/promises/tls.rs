@@ -1,4 +1,5 @@
-//! Connections to RabbitMQ and MongoDB can be encrypted, and are made to nobody whose certificate isn't trusted.
+//! Connections to RabbitMQ and MongoDB can be encrypted, and are made to nobody whose certificate isn't
+//! trusted.
 
 use penstock_tests::certificates::Certificates;
 use penstock_tests::database::Database;

@@ -44,7 +44,7 @@ impl Database {
         self.0.collection::<Document>(collection).count_documents(doc! {}).await.expect("MongoDB answers")
     }
 
-    /// Waits until the ledger has so many events.
+    /// Waits until the ledger has this many events.
     pub async fn until_stored(&self, events: u64) {
         poll::until("events in the ledger", events, async || self.count("webhook_events").await).await;
     }

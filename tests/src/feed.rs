@@ -51,7 +51,7 @@ impl Feed {
         self.published.load(Ordering::Relaxed)
     }
 
-    /// Waits until so many more events are published.
+    /// Waits until this many more events are published.
     pub async fn until_more(&self, events: u64) {
         let wanted = self.published() + events;
         poll::until("events are published", true, async || self.published() >= wanted).await;
@@ -65,7 +65,8 @@ impl Feed {
     }
 }
 
-/// Publishes message events of those numbers, all at once, in turn from each of so many chats, and waits until RabbitMQ has them.
+/// Publishes message events of those numbers, all at once, in turn from each of this many chats, and waits
+/// until RabbitMQ has them.
 pub async fn burst(broker: &Broker, tenant: &str, numbers: Range<u64>, chats: u64) {
     let bodies: Vec<_> = numbers.map(|n| event(n, chats)).collect();
     let publish = |body| broker.publish_event(tenant, "any", now_ms(), body);

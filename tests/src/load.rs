@@ -41,8 +41,8 @@ pub struct Report {
 }
 
 impl Load {
-    /// Starts so many clients, each of which posts to `{url}/webhook/faster/incoming` once per `pace`, or whenever it
-    /// was answered if that takes longer.
+    /// Starts this many clients, each of which posts to `{url}/webhook/faster/incoming` once per `pace`, or
+    /// whenever it was answered if that takes longer.
     pub fn start(url: &str, clients: u64, pace: Duration) -> Self {
         Self::start_with(url, clients, pace, None)
     }
@@ -104,7 +104,7 @@ impl Load {
         url.clone_into(&mut self.target.lock().expect("no panic"));
     }
 
-    /// Waits until so many more events were received.
+    /// Waits until this many more events were received.
     pub async fn until_more(&self, events: u64) {
         self.until_more_within(events, poll::PATIENCE).await;
     }
@@ -128,7 +128,7 @@ impl Load {
 }
 
 impl Report {
-    /// The time within which so many of a thousand answers came.
+    /// The time within which this many of a thousand answers came.
     pub fn within(&self, per_mille: usize) -> Duration {
         self.took[(self.took.len() - 1) * per_mille / 1000]
     }

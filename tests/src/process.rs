@@ -323,8 +323,8 @@ pub fn operate_well(place: &Place, arguments: &[&str]) -> Answer {
     answer
 }
 
-/// Waits until nothing is in the queue of `faster` nor in any worker's hands, also not on its way between them: a
-/// worker that is stopped before gives such deliveries back.
+/// Waits until nothing is in the queue of `faster` nor in any worker's hands, also not on its way between
+/// them: a worker that is stopped before gives such deliveries back.
 pub async fn until_idle(broker: &Broker, workers: &[&Worker]) {
     let mut idle_in_a_row = 0;
     poll::until("idle for a while", true, async || {

@@ -21,7 +21,7 @@ pub enum Fault {
     Stall,
     /// Lets everything through, so much later each way.
     Delay(Duration),
-    /// Lets so many bytes through per second, connection, and direction.
+    /// Lets this many bytes through per second, connection, and direction.
     Narrow(u32),
 }
 

@@ -31,7 +31,7 @@ pub struct Member {
 }
 
 impl ReplicaSet {
-    /// Starts so many members, and waits until one is the primary and the others follow it.
+    /// Starts this many members, and waits until one is the primary and the others follow it.
     pub async fn start(members: usize) -> Self {
         let set = Self { members: (0..members).map(|_| Member::start(false)).collect() };
         set.initiate(None).await;
@@ -70,7 +70,8 @@ impl ReplicaSet {
         set
     }
 
-    /// Starts a single member that lets nobody in without a password, and gives a client of its administrator.
+    /// Starts a single member that lets nobody in without a password, and gives a client of its
+    /// administrator.
     pub async fn guarded() -> (Self, Client) {
         let set = Self { members: vec![Member::start(true)] };
         set.initiate(None).await;

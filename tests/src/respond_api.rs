@@ -18,7 +18,7 @@ pub const TOKEN: &str = "t0ken.of-the-workspace";
 /// What it does to a request instead of answering it.
 #[derive(Clone, Copy, Debug)]
 pub enum Mischief {
-    /// 429, with a header `Retry-After` of so many seconds, or without.
+    /// 429, with a header `Retry-After` of this many seconds, or without.
     TooMany(Option<u64>),
     /// An answer of this status.
     Fails(u16),
@@ -61,7 +61,7 @@ struct State {
     mischiefs: VecDeque<Mischief>,
     habits: BTreeMap<u64, Habit>,
     requests: Vec<(Instant, String)>,
-    /// Requests beyond so many wait.
+    /// Requests beyond this many wait.
     most: Option<usize>,
 }
 
@@ -117,7 +117,7 @@ impl RespondApi {
         lock(&self.state).habits.insert(contact, habit);
     }
 
-    /// Lets all requests after so many more wait, until [`RespondApi::let_go`].
+    /// Lets all requests after this many more wait, until [`RespondApi::let_go`].
     pub fn hold_after(&self, requests: usize) {
         let mut state = lock(&self.state);
         state.most = Some(state.requests.len() + requests);

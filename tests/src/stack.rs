@@ -80,8 +80,8 @@ impl Place {
         (relay, url)
     }
 
-    /// A relay in front of MongoDB, and the URI that leads through it: a client of the set would go to the addresses that its members
-    /// tell.
+    /// A relay in front of MongoDB, and the URI that leads through it: a client of the set would go to the
+    /// addresses that its members tell.
     pub async fn mongo_relay(&self) -> (Relay, String) {
         let rest = self.mongo_uri.trim_start_matches("mongodb://");
         let (target, _) = rest.split_once('/').expect("an address");
@@ -95,7 +95,8 @@ impl Place {
         format!("{}_{tenant}", self.name)
     }
 
-    /// The connections that RabbitMQ sends the events of a tenant's partitions to, by queue. It looks every few seconds.
+    /// The connections that RabbitMQ sends the events of a tenant's partitions to, by queue. It looks every
+    /// few seconds.
     pub async fn active_consumers(&self, tenant: &str) -> BTreeMap<String, String> {
         let url = format!("{}/api/consumers/{}", self.management_url, self.name);
         let answer = reqwest::get(url).await.expect("the management API answers");

@@ -1,4 +1,4 @@
-//! How a tenant's MongoDB is opened: in one way, whether it is to be used or the settings are only checked.
+//! How a tenant's MongoDB is opened: in one way, for use and for checking the settings.
 
 use std::path::Path;
 use std::time::Duration;

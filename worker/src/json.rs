@@ -7,8 +7,8 @@ use compact_str::CompactString;
 use indexmap::IndexMap;
 use shared::json::{Token, Tokens, Unusable, digits, number_id, text_id};
 
-/// An object's members in the order they were sent; of duplicate keys the last value counts. Hashed with keys drawn at
-/// random, since senders choose the names.
+/// An object's members in the order they were sent; of duplicate keys the last value counts. Hashed with keys
+/// drawn at random, since senders choose the names.
 pub type Object = IndexMap<Text, Json, RandomState>;
 
 /// A text. Most are short, and held without a place in memory of their own.

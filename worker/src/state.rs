@@ -109,7 +109,7 @@ impl TenantState {
         }
         let (tenant, error, failures) = (&self.tenant, chain(failure), self.breaker.seen().failures);
         if class == Class::Configuration {
-            error!(tenant, error, failures, "MongoDB refuses us, holding events until that is mended");
+            error!(tenant, error, failures, "MongoDB refuses us, holding events until somebody corrects that");
         } else {
             warn!(tenant, error, failures, "MongoDB fails, holding events");
         }
@@ -186,8 +186,8 @@ impl TenantState {
 }
 
 impl QueueState {
-    /// Counts an event, and the bytes of its body, as received until what is returned is dropped: it is settled, or its
-    /// channel is gone.
+    /// Counts an event, and the bytes of its body, as received until what is returned is dropped: it is
+    /// settled, or its channel is gone.
     #[must_use]
     pub fn hold(self: &Arc<Self>, bytes: usize) -> InHand {
         self.in_hand.fetch_add(1, Ordering::Relaxed);

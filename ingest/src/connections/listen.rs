@@ -1,4 +1,5 @@
-//! The server of the public port. actix-web's own takes plain sockets alone; this is the same with guarded ones.
+//! The server of the public port. actix-web's own takes plain sockets alone; this is the same with guarded
+//! ones.
 
 use std::future::ready;
 use std::io::{self, ErrorKind};

@@ -1,9 +1,9 @@
 //! The connections of the public port: how many there are, and how long each may keep us waiting.
 //!
-//! actix-web has a deadline for the first head of a connection alone, and answers 408 where nobody has asked for
-//! anything. So a connection tells here what it waits for ([`Phase`]), and a task closes those that are overdue, without
-//! a word. Where all places are taken, the next connection gets the place of the one that has waited longest for its
-//! sender.
+//! actix-web has a deadline for the first head of a connection alone, and answers 408 where nobody has asked
+//! for anything. So a connection tells here what it waits for ([`Phase`]), and a task closes those that are
+//! overdue, without a word. Where all places are taken, the next connection gets the place of the one that
+//! has waited longest for its sender.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
@@ -21,8 +21,8 @@ pub use guarded::Guarded;
 
 /// Longest time for the head of a request to arrive, once it has begun.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
-/// Longest time for the body of a request that nobody reads, such as one to an unknown path. Bodies of webhooks have a
-/// shorter deadline, after which they are answered 408.
+/// Longest time for the body of a request that nobody reads, such as one to an unknown path. Bodies of
+/// webhooks have a shorter deadline, after which they are answered 408.
 const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest time for a sender to take a reply.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -92,13 +92,15 @@ impl Closed {
 #[derive(Debug)]
 pub struct Connection {
     opened: Instant,
-    // The phase in the lowest two bits, and above them when it began, in milliseconds since the connection was opened.
+    // The phase in the lowest two bits, and above them when it began, in milliseconds since the connection
+    // was opened.
     phase: AtomicU64,
     // The last four bytes that came.
     tail: AtomicU32,
     // Whether more came than the request: the beginning of the next one.
     is_followed: AtomicBool,
-    // When the sender stopped taking replies, in milliseconds since the connection was opened. 0 while it takes them.
+    // When the sender stopped taking replies, in milliseconds since the connection was opened. 0 while it
+    // takes them.
     stuck: AtomicU64,
     requests: AtomicU32,
     // Why it must close: the number of the reason in [`Closed::ALL`], counted from 1. 0 while it stays open.
@@ -221,7 +223,8 @@ pub struct Connections {
 }
 
 impl Connections {
-    /// At most so many, each idle for at most `keep_alive`. Counts in `closed` those that are ended early, by reason.
+    /// At most this many, each idle for at most `keep_alive`. Counts in `closed` those that are ended early, by
+    /// reason.
     #[must_use]
     pub fn new(most: usize, keep_alive: Duration, closed: IntCounterVec) -> Self {
         Self { most, keep_alive, closed, open: Mutex::default(), next: AtomicU64::new(0) }
@@ -239,8 +242,8 @@ impl Connections {
         self.most
     }
 
-    /// Takes a new connection in. If there are too many, the one goes that has waited longest for its sender; none if
-    /// all wait for us.
+    /// Takes a new connection in. If there are too many, the one goes that has waited longest for its sender;
+    /// none if all wait for us.
     fn admit(&self, now: Instant) -> Option<(u64, Arc<Connection>)> {
         let mut open = self.open();
         if open.len() >= self.most {

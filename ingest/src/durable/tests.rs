@@ -1,5 +1,5 @@
-//! Publishing, suspicion, the spool and the budget of refusals together, with a RabbitMQ and a disk that fail in any
-//! order.
+//! Publishing, suspicion, the spool and the budget of refusals together, with a RabbitMQ and a disk that fail
+//! in any order.
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -23,8 +23,8 @@ const MARKER: &str = "setting-aside";
 /// SQLite's file, and those that belong to it.
 const SUFFIXES: [&str; 3] = ["-wal", "-shm", ""];
 
-/// Whether the file is damaged. If the disk can't read it, that is tried with one file only: on a disk that can't read at
-/// all, every new file would fail likewise.
+/// Whether the file is damaged. If the disk can't read it, that is tried with one file only: on a disk that
+/// can't read at all, every new file would fail likewise.
 pub fn is_due(folder: &Path, error: &rusqlite::Error) -> bool {
     let is_first = || uncopied(folder).is_ok_and(|files| files.is_empty());
     is_corrupt(error) || is_unreadable(error) && is_first()
@@ -38,8 +38,8 @@ pub fn set_aside(folder: &Path, damage: &rusqlite::Error) -> io::Result<PathBuf>
     Ok(aside)
 }
 
-/// Moves the spool's file away, under a name with the date. Three files have to be renamed: the new name is written down
-/// first, so that none of them stays behind when the process is killed meanwhile.
+/// Moves the spool's file away, under a name with the date. Three files have to be renamed: the new name is
+/// written down first, so that none of them stays behind when the process is killed meanwhile.
 fn move_aside(folder: &Path) -> io::Result<PathBuf> {
     let name = match interrupted_move(folder) {
         Some(name) => name,

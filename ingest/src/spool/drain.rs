@@ -1,6 +1,7 @@
 //! Gives spooled webhooks to RabbitMQ, the oldest of each tenant first, whenever it takes them.
 //!
-//! Each tenant that has something in the spool is drained by itself: a queue that is silent or full delays nobody else.
+//! Each tenant that has something in the spool is drained by itself: a queue that is silent or full delays
+//! nobody else.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,10 +20,11 @@ use super::Record;
 use crate::durable::Durable;
 use crate::webhook::Webhook;
 
-/// Records of a tenant published at the same time: a share of what may be in flight, so that live traffic keeps its
-/// latency.
+/// Records of a tenant published at the same time: a share of what may be in flight, so that live traffic
+/// keeps its latency.
 const PAGE: usize = 64;
-/// Tenants that have a page in memory at the same time, not counting those under suspicion: these have one record.
+/// Tenants that have a page in memory at the same time, not counting those under suspicion: these have one
+/// record.
 const MAX_PAGES: usize = 4;
 /// Longest wait for a confirm. Longer than any caller would wait, since here nobody does.
 pub const PATIENCE: Duration = Duration::from_secs(5);
@@ -128,7 +130,8 @@ async fn once(durable: &Durable, tenant: &str, partitions: u16, pages: &Semaphor
             // It would be published again at once.
             return Drained::Nothing;
         }
-        // One that is refused stays, and lets the others pass; when there is no answer at all, nothing passes.
+        // One that is refused stays, and lets the others pass; when there is no answer at all, nothing
+        // passes.
         if outcomes.iter().any(|outcome| !matches!(outcome, Ok(()) | Err(PublishError::Nacked))) {
             break;
         }
@@ -143,7 +146,8 @@ async fn once(durable: &Durable, tenant: &str, partitions: u16, pages: &Semaphor
     }
 }
 
-/// The queue is found now, not when the webhook was stored: the number of partitions may have changed meanwhile.
+/// The queue is found now, not when the webhook was stored: the number of partitions may have changed
+/// meanwhile.
 async fn publish(durable: &Durable, webhook: &Webhook, partitions: u16) -> Result<(), PublishError> {
     let queue = partition::queue_of_body(&webhook.metadata.key, &webhook.body, partitions);
     durable.route(&webhook.metadata.tenant).publish_patiently(webhook, queue, PATIENCE).await

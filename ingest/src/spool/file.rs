@@ -23,8 +23,8 @@ pub struct Size {
     pub bytes: u64,
 }
 
-/// What damaged files hold is copied while less than this is in the spool, in bytes: so copying goes as fast as RabbitMQ
-/// takes what was copied, and the disk need not hold everything twice.
+/// What damaged files hold is copied while less than this is in the spool, in bytes: so copying goes as fast
+/// as RabbitMQ takes what was copied, and the disk need not hold everything twice.
 const COPY_WINDOW: u64 = 16 << 20;
 
 /// The file, within its folder.
@@ -36,8 +36,8 @@ pub struct File {
     oldest_ms: i64,
     corruptions: u64,
     damaged: VecDeque<Damaged>,
-    // The last record that was handed out. A new file numbers its records beyond, or what is deleted then might be
-    // another one.
+    // The last record that was handed out. A new file numbers its records beyond, or what is deleted then
+    // might be another one.
     last_read: i64,
     // Of the records up to this one the tenants are entered, as far as they can be read.
     entered_up_to: i64,
@@ -107,7 +107,8 @@ impl File {
         self.damaged.iter().map(Damaged::left).sum()
     }
 
-    /// A small step of what is left to be done with files of before; false if there is nothing to be done now.
+    /// A small step of what is left to be done with files of before; false if there is nothing to be done
+    /// now.
     pub fn catch_up(&mut self) -> Result<bool, SpoolError> {
         Ok(self.copy_some()? || self.enter_tenants()?)
     }
@@ -146,8 +147,8 @@ impl File {
         Ok(true)
     }
 
-    /// Appends webhooks in their order, those for which there is room, and returns when they are on disk. Tells of each
-    /// what became of it.
+    /// Appends webhooks in their order, those for which there is room, and returns when they are on disk.
+    /// Tells of each what became of it.
     pub fn append<'a>(&mut self, webhooks: impl Iterator<Item = &'a Webhook>) -> Vec<Result<(), SpoolError>> {
         let rows: Vec<Row> = webhooks.map(Row::of).collect();
         let mut room = match self.measure_room() {
@@ -162,7 +163,8 @@ impl File {
         admitted.into_iter().map(outcome).collect()
     }
 
-    /// Writes rows with one fsync. If the disk turns out to have no room for all of them, it takes what it has room for.
+    /// Writes rows with one fsync. If the disk turns out to have no room for all of them, it takes what it
+    /// has room for.
     fn write(&mut self, rows: &[&Row]) -> Vec<Result<(), SpoolError>> {
         let Err(error) = self.insert(rows) else { return vec![Ok(()); rows.len()] };
         let failure = self.failed(&error);
@@ -198,8 +200,8 @@ impl File {
         })
     }
 
-    /// The oldest records of a tenant behind the one called `id`; none if they can't be read. What is damaged is set
-    /// aside.
+    /// The oldest records of a tenant behind the one called `id`; none if they can't be read. What is damaged
+    /// is set aside.
     pub fn after(&mut self, tenant: &str, id: i64, limit: usize) -> Option<Vec<Record>> {
         let rows = match format::read_of(&self.connection, tenant, id, limit) {
             Ok(rows) => rows,

@@ -180,7 +180,8 @@ fn checksum(facts: &str, body: &[u8]) -> Vec<u8> {
 /// The id of a record, and what it holds.
 pub type Read = (i64, Option<Webhook>);
 
-/// The tenants of which there are records. Jumps from one to the next in the index, however many records there are.
+/// The tenants of which there are records. Jumps from one to the next in the index, however many records
+/// there are.
 pub fn tenants(connection: &Connection) -> rusqlite::Result<Vec<String>> {
     let query = "WITH RECURSIVE found (tenant) AS (
                      SELECT min(tenant) FROM records
@@ -191,8 +192,8 @@ pub fn tenants(connection: &Connection) -> rusqlite::Result<Vec<String>> {
     connection.prepare_cached(query)?.query_map([], |row| row.get(0))?.collect()
 }
 
-/// Enters the tenants of some records that an earlier version has written, behind the one called `id`, and tells up to
-/// which; none if there are no more.
+/// Enters the tenants of some records that an earlier version has written, behind the one called `id`, and
+/// tells up to which; none if there are no more.
 pub fn enter_tenants(connection: &mut Connection, id: i64) -> rusqlite::Result<Option<i64>> {
     let transaction = connection.transaction()?;
     let records = read_of(&transaction, "", id, ENTERED)?;

@@ -2,22 +2,26 @@
 //!
 //! # Constraints
 //!
-//! - An append succeeds only after the commit that holds it is fsynced (`journal_mode = WAL`, `synchronous = FULL`).
-//! - Webhooks are appended in groups, up to 512 with one fsync. Of a group for which there isn't enough room, those are
-//!   appended that fit.
+//! - An append succeeds only after the commit that holds it is fsynced (`journal_mode = WAL`, `synchronous =
+//!   FULL`).
+//! - Webhooks are appended in groups, up to 512 with one fsync. Of a group for which there isn't enough room,
+//!   those are appended that fit.
 //! - A caller waits 1 s at most. At most 64 MiB of bodies wait to be written.
 //! - The records count for at most `SPOOL_MAX_BYTES`: each for its body, its metadata and 64 bytes.
 //! - Nothing is appended while the disk has less than 4 MiB left besides: SQLite's log may need them.
-//! - Another 4 MiB are held by the file `reserve`, and given up when a delete finds the disk full: so a full disk can be
-//!   drained.
+//! - Another 4 MiB are held by the file `reserve`, and given up when a delete finds the disk full: so a full
+//!   disk can be drained.
 //! - One process has the folder, by a lock on the file `lock`. One thread of it has the file.
-//! - A tenant's records are read in the order in which they were appended, and deleted after RabbitMQ has confirmed them.
-//!   What was confirmed and not yet deleted when the process ended is published again; the event key makes that harmless.
-//! - A record whose checksum is wrong is never published. It is copied to a file of its own before it is deleted.
-//! - A file that SQLite finds damaged, or that the disk can't read, is kept under another name, which is done at once. Records
-//!   with the right checksum are copied into the new file, 256 or 4 MiB at a time, each step in a transaction that also
-//!   says how far it came. A step is taken while the new file holds less than 16 MiB, so the disk never holds everything
-//!   twice. The damaged file isn't changed, but renamed when that is done; until then it goes on at the next start.
+//! - A tenant's records are read in the order in which they were appended, and deleted after RabbitMQ has
+//!   confirmed them. What was confirmed and not yet deleted when the process ended is published again; the
+//!   event key makes that harmless.
+//! - A record whose checksum is wrong is never published. It is copied to a file of its own before it is
+//!   deleted.
+//! - A file that SQLite finds damaged, or that the disk can't read, is kept under another name, which is done
+//!   at once. Records with the right checksum are copied into the new file, 256 or 4 MiB at a time, each step
+//!   in a transaction that also says how far it came. A step is taken while the new file holds less than 16
+//!   MiB, so the disk never holds everything twice. The damaged file isn't changed, but renamed when that is
+//!   done; until then it goes on at the next start.
 //! - A thread that is at one piece of work for more than 1 s, or has ended, is not waited for.
 //! - Nobody but the owner may read the folder and its files. A folder that exists keeps its own mode.
 //!
@@ -25,16 +29,19 @@
 //!
 //! - `lock`: empty.
 //! - `reserve`: 4 MiB of zeros.
-//! - `spool.db`, `spool.db-wal`, `spool.db-shm`: an SQLite database with `auto_vacuum = INCREMENTAL`, see [`mod@format`].
-//!   - `records`, a row for each webhook: `id` (ascending, never used twice), `tenant` (empty if an earlier version has
-//!     written the row, until it is entered), `received_at_ms` (since 1970), `facts` ([`crate::webhook::Metadata`] as JSON), `body` (the
-//!     sender's bytes), and `checksum`: the first 8 bytes of the SHA-256 over the length of `facts` as 8 bytes,
-//!     big-endian, `facts`, and `body`. An index leads from a tenant to its records.
+//! - `spool.db`, `spool.db-wal`, `spool.db-shm`: an SQLite database with `auto_vacuum = INCREMENTAL`, see
+//!   [`mod@format`].
+//!   - `records`, a row for each webhook: `id` (ascending, never used twice), `tenant` (empty if an earlier
+//!     version has written the row, until it is entered), `received_at_ms` (since 1970), `facts`
+//!     ([`crate::webhook::Metadata`] as JSON), `body` (the sender's bytes), and `checksum`: the first 8 bytes
+//!     of the SHA-256 over the length of `facts` as 8 bytes, big-endian, `facts`, and `body`. An index leads
+//!     from a tenant to its records.
 //!   - `totals`, one row: number of records, and the bytes that they count for.
 //!   - `writable`, one row: a number that is raised every 2 s, to see whether the file can be written.
-//!   - `copied`, a row for each damaged file that is being copied: its name, and the `id` up to which that is done.
-//! - `corrupt-spool-{time}Z-{random}`, each with its `-wal` and `-shm`: damaged files; with `.copied` behind the name when
-//!   everything that can be read was copied.
+//!   - `copied`, a row for each damaged file that is being copied: its name, and the `id` up to which that is
+//!     done.
+//! - `corrupt-spool-{time}Z-{random}`, each with its `-wal` and `-shm`: damaged files; with `.copied` behind
+//!   the name when everything that can be read was copied.
 //! - `setting-aside`: the name of a damaged file, while it is being renamed.
 //! - `damaged-records-{time}Z-{random}`: two lines for each damaged record, `facts` and `body`.
 //!
@@ -72,7 +79,8 @@ pub use format::Record;
 use owner::{Append, Job, Owner};
 use stats::{Life, Stats};
 
-/// Longest wait for an fsync. With the time for the body and to publish it stays below respond.io's 5 seconds.
+/// Longest wait for an fsync. With the time for the body and to publish it stays below respond.io's 5
+/// seconds.
 const APPEND_TIMEOUT: Duration = Duration::from_secs(1);
 /// Bodies that wait to be written take at most this much memory, in units of 1 KiB.
 const MAX_WAITING_KIB: u32 = 64 << 10;
@@ -113,8 +121,8 @@ pub struct Spool {
 }
 
 impl Spool {
-    /// Starts a thread that opens the spool in a folder. Fails if another process uses the folder; a spool that can't be
-    /// opened for another reason is reported, and tried again and again. Needs a tokio runtime.
+    /// Starts a thread that opens the spool in a folder. Fails if another process uses the folder; a spool
+    /// that can't be opened for another reason is reported, and tried again and again. Needs a tokio runtime.
     pub fn open(path: &Path, max_bytes: u64, commits: Histogram) -> Result<Self, OpenError> {
         let folder = match Folder::take(path) {
             Err(error @ OpenError::InUse(_)) => return Err(error),
@@ -178,8 +186,8 @@ impl Spool {
         answer.await.unwrap_or_default()
     }
 
-    /// The oldest records of a tenant behind the one called `id`: at most so many, and fewer if they are large. None if they
-    /// can't be read.
+    /// The oldest records of a tenant behind the one called `id`: at most this many, and fewer if they are
+    /// large. None if they can't be read.
     pub async fn after(&self, tenant: &str, id: i64, limit: usize) -> Option<Vec<Record>> {
         let (done, answer) = oneshot::channel();
         let _ = self.jobs.send(Job::After { tenant: tenant.to_owned(), id, limit, done });

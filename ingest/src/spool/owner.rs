@@ -1,4 +1,5 @@
-//! The thread that owns the file. It commits whatever has come in meanwhile at once, so that many callers share an fsync.
+//! The thread that owns the file. It commits whatever has come in meanwhile at once, so that many callers
+//! share an fsync.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -134,7 +135,8 @@ impl Owner {
         File::open(&folder, self.max_bytes)
     }
 
-    /// A small step of what is left to be done with files of before; false if there is nothing to be done now.
+    /// A small step of what is left to be done with files of before; false if there is nothing to be done
+    /// now.
     fn catch_up(&mut self) -> bool {
         let Some(file) = &mut self.file else { return false };
         let done = file.catch_up();

@@ -10,8 +10,8 @@ use super::format::{self, Record};
 /// Records in memory at a time.
 const PAGE: usize = 64;
 
-/// The records of a spool that nobody needs to own, for listing and exporting; some at a time, since together they may
-/// be more than fits into memory.
+/// The records of a spool that nobody needs to own, for listing and exporting; some at a time, since together
+/// they may be more than fits into memory.
 #[derive(Debug)]
 pub struct Pages {
     connection: Connection,

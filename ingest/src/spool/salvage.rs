@@ -1,7 +1,7 @@
 //! What can still be read of a damaged file is copied into the new one.
 //!
-//! Copying takes small steps, and each leaves behind how far it came: in the new file, in the same transaction as the
-//! records. So it goes on wherever a process was killed.
+//! Copying takes small steps, and each leaves behind how far it came: in the new file, in the same
+//! transaction as the records. So it goes on wherever a process was killed.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -53,7 +53,8 @@ impl Damaged {
         numbers.min(self.records.saturating_sub(self.copied as u64)).max(1)
     }
 
-    /// Copies some of it; false if that was all. Fails if nothing can be written, and then nothing has changed.
+    /// Copies some of it; false if that was all. Fails if nothing can be written, and then nothing has
+    /// changed.
     pub fn copy_some(&mut self, to: &mut Connection) -> rusqlite::Result<bool> {
         let step = self.read_some()?;
         let transaction = to.transaction()?;
@@ -179,7 +180,8 @@ fn name_of(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-/// Opens all damaged files that aren't copied yet. One that can't be opened for now is tried again at the next start.
+/// Opens all damaged files that aren't copied yet. One that can't be opened for now is tried again at the
+/// next start.
 pub fn open_all(folder: &Path, to: &Connection) -> Vec<Damaged> {
     let paths = uncopied(folder).unwrap_or_else(|error| {
         error!(error = chain(&error), "can't look for damaged files of the spool");

@@ -29,7 +29,8 @@ pub struct Stats {
     pub unwritable: AtomicBool,
     has_ended: AtomicBool,
     started: Instant,
-    // Milliseconds from `started` to when the thread began its piece of work; the maximum while it waits for one.
+    // Milliseconds from `started` to when the thread began its piece of work; the maximum while it waits for
+    // one.
     works_since: AtomicU64,
 }
 

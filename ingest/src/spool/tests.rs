@@ -141,7 +141,7 @@ fn a_file_that_is_no_database_is_set_aside_and_a_new_one_started() {
     );
 }
 
-/// A spool with so many records, whose file is damaged in these places, in hundredths of its length.
+/// A spool with this many records, whose file is damaged in these places, in hundredths of its length.
 fn damaged(records: i64, places: &[u64]) -> Folder {
     let folder = Folder::new();
     append(&mut folder.open(PLENTY), 0..records).unwrap();

@@ -5,8 +5,8 @@ use super::{Quoted, Token, Tokens, Unusable, digits};
 /// Small pieces are handed over together, up to this many bytes.
 const PIECE_BYTES: usize = 4 << 10;
 
-/// Hands a body to `sink` piece by piece, as JavaScript's `JSON.stringify` would write it: without white space, and with
-/// nothing escaped that needn't be. If it fails, what was handed over is worth nothing.
+/// Hands a body to `sink` piece by piece, as JavaScript's `JSON.stringify` would write it: without white
+/// space, and with nothing escaped that needn't be. If it fails, what was handed over is worth nothing.
 ///
 /// It has the same tokens as the body: a member that is there twice stays there twice.
 pub fn compact(body: &[u8], sink: impl FnMut(&[u8])) -> Result<(), Unusable> {

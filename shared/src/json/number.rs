@@ -23,7 +23,8 @@ pub(super) fn length(bytes: &[u8]) -> Option<usize> {
     Some(end)
 }
 
-/// A number with the digits it was sent with, and with its exponent as JavaScript writes it: `1E21` becomes `1e+21`.
+/// A number with the digits it was sent with, and with its exponent as JavaScript writes it: `1E21` becomes
+/// `1e+21`.
 #[must_use]
 pub fn digits(sent: &str) -> Cow<'_, str> {
     let Some((mantissa, exponent)) = sent.split_once(['e', 'E']) else { return Cow::Borrowed(sent) };

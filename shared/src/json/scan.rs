@@ -5,8 +5,8 @@ use std::borrow::Cow;
 use super::{Token, Tokens, Unusable};
 use crate::partition;
 
-/// The members that decide what an event is called and where it goes. Of those that are there twice the last one counts,
-/// as in the worker's tree.
+/// The members that decide what an event is called and where it goes. Of those that are there twice the last
+/// one counts, as in the worker's tree.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Scan<'a> {
     event_id: Option<Token<'a>>,

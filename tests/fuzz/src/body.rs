@@ -96,8 +96,8 @@ pub fn compact(body: &[u8]) -> Option<Vec<u8>> {
     Some(compact)
 }
 
-/// What ingest accepts in one pass the worker makes a tree of, and nothing else; but for its depth another parser finds it
-/// to be JSON, too. Its compact form has the same members, and is its own.
+/// What ingest accepts in one pass the worker makes a tree of, and nothing else; but for its depth another
+/// parser finds it to be JSON, too. Its compact form has the same members, and is its own.
 fn check_acceptance(body: &[u8]) {
     let accepted = Scan::of(body).map(drop);
     let tree = worker::json::parse(body);
@@ -140,8 +140,8 @@ fn evidence(reason: String) -> Evidence {
     Evidence { reason, body_bytes: 0, body_sha256: None, sent_signature: None }
 }
 
-/// What ingest accepts the worker understands, under the same name and of the same conversation: so it is in the one
-/// queue where it belongs, also when it was spooled.
+/// What ingest accepts the worker understands, under the same name and of the same conversation: so it is in
+/// the one queue where it belongs, also when it was spooled.
 fn check_agreement(identity: &Identity, body: &[u8]) {
     let envelope =
         Envelope { tenant: TENANT, stream: Stream::Any, received_at_ms: 0, signature: identity.signature };

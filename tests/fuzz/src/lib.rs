@@ -1,5 +1,5 @@
-//! What must hold whatever is sent. libFuzzer breeds the input, see `tests/fuzz/run`; a target makes something of it and
-//! checks what comes of that.
+//! What must hold whatever is sent. libFuzzer breeds the input, see `tests/fuzz/run`; a target makes
+//! something of it and checks what comes of that.
 #![expect(clippy::missing_panics_doc, reason = "a target panics when it has found something")]
 
 pub mod body;

@@ -12,15 +12,15 @@ use crate::{Choices, lines};
 /// When the events may have been received, in milliseconds since 1970. Nobody checks what the header says.
 const RECEIVED: [i64; 8] =
     [1_800_000_000_000, 1_800_000_000_001, 1_790_000_000_000, 1, 0, -1, i64::MIN, i64::MAX];
-/// What documents may take for each byte of the bodies, and besides that: with ingest's limit for bodies they stay
-/// below MongoDB's 16 MiB.
+/// What documents may take for each byte of the bodies, and besides that: with ingest's limit for bodies they
+/// stay below MongoDB's 16 MiB.
 const GROWTH: usize = 12;
 const OVERHEAD: usize = 4 << 10;
 /// MongoDB refuses 180 levels.
 const MAX_DEPTH: usize = 150;
 
-/// A byte for each of two bodies that chooses stream and time, and the bodies, a line each. Worth breeding from are pairs
-/// of events.
+/// A byte for each of two bodies that chooses stream and time, and the bodies, a line each. Worth breeding
+/// from are pairs of events.
 #[must_use]
 pub fn target(input: &[u8]) -> bool {
     let Some((first, second)) = events(input) else { return false };
@@ -134,7 +134,7 @@ fn check_inserts(documents: &Documents, length: usize) {
     }
 }
 
-/// What is written makes the stored documents what they are to be.
+/// What is written turns the stored documents into these.
 fn check_updates(table: &Table, stored: &Table, length: usize) {
     let (inserts, updates) = written(table, Some(now()));
     for document in &inserts {

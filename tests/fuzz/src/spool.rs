@@ -5,8 +5,8 @@ use ingest::webhook::{Evidence, Metadata, Webhook};
 
 use crate::lines;
 
-/// A byte that chooses the damage, one that chooses its place, and eight of a time. Then, a line each, seven texts, a
-/// body, and what damage puts in the place of something else.
+/// A byte that chooses the damage, one that chooses its place, and eight of a time. Then, a line each, seven
+/// texts, a body, and what damage puts in the place of something else.
 #[must_use]
 pub fn target(input: &[u8]) -> bool {
     let Some(([damage, place], input)) = input.split_first_chunk() else { return false };

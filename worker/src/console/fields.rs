@@ -24,7 +24,8 @@ impl Fields {
         self.0.iter().filter(move |(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 
-    /// The address of a page with these fields and their values, without those that are blank; `other` replaces or adds one.
+    /// The address of a page with these fields and their values, without those that are blank; `other`
+    /// replaces or adds one.
     #[must_use]
     pub fn url(&self, path: &str, names: &[&str], other: &[(&str, &str)]) -> String {
         let own = names.iter().flat_map(|name| self.all(name).map(move |value| (*name, value.trim())));

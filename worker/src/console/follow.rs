@@ -1,5 +1,5 @@
-//! What RabbitMQ tells by itself: who is there, how long the queues are. Learnt in the background, so that the overview
-//! answers at once whatever is down.
+//! What RabbitMQ tells by itself: who is there, how long the queues are. Learnt in the background, so that
+//! the overview answers at once whatever is down.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -31,7 +31,8 @@ const HISTORY: Duration = Duration::from_mins(1);
 /// How long a tenant's queues are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lengths {
-    /// Events that wait in its work queues, not counting those that workers have taken; none if there are no such queues.
+    /// Events that wait in its work queues, not counting those that workers have taken; none if there are no
+    /// such queues.
     pub waiting: Option<u64>,
     /// Dead letters.
     pub dead: Option<u64>,

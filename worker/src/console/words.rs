@@ -61,7 +61,8 @@ pub fn bytes(bytes: u64) -> String {
     }
 }
 
-/// The moment, in milliseconds since 1970, that a form's field of date and time in UTC names; none if it names none.
+/// The moment, in milliseconds since 1970, that a form's field of date and time in UTC names; none if it
+/// names none.
 #[must_use]
 pub fn parse_moment(text: &str) -> Option<i64> {
     let seconds = if text.len() == 16 { ":00Z" } else { "Z" };

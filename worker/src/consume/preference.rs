@@ -1,16 +1,16 @@
 //! Which worker is to have which queue. Pure.
 //!
-//! Every worker consumes every queue of its tenants, and RabbitMQ sends a queue's events to one of them: to the consumer
-//! with the highest priority. So the workers share the queues without a word, as long as they see each other. It is a
-//! hint: correctness never depends on who consumes what.
+//! Every worker consumes every queue of its tenants, and RabbitMQ sends a queue's events to one of them: to
+//! the consumer with the highest priority. So the workers share the queues without a word, as long as they
+//! see each other. It is a hint: correctness never depends on who consumes what.
 
 use shared::partition::{self, MAX_PARTITIONS, WorkQueue};
 
 /// The priority of a worker that has stepped down: below all others.
 pub const STEPPED_DOWN: i32 = -1000;
 
-/// The priority with which a worker consumes a queue of a tenant, if these are the names of all who serve that tenant,
-/// sorted: 0 for its own queues, less for those of the others.
+/// The priority with which a worker consumes a queue of a tenant, if these are the names of all who serve
+/// that tenant, sorted: 0 for its own queues, less for those of the others.
 #[must_use]
 pub fn priority(me: &str, workers: &[String], tenant: &str, queue: WorkQueue) -> i32 {
     let count = workers.len().max(1);

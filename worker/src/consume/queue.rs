@@ -24,8 +24,8 @@ use crate::store::retries::{Novelty, Refusals};
 
 /// First and longest pause before a queue is consumed again.
 const REOPEN_PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
-/// A delivery that came back so often may be what kills workers: from then on one is taken at a time, so that it takes
-/// none of its neighbours to RabbitMQ's delivery limit.
+/// A delivery that came back so often may be what kills workers: from then on one is taken at a time, so that
+/// it takes none of its neighbours to RabbitMQ's delivery limit.
 const SUSPECT_RETURNS: i64 = 3;
 /// A delivery in hand for so long while MongoDB works is a defect of ours.
 const STANDSTILL: Duration = Duration::from_mins(5);
@@ -129,8 +129,8 @@ impl QueueTask {
         ended
     }
 
-    /// One batch after the other. Dropped when there is nothing to wait for any more: what is being written then may
-    /// still be committed, and counts once.
+    /// One batch after the other. Dropped when there is nothing to wait for any more: what is being written
+    /// then may still be committed, and counts once.
     async fn work(
         &mut self,
         session: &Session,
@@ -204,9 +204,9 @@ impl QueueTask {
         Ok(Ended::Stopped)
     }
 
-    /// Goes on with another priority or prefetch count: a consumer with that comes first, on a channel of its own, and is
-    /// sent nothing before the one until now is done. A cancel alone would let the next worker go on while deliveries of ours
-    /// are not settled.
+    /// Goes on with another priority or prefetch count: a consumer with that comes first, on a channel of its
+    /// own, and is sent nothing before the one until now is done. A cancel alone would let the next worker go
+    /// on while deliveries of ours are not settled.
     async fn consume_anew(
         &self,
         session: &Session,

@@ -1,5 +1,5 @@
-//! Who else serves a tenant: follows the announcements of all workers, and tells each queue's task how much this worker
-//! is to have the queue.
+//! Who else serves a tenant: follows the announcements of all workers, and tells each queue's task how much
+//! this worker is to have the queue.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -25,7 +25,8 @@ const TICK: Duration = Duration::from_millis(500);
 const RESUBSCRIBE_PAUSE: Duration = Duration::from_secs(1);
 /// How long a worker that has stepped down comes after all others.
 const STEP_DOWN: Duration = Duration::from_mins(10);
-/// By so much another worker's success has to be later than our first failure: it may have been under way before.
+/// By so much another worker's success has to be later than our first failure: it may have been under way
+/// before.
 const STEP_DOWN_MARGIN: Duration = Duration::from_secs(1);
 
 /// How much this worker is to have a queue.
@@ -82,8 +83,9 @@ struct StepDown {
 }
 
 impl Roster {
-    /// A roster that knows nobody: the worker acts as if alone until it has heard the others for a while. That takes
-    /// nothing away from them, since RabbitMQ changes to another consumer for a higher priority only.
+    /// A roster that knows nobody: the worker acts as if alone until it has heard the others for a while.
+    /// That takes nothing away from them, since RabbitMQ changes to another consumer for a higher priority
+    /// only.
     #[must_use]
     pub fn new(me: &str, tenants: BTreeMap<String, Arc<TenantState>>, partitions: u16) -> Self {
         let view = watch::Sender::new(View { partitions, ..View::default() });

@@ -22,13 +22,13 @@ pub const MAX_QUEUES: usize = MAX_BYTES / LARGE_BODY;
 pub struct Consumed(BTreeMap<String, u16>);
 
 impl Consumed {
-    /// So many partitions of each of these tenants.
+    /// This many partitions of each of these tenants.
     #[must_use]
     pub fn new<'a>(tenants: impl Iterator<Item = &'a str>, partitions: u16) -> Self {
         Self(tenants.map(|tenant| (tenant.to_owned(), partitions)).collect())
     }
 
-    /// How many deliveries a queue may have in hand, if a batch has so many.
+    /// How many deliveries a queue may have in hand, if a batch has this many.
     #[must_use]
     pub fn prefetch(&self, queue: WorkQueue, batch_size: usize) -> u16 {
         let (bytes, queues, body, most) = match queue {
@@ -41,7 +41,7 @@ impl Consumed {
     }
 }
 
-/// Says that a tenant has so many partitions by now: each of all queues gets less.
+/// Says that a tenant has this many partitions by now: each of all queues gets less.
 pub fn set_partitions(consumed: &watch::Sender<Consumed>, tenant: &str, partitions: u16) {
     consumed.send_if_modified(|consumed| {
         let known = consumed.0.entry(tenant.to_owned()).or_default();

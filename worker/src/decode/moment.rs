@@ -10,7 +10,8 @@ const MAX_AHEAD_MS: i64 = 24 * 60 * 60 * 1000;
 /// The last millisecond of the year 9999.
 const LAST_MS: i64 = 253_402_300_799_999;
 
-/// The moment that `sent` tells, in milliseconds since 1970, or `received_at_ms` if it tells none that can be.
+/// The moment that `sent` tells, in milliseconds since 1970, or `received_at_ms` if it tells none that can
+/// be.
 #[must_use]
 pub fn event_time(sent: Option<&Json>, received_at_ms: i64) -> i64 {
     sent.and_then(read)

@@ -1,5 +1,5 @@
-//! The options about encryption. In pymongo an option that relaxes TLS, such as `tlsInsecure=true`, doesn't switch TLS on;
-//! in the driver every option about TLS does.
+//! The options about encryption. In pymongo an option that relaxes TLS, such as `tlsInsecure=true`, doesn't
+//! switch TLS on; in the driver every option about TLS does.
 
 use super::Refused;
 use super::options::{Given, Ignored, MISREAD, Options, boolean, refused};

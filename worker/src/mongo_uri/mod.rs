@@ -1,7 +1,8 @@
-//! Makes a URI that pymongo takes, which the Flask bridge's driver was, into one that the Rust driver takes. Pure.
+//! Makes a URI that pymongo takes, which the Flask bridge's driver was, into one that the Rust driver takes.
+//! Pure.
 //!
-//! pymongo ignores options and values that it doesn't know; the driver refuses the whole URI, and options that it
-//! has no support for. `tests/mongo_uris` holds what pymongo makes of many URIs.
+//! pymongo ignores options and values that it doesn't know; the driver refuses the whole URI, and options
+//! that it has no support for. `tests/mongo_uris` holds what pymongo makes of many URIs.
 
 use mongodb::options::ServerAddress;
 use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
@@ -81,8 +82,9 @@ pub fn translate(uri: &str) -> Result<MongoUri, Refused> {
     Ok(MongoUri { text, database, remarks })
 }
 
-/// Finds the parts. Where pymongo's way of reading leads to hosts that are none, an @ in what it takes for something
-/// else ends the password: then one of its characters should have been percent-encoded, and can be told all the same.
+/// Finds the parts. Where pymongo's way of reading leads to hosts that are none, an @ in what it takes for
+/// something else ends the password: then one of its characters should have been percent-encoded, and can be
+/// told all the same.
 fn split(rest: &str) -> Result<Parts<'_>, Refused> {
     let authority = rest.find('/').or_else(|| rest.find('?')).unwrap_or(rest.len());
     let by_pymongo = parts(rest, rest[..authority].rfind('@'));

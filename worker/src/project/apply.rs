@@ -8,10 +8,10 @@ use super::{call, contact, conversation, message, note};
 use crate::decode::{Event, Kind};
 
 impl Documents {
-    /// Applies an event. The documents in [`super::Wanted`] and [`Documents::previous_conversations`], and those that
-    /// [`ledger::variants`] names, must have been loaded; or of those in the ledger, the messages, notes
-    /// and calls none, if they are all inserted in the end, so that one that is there makes that fail. `now` goes into
-    /// `created_at`, `updated_at` and `stored_at` only.
+    /// Applies an event. The documents in [`super::Wanted`] and [`Documents::previous_conversations`], and
+    /// those that [`ledger::variants`] names, must have been loaded; or of those in the ledger, the messages,
+    /// notes and calls none, if they are all inserted in the end, so that one that is there makes that fail.
+    /// `now` goes into `created_at`, `updated_at` and `stored_at` only.
     pub fn apply(&mut self, event: &Event, now: DateTime) -> Outcome {
         if ledger::enter(&mut self.ledger, event, now) == Outcome::Duplicate {
             return Outcome::Duplicate;

@@ -1,8 +1,8 @@
 //! Documents that the Flask bridge wrote, before there were events.
 //!
-//! They have no `_merge`: all that is in them is older than any event, and they are counted already, by the bridge's
-//! lights. The first event that changes one writes this down in `_merge`, with what the bridge had counted, so that
-//! `rebuild` can tell it from what the ledger accounts for.
+//! They have no `_merge`: all that is in them is older than any event, and they are counted already, by the
+//! bridge's lights. The first event that changes one writes this down in `_merge`, with what the bridge had
+//! counted, so that `rebuild` can tell it from what the ledger accounts for.
 
 use mongodb::bson::{RawBson, RawDocument};
 
@@ -24,7 +24,7 @@ pub fn is_untouched(record: &Record) -> bool {
     record.document(MERGE_FIELD).is_none()
 }
 
-/// Writes down that the bridge wrote this document, and what of it is to be remembered.
+/// Writes down that the bridge wrote this document, and what of it has to be remembered.
 pub fn remember(record: &mut Record, share: &RawBson) {
     record.set_in(MERGE_FIELD, PART, share);
 }

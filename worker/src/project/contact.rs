@@ -114,8 +114,8 @@ pub fn apply(contacts: &mut Table, event: &Event, now: DateTime) {
     }
 }
 
-/// Takes away what backfilled events have told: a webhook tells a contact whole, also by what it leaves out. The date
-/// when the contact was made stays.
+/// Takes away what backfilled events have told: a webhook tells a contact whole, also by what it leaves out.
+/// The date when the contact was made stays.
 fn forget_backfilled(contact: &mut Record, now: DateTime) {
     let new = empty(now);
     for (part, fields) in PARTS {

@@ -25,7 +25,8 @@ pub const OPTIONAL: [&str; 10] = [
 const OWN_PLACE: [&str; 8] =
     ["messageId", "channelMessageId", "contactId", "channelId", "traffic", "timestamp", "message", "status"];
 
-/// The fields of a message, in the bridge's order. `has_content` says whether those that come of its content are among them.
+/// The fields of a message, in the bridge's order. `has_content` says whether those that come of its content
+/// are among them.
 pub fn fields(event: &Event, has_content: bool) -> Record {
     let direction = match event.kind {
         Kind::Message(direction) => Some(direction),

@@ -78,7 +78,8 @@ pub fn new(now: DateTime) -> Record {
     ])
 }
 
-/// Remembers what the bridge had counted. The `channel_info` that it wrote is of an earlier message than any event's.
+/// Remembers what the bridge had counted. The `channel_info` that it wrote is of an earlier message than any
+/// event's.
 pub fn adopt(conversation: &mut Record) {
     if conversation.document("media_counts").is_some() {
         // As after every count.
@@ -98,8 +99,8 @@ fn is_told_by_webhooks(conversation: &Record) -> bool {
     bridge::wrote(conversation) || Stamp::is_a_webhooks(conversation, "contact")
 }
 
-/// Takes away what backfilled events have told of the contact: a webhook tells it whole, also by what it leaves
-/// out.
+/// Takes away what backfilled events have told of the contact: a webhook tells it whole, also by what it
+/// leaves out.
 fn forget_backfilled_contact(conversation: &mut Record) {
     if Stamp::is_a_backfills(conversation, "assignee") {
         conversation.set("assignee", RawBson::Null);

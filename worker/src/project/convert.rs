@@ -34,7 +34,7 @@ pub fn object(members: &Object) -> RawDocumentBuf {
     object
 }
 
-/// An empty document with room for so many bytes: one that grows from nothing is moved again and again.
+/// An empty document with room for this many bytes: one that grows from nothing is moved again and again.
 #[must_use]
 pub fn with_room(bytes: usize) -> RawDocumentBuf {
     let mut empty = RawDocumentBuf::new().into_bytes();
@@ -64,8 +64,8 @@ pub fn id(of: Option<&Json>, name: &str) -> RawBson {
     or_null(of.and_then(|json| id_value(json.get(name)?)))
 }
 
-/// An id of the type it was sent with: text stays text, a whole number becomes an integer, or its digits if BSON has none
-/// that large.
+/// An id of the type it was sent with: text stays text, a whole number becomes an integer, or its digits if
+/// BSON has none that large.
 #[must_use]
 pub fn id_value(json: &Json) -> Option<RawBson> {
     let id = json.id()?;

@@ -6,8 +6,8 @@ use super::bridge;
 use super::record::Record;
 use super::stamp::Stamp;
 
-/// The parts of a message's document that deliveries with content and without claim. One with neither is known by its
-/// statuses alone, and doesn't count.
+/// The parts of a message's document that deliveries with content and without claim. One with neither is
+/// known by its statuses alone, and doesn't count.
 pub const COUNTED_PARTS: [&str; 2] = ["message", "bare"];
 
 /// What a message adds to its conversation's counts.
@@ -20,7 +20,8 @@ pub struct Counted {
 }
 
 impl Counted {
-    /// What a stored message adds; nothing, if only statuses of it are known, or if the bridge has counted it.
+    /// What a stored message adds; nothing, if only statuses of it are known, or if the bridge has counted
+    /// it.
     #[must_use]
     pub fn of(message: &Record) -> Option<Self> {
         let is_counted = COUNTED_PARTS.iter().any(|part| Stamp::is_on(message, part));

@@ -11,8 +11,8 @@ use super::table::Table;
 use super::{bridge, content, conversation, status};
 use crate::decode::{Event, Kind};
 
-/// The parts of a message's document that its deliveries claim: with content, without, and with statuses alone. A part has
-/// the say over those behind it, whatever their times.
+/// The parts of a message's document that its deliveries claim: with content, without, and with statuses
+/// alone. A part has the say over those behind it, whatever their times.
 const PARTS: [&str; 3] = [COUNTED_PARTS[0], COUNTED_PARTS[1], "status_only"];
 const CONTENT: usize = 0;
 const BARE: usize = 1;

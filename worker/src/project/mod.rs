@@ -7,8 +7,8 @@
 //! The files form layers; each uses only the layers before it, and no two files use each other:
 //! 1. values and documents: [`convert`], [`record`], [`table`], [`documents`];
 //! 2. what all documents share: [`stamp`], [`bridge`], [`ledger`];
-//! 3. one file per collection, and their parts: [`call`]; [`tags`], then [`contact`]; [`counted`], [`conversation`],
-//!    [`returned`], [`content`], then [`message`] and [`note`];
+//! 3. one file per collection, and their parts: [`call`]; [`tags`], then [`contact`]; [`counted`],
+//!    [`conversation`], [`returned`], [`content`], then [`message`] and [`note`];
 //! 4. all together: [`wanted`], [`apply`]; [`neighbours`], [`recount`], then [`rebuild`].
 
 pub mod apply;

@@ -1,8 +1,9 @@
 //! Documents computed anew from the events that the ledger has of them. Pure.
 //!
-//! The ledger forgets (`EVENT_RETENTION`), and workers may have applied events that weren't read. So what comes of
-//! events that aren't at hand stays: documents of their own, parts that carry their stamp, and, of documents that
-//! are older than the ledger, also what only ever grows. Everything else is computed from nothing.
+//! The ledger forgets (`EVENT_RETENTION`), and workers may have applied events that weren't read. So what
+//! comes of events that aren't at hand stays: documents of their own, parts that carry their stamp, and, of
+//! documents that are older than the ledger, also what only ever grows. Everything else is computed from
+//! nothing.
 
 use std::collections::BTreeSet;
 
@@ -20,9 +21,10 @@ use crate::decode::Event;
 impl Documents {
     /// Computes the documents that these events concern anew.
     ///
-    /// `events` must be all that were read from the ledger of any of these documents. The documents in [`Wanted`] and the
-    /// conversations in [`Documents::previous_conversations`] must have been loaded; `neighbours` are what else is in all these
-    /// conversations. The ledger has every event stored since `horizon`.
+    /// `events` must be all that were read from the ledger of any of these documents. The documents in
+    /// [`Wanted`] and the conversations in [`Documents::previous_conversations`] must have been loaded;
+    /// `neighbours` are what else is in all these conversations. The ledger has every event stored since
+    /// `horizon`.
     pub fn rebuild(&mut self, events: &[Event], neighbours: &Neighbours, horizon: DateTime, now: DateTime) {
         let wanted = Wanted::by(events);
         let forgetting =
@@ -97,7 +99,7 @@ impl Documents {
     }
 }
 
-/// Which effects are to be forgotten.
+/// Which effects are forgotten.
 struct Forgetting<'a> {
     told_by: BTreeSet<(&'a str, &'a str)>,
     horizon: DateTime,
@@ -117,7 +119,8 @@ impl Forgetting<'_> {
     }
     /// Whether the ledger has every event that has changed this document.
     fn is_known_whole(&self, record: &Record) -> bool {
-        // A contact's `created_at` may be the sender's word, which says nothing about when it was first stored.
+        // A contact's `created_at` may be the sender's word, which says nothing about when it was first
+        // stored.
         let first_stored = record.millis("created_at").filter(|_| !Stamp::is_on(record, "created_at"));
         !bridge::wrote(record) && first_stored.is_some_and(|at| at >= self.horizon.timestamp_millis())
     }

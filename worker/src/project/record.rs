@@ -11,8 +11,8 @@ use crate::project::convert;
 
 /// A document: its fields, in their order.
 ///
-/// Values stay in BSON's own bytes until somebody looks into them: most are only taken in, compared and written, and bytes make
-/// that cheap. A field is looked for one by one, since a document has some twenty.
+/// Values stay in BSON's own bytes until somebody looks into them: most are only taken in, compared and
+/// written, and bytes make that cheap. A field is looked for one by one, since a document has some twenty.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Record(Vec<(Name, RawBson)>);
 
@@ -110,8 +110,8 @@ impl Record {
         }
     }
 
-    /// Gives a field of the document that is the value of a field a value, and puts its fields in the order of their names. Anything
-    /// else counts as an empty document.
+    /// Gives a field of the document that is the value of a field a value, and puts its fields in the order
+    /// of their names. Anything else counts as an empty document.
     pub fn set_in(&mut self, name: &'static str, inner: &'static str, value: &RawBson) {
         let Ok(inner) = <&CStr>::try_from(inner) else { return };
         let known = self.document(name).into_iter().flatten().flatten();

@@ -12,8 +12,8 @@ use super::record::Record;
 use super::table::Table;
 use super::{bridge, note};
 
-/// Counts the messages and notes that are there: those of these documents, and their neighbours. What the bridge had counted
-/// is taken from its share, if that is remembered.
+/// Counts the messages and notes that are there: those of these documents, and their neighbours. What the
+/// bridge had counted is taken from its share, if that is remembered.
 pub fn recount(documents: &mut Documents, neighbours: &Neighbours, known_whole: &BTreeSet<String>) {
     let Documents { messages, notes, conversations, .. } = documents;
     conversations.iter_mut().for_each(start_counting);

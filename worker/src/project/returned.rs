@@ -24,7 +24,8 @@ pub struct Returned {
 }
 
 impl Returned {
-    /// Looks whether the bridge stored the message or the note of this id, which an event of this chat brings.
+    /// Looks whether the bridge stored the message or the note of this id, which an event of this chat
+    /// brings.
     #[must_use]
     pub fn find(
         document: Option<&Record>,
@@ -41,8 +42,8 @@ impl Returned {
         of_the_bridge.then_some(Self { is_there: document.is_some(), counted_in, kind })
     }
 
-    /// Writes down in the document that the bridge has counted it, and where; and in that conversation, that it came again:
-    /// should it be deleted, and made anew from the ledger, it is still counted.
+    /// Writes down in the document that the bridge has counted it, and where; and in that conversation, that
+    /// it came again: should it be deleted, and made anew from the ledger, it is still counted.
     pub fn came_again(self, document: &mut Record, conversations: &mut Table, id: &str) {
         let Self { counted_in, kind, .. } = self;
         bridge::remember(document, &rawdoc! {"chat_id": or_null(counted_in.as_deref())}.into());

@@ -10,8 +10,8 @@ use crate::decode::Event;
 /// Hexadecimal digits of a body's SHA-256 that name it beside others of the same key.
 pub const VARIANT_DIGITS: usize = 16;
 
-/// The stamps of backfilled events lie so far before those of webhooks, all of which are in the years 1970 to 9999. In
-/// milliseconds.
+/// The stamps of backfilled events lie so far before those of webhooks, all of which are in the years 1970 to
+/// 9999. In milliseconds.
 const BEFORE_WEBHOOKS: i64 = 1_000_000_000_000_000;
 
 /// The field in which documents remember, per part, the stamp of the event that it comes from.
@@ -130,8 +130,8 @@ impl<'a> Stamp<'a> {
         self.claim(record, part, |on_it| on_it < *self)
     }
 
-    /// Claims a part of a record if this stamp is earlier than the one on it, or if that is a backfilled event's and
-    /// this one isn't; says whether it was.
+    /// Claims a part of a record if this stamp is earlier than the one on it, or if that is a backfilled
+    /// event's and this one isn't; says whether it was.
     #[must_use]
     pub fn claim_as_earliest(&self, record: &mut Record, part: &'static str) -> bool {
         self.claim(record, part, |on_it| (on_it.is_backfilled(), on_it) > (self.is_backfilled(), *self))

@@ -48,7 +48,7 @@ impl Row {
     }
 }
 
-/// What has to be written to make the stored documents what they are to be.
+/// What has to be written to turn the stored documents into these.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Writes {
     /// New documents.
@@ -69,8 +69,8 @@ impl Table {
         Ok(())
     }
 
-    /// Takes in messages that are known by their `event_id`, since MongoDB has given them their `_id`. Of several the first
-    /// counts. Fails if one of them is no BSON.
+    /// Takes in messages that are known by their `event_id`, since MongoDB has given them their `_id`. Of
+    /// several the first counts. Fails if one of them is no BSON.
     pub fn load_unnamed(&mut self, documents: impl IntoIterator<Item = RawDocumentBuf>) -> Result<()> {
         for stored in documents {
             let now = Record::read(&stored)?;
@@ -131,7 +131,8 @@ impl Table {
         self.0.values().filter_map(|row| row.change().transpose()).collect()
     }
 
-    /// What has to be written. Changed documents get `updated_at`, if that is given. Fails if a document is no BSON.
+    /// What has to be written. Changed documents get `updated_at`, if that is given. Fails if a document is
+    /// no BSON.
     pub fn into_writes(self, updated_at: Option<DateTime>) -> Result<Writes> {
         let mut writes = Writes::default();
         for Row { stored, now } in self.0.into_values() {

@@ -1,4 +1,5 @@
-//! A contact's tags: those of the latest snapshot that has any, and what single events have added and removed since.
+//! A contact's tags: those of the latest snapshot that has any, and what single events have added and removed
+//! since.
 
 use std::collections::BTreeSet;
 
@@ -82,7 +83,8 @@ fn single(event: &Event, stamp: &Stamp<'_>) -> Option<Change> {
     Some(Change { tag: tag.to_owned(), added, by: stamp.text() })
 }
 
-/// Makes these changes, and remembers them. A set has no order of its own: once there are changes, it is sorted.
+/// Makes these changes, and remembers them. A set has no order of its own: once there are changes, it is
+/// sorted.
 fn update(contact: &mut Record, changes: &[Change]) {
     write(contact, changes);
     if changes.is_empty() {

@@ -12,8 +12,8 @@ pub struct Wanted {
     pub ledger: BTreeSet<String>,
     /// `messages`
     pub messages: BTreeSet<String>,
-    /// Those of `messages` without a messageId: MongoDB has given them an `_id` of its own if the bridge stored them, and
-    /// they are known by their `event_id`.
+    /// Those of `messages` without a messageId: MongoDB has given them an `_id` of its own if the bridge
+    /// stored them, and they are known by their `event_id`.
     pub unnamed_messages: BTreeSet<String>,
     /// `conversations`
     pub conversations: BTreeSet<String>,
@@ -49,8 +49,8 @@ impl Wanted {
         wanted
     }
 
-    /// The same if these events are new: nobody else has made what each of them makes, such as its message. A status
-    /// concerns a message that others make.
+    /// The same if these events are new: nobody else has made what each of them makes, such as its message. A
+    /// status concerns a message that others make.
     #[must_use]
     pub fn of_new(self, events: &[Event]) -> Self {
         let others = events.iter().filter(|event| matches!(event.kind, Kind::Status(_)));

@@ -14,7 +14,8 @@ use crate::project::record::Record;
 use crate::project::table::Table;
 use crate::project::{Documents, Wanted, ledger};
 
-/// Most bytes of documents that a batch of several events may load: one event may need more, a batch can be halved.
+/// Most bytes of documents that a batch of several events may load: one event may need more, a batch can be
+/// halved.
 const MAX_LOADED: usize = 64 << 20;
 
 impl Attempt {
@@ -87,8 +88,8 @@ impl Attempt {
         Ok(neighbours)
     }
 
-    /// Messages without messageId that the bridge stored, by `event_id`. There are few with such an `_id`, and the index on `_id`
-    /// leads to them, so that no other index is needed.
+    /// Messages without messageId that the bridge stored, by `event_id`. There are few with such an `_id`,
+    /// and the index on `_id` leads to them, so that no other index is needed.
     async fn find_unnamed(
         &self,
         session: &mut ClientSession,

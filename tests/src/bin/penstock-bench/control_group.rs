@@ -19,7 +19,7 @@ impl ControlGroup {
         Self::with_share("penstock-bench-trial", 100).is_ok()
     }
 
-    /// Holds a process to so many percent of one processor.
+    /// Holds a process to this many percent of one processor.
     pub fn hold(pid: u32, percent: u32) -> anyhow::Result<Self> {
         let group = Self::with_share(&format!("penstock-bench-{pid}"), percent)?;
         group.set("cgroup.procs", pid)?;

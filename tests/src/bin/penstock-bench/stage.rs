@@ -65,7 +65,7 @@ impl Stage {
         self.workers.push(Worker::start(&self.place, &settings).await);
     }
 
-    /// Sends signed events about so many contacts to ingest.
+    /// Sends signed events about this many contacts to ingest.
     pub fn generator(&self, bench: &Bench, contacts: u64) -> anyhow::Result<Generator> {
         let target = Target::Http(Arc::new(HttpTarget::new(&self.ingest.url)?));
         Ok(Generator { target, maker: bench.maker(contacts, Some(KEY)) })

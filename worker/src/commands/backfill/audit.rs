@@ -10,7 +10,7 @@ use super::known::{Looks, Stored, is_lacking};
 use super::plan::Message;
 use crate::commands::{printable, rfc3339};
 
-/// So many missing and so many different messages are named; the others are only counted.
+/// This many missing and this many different messages are named; the others are only counted.
 const MAX_NAMED: usize = 10_000;
 
 /// Messages of a day that went one way.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
-/// Gives turns to make a request: at most so many a second, saving none up, and none while it is held.
+/// Gives turns to make a request: at most this many a second, saving none up, and none while it is held.
 #[derive(Debug)]
 pub struct Pace {
     gap: Duration,
@@ -19,7 +19,7 @@ struct Times {
 }
 
 impl Pace {
-    /// So many turns a second.
+    /// This many turns a second.
     #[must_use]
     pub fn new(per_second: u32) -> Self {
         let now = Instant::now();

@@ -44,7 +44,7 @@ pub enum Destination {
     Copy(TenantQueue),
     /// This queue.
     Home(TenantQueue),
-    /// The work queue that is right for it, of so many partitions.
+    /// The work queue that is right for it, of this many partitions.
     WorkQueues(u16),
 }
 
@@ -201,7 +201,7 @@ impl Broker {
     }
 }
 
-/// Takes so many messages, and no more: of one that is on its way to us, no length tells.
+/// Takes this many messages, and no more: of one that is on its way to us, no length tells.
 async fn take(channel: &Channel, from: &str, count: u16) -> Result<Vec<Delivery>, QueueError> {
     timeout(PATIENCE, channel.basic_qos(count, BasicQosOptions::default())).await??;
     let (options, none) = (BasicConsumeOptions::default(), FieldTable::default());

@@ -5,10 +5,11 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use crate::project::Wanted;
 
-/// Events in groups: two events are in the same one if there is a document that both concern, or a chain of such.
+/// Events in groups: two events are in the same one if there is a document that both concern, or a chain of
+/// such.
 ///
-/// Takes some hundred bytes per event. Documents are known by a hash; if two should share one, their groups become one,
-/// which does no harm.
+/// Takes some hundred bytes per event. Documents are known by a hash; if two should share one, their groups
+/// become one, which does no harm.
 #[derive(Debug, Default)]
 pub struct Groups {
     events: Vec<(String, usize)>,
@@ -40,7 +41,7 @@ impl Groups {
         self.events.len()
     }
 
-    /// The groups, several in one batch as long as that holds at most so many events and bytes.
+    /// The groups, several in one batch as long as that holds at most this many events and bytes.
     #[must_use]
     pub fn into_batches(mut self, most_events: usize, most_bytes: usize) -> Vec<Vec<Vec<String>>> {
         let mut groups: HashMap<u32, (Vec<String>, usize)> = HashMap::new();

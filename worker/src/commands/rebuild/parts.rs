@@ -12,8 +12,8 @@ use crate::store::failure::Failure;
 use crate::store::transaction::{Work, Written};
 
 impl Rebuild {
-    /// Computes what a group concerns anew that is too large for one transaction: first what belongs to few events each, and
-    /// then the conversations and contacts that all of them share.
+    /// Computes what a group concerns anew that is too large for one transaction: first what belongs to few
+    /// events each, and then the conversations and contacts that all of them share.
     pub(super) async fn in_parts(&self, group: &[String], horizon: DateTime) -> Result<Written, Failure> {
         let (mut own, mut essential, mut shared) =
             (Groups::default(), Essential::default(), Shared::default());

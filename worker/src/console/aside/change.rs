@@ -21,7 +21,8 @@ pub struct Done {
 }
 
 impl Aside<'_> {
-    /// Does this with the messages that are meant, and says what came of each; and what went wrong, if that ended it early.
+    /// Does this with the messages that are meant, and says what came of each; and what went wrong, if that
+    /// ended it early.
     pub async fn change(&self, action: Action, chosen: &Chosen) -> (Vec<Done>, Result<(), AsideError>) {
         let mut done = Vec::new();
         let ended = self.change_all(action, chosen, &mut done).await;

@@ -49,8 +49,8 @@ pub struct Whole {
 pub enum Chosen {
     /// These.
     Ids(BTreeSet<String>),
-    /// All that fit, and were set aside by this time, in milliseconds since 1970: what comes while somebody reads the
-    /// confirmation isn't meant.
+    /// All that fit, and were set aside by this time, in milliseconds since 1970: what comes while somebody
+    /// reads the confirmation isn't meant.
     All {
         /// What has to fit.
         filter: Filter,
@@ -97,8 +97,8 @@ fn trust(aside: &Aside<'_>, message: &BasicGetMessage) -> Trust {
 /// Digits of the hash by which a message is chosen.
 const ID_DIGITS: usize = 20;
 
-/// By what a message is chosen. A dead letter and its twin are one; of quarantined webhooks each is one of its own, also
-/// if somebody has sent the same again.
+/// By what a message is chosen. A dead letter and its twin are one; of quarantined webhooks each is one of
+/// its own, also if somebody has sent the same again.
 fn id(kind: Kind, about: &SetAside, body: &[u8]) -> String {
     let text = match (kind, &about.key) {
         (Kind::Dead, Some(key)) => format!("{key}\n"),

@@ -1,7 +1,7 @@
 //! Looks into a tenant's dead letters or quarantine, and replays or drops what is there.
 //!
-//! RabbitMQ shows messages only to who takes them out. So one request at a time looks into a queue, at its oldest
-//! messages, for some seconds at most; what it doesn't remove returns when it has looked.
+//! RabbitMQ shows messages only to who takes them out. So one request at a time looks into a queue, at its
+//! oldest messages, for some seconds at most; what it doesn't remove returns when it has looked.
 
 use std::collections::BTreeSet;
 use std::time::Duration;

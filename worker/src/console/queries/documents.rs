@@ -7,7 +7,8 @@ use crate::project::{Wanted, ledger};
 use crate::store::Store;
 use crate::store::failure::Failure;
 
-/// The documents that an entry of the ledger concerns, with the collection of each; and ids of those that aren't there.
+/// The documents that an entry of the ledger concerns, with the collection of each; and ids of those that
+/// aren't there.
 pub async fn of(store: &Store, tenant: &str, entry: &Document) -> Result<Led, Failure> {
     let mut led = Led::default();
     let Some(event) = ledger::event(tenant, entry) else { return Ok(led) };

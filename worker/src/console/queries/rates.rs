@@ -20,7 +20,7 @@ const WEEK_MS: i64 = 7 * 24 * 60 * MINUTE_MS;
 const FRESH: Duration = Duration::from_secs(5);
 /// How long a page waits for news before it shows what is known.
 const PATIENCE: Duration = Duration::from_millis(800);
-/// More than so many in a minute are "at least so many": counting is bounded, too.
+/// More than this many in a minute are "at least this many": counting is bounded, too.
 pub const MOST_COUNTED: i64 = 1_000_000;
 
 /// What MongoDB has stored.

@@ -85,7 +85,8 @@ impl Database {
         outcomes
     }
 
-    /// Does the same without a look whether the events are new; false if one of them isn't, and nothing has happened.
+    /// Does the same without a look whether the events are new; false if one of them isn't, and nothing has
+    /// happened.
     fn write_as_new(&mut self, batch: &[Event]) -> bool {
         self.clock += 1;
         let now = DateTime::from_millis(RECEIVED + self.clock);

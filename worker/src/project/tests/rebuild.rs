@@ -134,7 +134,8 @@ fn harm(database: &mut Database, collection: usize, which: prop::sample::Index, 
     let document = documents.get_mut(&id).unwrap();
     let is_anothers = Stamp::is_on(&record(document), "created_at") || !document.contains_key(MERGE_FIELD);
     if is_anothers && !matches!(damage, Damage::Delete) {
-        // It isn't known when we first stored this, or whether we did: parts that no event has set may be another's.
+        // It isn't known when we first stored this, or whether we did: parts that no event has set may be
+        // another's.
         return;
     }
     // The other by which it is known whether the ledger has all of a document, and who has set what.

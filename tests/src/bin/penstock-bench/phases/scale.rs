@@ -46,7 +46,7 @@ async fn compare(
     Ok(())
 }
 
-/// Events per second that so many workers store, which have divided the queues among them before.
+/// Events per second that this many workers store, which have divided the queues among them before.
 async fn measure(
     bench: &mut Bench,
     workers: usize,
