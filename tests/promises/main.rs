@@ -36,5 +36,6 @@ mod spool;
 mod tenants;
 mod tls;
 mod traces;
+mod upgrade;
 mod visible;
 mod workers;

@@ -109,7 +109,10 @@ impl TenantState {
         }
         let (tenant, error, failures) = (&self.tenant, chain(failure), self.breaker.seen().failures);
         if class == Class::Configuration {
-            error!(tenant, error, failures, "MongoDB refuses us, holding events until somebody corrects that");
+            error!(
+                tenant,
+                error, failures, "MongoDB refuses us, holding events until somebody corrects that"
+            );
         } else {
             warn!(tenant, error, failures, "MongoDB fails, holding events");
         }
