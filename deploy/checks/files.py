@@ -1,18 +1,13 @@
-"""What the rules compare the manifests with, read where it is written."""
+"""What the rules compare with, read where it is written."""
 
 import functools
 import re
 from pathlib import Path
 
-import yaml
-
 DEPLOY = Path(__file__).resolve().parent.parent
+CHART = DEPLOY / "helm/penstock"
 ROOT = DEPLOY.parent
 UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
-
-
-def load_all(text):
-    return [document for document in yaml.safe_load_all(text) if document]
 
 
 @functools.cache

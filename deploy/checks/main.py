@@ -1,34 +1,37 @@
-"""main.py BUILT...: checks what kustomize has built, a file each, and the files of compose."""
+"""main.py: checks what the chart makes of several values, the files of compose, and versions."""
 
 import sys
-from pathlib import Path
 
+import allowed
+import chart
 import compose
 import rules
 import schemas
 import versions
-from files import load_all
+from build import Build
 
 
-def main(paths):
+def main():
     count = 0
-    for path in paths:
-        resources = load_all(path.read_text())
-        found = [*schemas.problems(resources)]
+    for case in chart.CASES:
+        given = chart.values(case)
+        count += report(case, chart.lint(given))
+        build = Build(*chart.render(given))
+        found = [*schemas.problems(build.resources)]
         # Rules rely on the shape.
-        found = found or [*rules.problems(rules.Build(resources))]
-        count += report(path.stem, found)
-    count += report("compose", [*compose.problems(compose.load())])
-    count += report("versions", [*versions.problems()])
-    print(*versions.ended(), sep="\n")
+        count += report(case, found or rules.problems(build))
+    count += report("compose", compose.problems(compose.load()))
+    count += report("versions", versions.problems())
+    count += report("settings", allowed.problems())
     return 1 if count else 0
 
 
 def report(what, found):
-    for problem in found:
+    count = 0
+    for count, problem in enumerate(found, 1):
         print(f"{what}: {problem}", file=sys.stderr)
-    return len(found)
+    return count
 
 
 if __name__ == "__main__":
-    sys.exit(main([Path(argument) for argument in sys.argv[1:]]))
+    sys.exit(main())

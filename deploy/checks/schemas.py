@@ -1,15 +1,17 @@
-"""Every resource against the strict schema of its kind: Kubernetes' own, or one of deploy/kubernetes/schemas."""
+"""Every resource against the strict schema of its kind: Kubernetes' own, or one of deploy/checks/schemas."""
 
 import functools
 
 import jsonschema
-import kubernetes_validate
+import kubernetes_validate.utils
 import yaml
 
 from files import DEPLOY
 
-# The oldest version that the manifests are for (preStop.sleep), and the newest whose schemas there are.
-VERSIONS = ("1.30", "1.37")
+# From the oldest version that the chart is for (preStop.sleep) to the newest whose schemas there are.
+VERSIONS = tuple(f"1.{minor}" for minor in range(30, 38))
+# Or the files would be read again for each resource.
+kubernetes_validate.utils.schema_contents = functools.cache(kubernetes_validate.utils.schema_contents)
 METADATA = {
     "type": "object",
     "additionalProperties": False,
@@ -23,31 +25,31 @@ METADATA = {
 }
 
 
-def problems(resources):
+def problems(resources, versions=VERSIONS):
     for resource in resources:
         name = f"{resource.get('kind')} {resource.get('metadata', {}).get('name')}"
-        for error in errors(resource):
+        for error in errors(resource, versions):
             yield f"{name}: {error}"
 
 
-def errors(resource):
+def errors(resource, versions):
     schema = custom_schema(resource.get("kind"))
     if schema:
         for error in jsonschema.Draft202012Validator(schema).iter_errors(resource):
             yield f"{error.json_path}: {error.message}"
         return
-    for version in VERSIONS:
+    for version in versions:
         try:
             kubernetes_validate.validate(resource, version, strict=True)
         except kubernetes_validate.ValidationError as error:
             yield f"Kubernetes {version}: {'.'.join(map(str, error.path))}: {error.message}"
         except kubernetes_validate.SchemaNotFoundError:
-            yield f"Kubernetes {version} has no such kind, and deploy/kubernetes/schemas neither"
+            yield f"Kubernetes {version} has no such kind, and deploy/checks/schemas neither"
 
 
 @functools.cache
 def custom_schema(kind):
-    path = DEPLOY / "kubernetes/schemas" / f"{kind}.yaml"
+    path = DEPLOY / "checks/schemas" / f"{kind}.yaml"
     if not path.exists():
         return None
     ours = yaml.safe_load(path.read_text())

@@ -1,37 +1,43 @@
-"""try_settings.py BINARIES BUILT...: what each container is given, tried with `--check` of the real binary."""
+"""try_settings.py BINARIES: what each container is given, tried with `--check` of the real binary."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-import rules
-from files import load_all
+import chart
+from build import Build, binary, environment
+
+# Others bring the Secrets; values of the right form will do.
+SECRETS = {
+    "AMQP_URL": "amqps://user:password@rabbitmq", "MONGO_URI": "mongodb://mongodb", "SIGNING_KEYS": "0123456789abcdef",
+    "CONSOLE_TOKEN": "0123456789abcdef", "RESPOND_API_TOKEN": "token",
+}
 
 
-def main(binaries, paths):
+def main(binaries):
     failed = 0
-    for path in paths:
-        for problem in problems(binaries, rules.Build(load_all(path.read_text()))):
+    for case in chart.CASES:
+        for problem in problems(binaries, Build(*chart.render(chart.values(case)))):
             failed = 1
-            print(f"{path.stem}: {problem}", file=sys.stderr)
+            print(f"{case}: {problem}", file=sys.stderr)
     return failed
 
 
 def problems(binaries, build):
     for _, _, container in build.ours():
-        name = container["name"]
-        binary = rules.binary(container)
-        # Secrets are brought by others; one of the right form will do.
-        given = {k: v or SECRETS.get(k, "") for k, v in build.environment(container).items()}
+        given = {name: value or secret(name) for name, value in environment(container).items()}
+        # The file is in the pod.
+        given.pop("SSL_CERT_FILE", None)
         # Where no .env is.
-        checked = subprocess.run([binaries / binary, "--check"], env=given, cwd="/", capture_output=True, text=True)
+        checked = subprocess.run([binaries / binary(container), "--check"], env=given, cwd="/", capture_output=True, text=True)
         if checked.returncode != os.EX_OK:
-            yield f"{name} refuses its settings:\n{checked.stderr}"
+            yield f"{container['name']} refuses its settings:\n{checked.stderr}"
 
 
-SECRETS = {"AMQP_URL": "amqp://rabbitmq", "MONGO_URI": "mongodb://mongodb", "VIP_MONGO_URI": "mongodb://mongodb"}
+def secret(name):
+    return next((value for ending, value in SECRETS.items() if name.endswith(ending)), "")
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), [Path(argument) for argument in sys.argv[2:]]))
+    sys.exit(main(Path(sys.argv[1])))

@@ -1,0 +1,71 @@
+"""Who selects which pods, and who may talk to whom."""
+
+from build import binary, labels, matches, selects, wanted_labels
+
+# What each may open connections to, but for a collector of traces: DNS, RabbitMQ, MongoDB; and backfill
+# respond.io.
+REACHES = {"ingest": {53, 5671, 5672}, "worker": {53, 5671, 5672, 27017}}
+ALSO_REACHES = {"backfill": {443}}
+
+
+def selectors(build):
+    pods = build.pod_labels()
+    for resource in build.of("Service", "PodDisruptionBudget", "PodMonitor"):
+        spec = resource["spec"]
+        selector = {"matchLabels": spec["selector"]} if resource["kind"] == "Service" else spec["selector"]
+        if not any(matches(found, wanted) for found in pods for wanted in wanted_labels(selector)):
+            yield f"{resource['kind']} {resource['metadata']['name']} selects nothing"
+    for policy in build.of("NetworkPolicy"):
+        if policy["spec"]["podSelector"] and not any(matches(f, w) for f in pods for w in wanted_labels(policy["spec"]["podSelector"])):
+            yield f"NetworkPolicy {policy['metadata']['name']} selects nothing"
+    for workload, _, container in build.services():
+        if not has_budget(build, labels(workload)):
+            yield f"no PodDisruptionBudget for {container['name']}"
+    for cluster in build.of("RabbitmqCluster"):
+        if not has_budget(build, {"app.kubernetes.io/name": cluster["metadata"]["name"]}):
+            yield "no PodDisruptionBudget for RabbitMQ"
+    ports = {port["name"] for _, _, container in build.ours() for port in container.get("ports", [])}
+    for service in build.of("Service"):
+        for port in service["spec"]["ports"]:
+            target = port.get("targetPort", port["port"])
+            if isinstance(target, str) and target not in ports:
+                yield f"Service {service['metadata']['name']}: no port {target}"
+
+
+def has_budget(build, found):
+    return any(matches(found, b["spec"]["selector"]["matchLabels"]) for b in build.of("PodDisruptionBudget"))
+
+
+def network(build):
+    every = build.of("NetworkPolicy")
+    if not every:
+        return
+    for workload, _, container in build.ours():
+        name = container["name"]
+        policies = [policy for policy in every if selects(policy, labels(workload))]
+        if not policies:
+            yield f"no NetworkPolicy for {name}"
+        wanted = REACHES[binary(container)] | ALSO_REACHES.get(name, set())
+        if missing := wanted - ports_of(policies, "egress"):
+            yield f"{name} may not reach {sorted(missing)}"
+        for port in container.get("ports", []):
+            # Nobody has to be let in to the console: kubectl port-forward comes from the node.
+            if name != "console" and port["name"] not in ports_of(policies, "ingress"):
+                yield f"nobody may reach the port {port['name']} of {name}"
+    for name in ("rabbitmq", "mongodb"):
+        if build.named("RabbitmqCluster", name) or build.named("StatefulSet", name):
+            if not build.named("NetworkPolicy", name):
+                yield f"anybody may talk to {name}"
+    if build.of("RabbitmqCluster"):
+        admitted = ports_of([policy for policy in every if policy["metadata"]["name"] == "rabbitmq"], "ingress")
+        if missing := {5672, 4369, 25672, 15672, 15692} - admitted:
+            yield f"RabbitMQ doesn't work without {sorted(missing)}"
+    # An empty list of peers is everybody.
+    for policy in every:
+        for rule in policy["spec"].get("ingress") or []:
+            if not rule.get("from"):
+                yield f"NetworkPolicy {policy['metadata']['name']} lets everybody in"
+
+
+def ports_of(policies, direction):
+    return {port["port"] for policy in policies for rule in policy["spec"].get(direction) or [] for port in rule["ports"]}

@@ -1,0 +1,42 @@
+"""RabbitMQ by its operators: the same policies as elsewhere, and who may do what."""
+
+import json
+import operator
+
+from files import DEPLOY
+
+
+def policies(build):
+    if not build.of("RabbitmqCluster"):
+        return
+    by_name = operator.itemgetter("name")
+    ours = []
+    for policy in build.of("Policy"):
+        spec = {key: value for key, value in policy["spec"].items() if key != "rabbitmqClusterReference"}
+        spec["apply-to"] = spec.pop("applyTo")
+        ours.append(spec)
+    theirs = json.loads((DEPLOY / "rabbitmq/definitions.json").read_text())["policies"]
+    if sorted(ours, key=by_name) != sorted(theirs, key=by_name):
+        yield "the policies differ from deploy/rabbitmq/definitions.json"
+
+
+def users(build):
+    if not build.of("RabbitmqCluster"):
+        return
+    rights = {}
+    for permission in build.of("Permission"):
+        spec = permission["spec"]
+        name = spec["userReference"]["name"]
+        rights[name] = spec["permissions"]
+        if not build.named("User", name):
+            yield f"no User {name}"
+        if spec["vhost"] not in [vhost["spec"]["name"] for vhost in build.of("Vhost")]:
+            yield f"no Vhost {spec['vhost']}"
+    if rights.get("penstock") != dict.fromkeys(("configure", "write", "read"), ".*"):
+        yield "Penstock declares its queues itself, and needs all rights"
+    for authentication in build.of("TriggerAuthentication"):
+        keda = build.named("User", "keda")
+        if not keda or "monitoring" not in keda["spec"].get("tags", []) or not rights.get("keda", {}).get("read"):
+            yield "KEDA may not see the queues"
+        elif {keda["spec"]["importCredentialsSecret"]["name"]} != {t["name"] for t in authentication["spec"]["secretTargetRef"]}:
+            yield "KEDA logs in as somebody else"
