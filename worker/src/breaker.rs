@@ -165,11 +165,16 @@ impl Breaker {
     fn enter(&self, state: BreakerState) {
         let before = self.seen();
         self.seen.send_modify(|seen| seen.enter(state));
-        let (tenant, failures, after) = (&self.tenant, before.failures, before.since.elapsed());
+        let (tenant, failures, was) = (&self.tenant, before.failures, before.state.label());
+        let was_for_ms = u64::try_from(before.since.elapsed().as_millis()).unwrap_or(u64::MAX);
         match state {
-            BreakerState::Open => warn!(tenant, failures, ?after, "circuit breaker OPEN, holding events"),
-            BreakerState::HalfOpen => info!(tenant, ?after, "circuit breaker HALF_OPEN, trying MongoDB"),
-            BreakerState::Closed => info!(tenant, ?after, "circuit breaker CLOSED, storing events"),
+            BreakerState::Open => {
+                warn!(tenant, failures, was, was_for_ms, "circuit breaker OPEN, holding events");
+            }
+            BreakerState::HalfOpen => {
+                info!(tenant, was, was_for_ms, "circuit breaker HALF_OPEN, trying MongoDB");
+            }
+            BreakerState::Closed => info!(tenant, was, was_for_ms, "circuit breaker CLOSED, storing events"),
         }
     }
 

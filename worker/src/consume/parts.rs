@@ -120,7 +120,7 @@ mod tests {
     }
 
     fn refused() -> Failure {
-        Failure::Refused { code: 121, words: String::new() }
+        Failure::Refused { collection: String::new(), code: 121, words: String::new() }
     }
 
     #[test]
@@ -139,7 +139,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_stands_alone_is_stuck_after_two_minutes() {
-        let conflict = || Failure::Refused { code: 112, words: String::new() };
+        let conflict = || Failure::Refused { collection: String::new(), code: 112, words: String::new() };
         let mut left = Left::of(part(1), Class::Conflict, conflict());
         assert_eq!(left.counts(), (1, 0));
         tokio::time::advance(STUCK_TIMEOUT).await;

@@ -66,7 +66,7 @@ async fn try_transactions(store: Store) -> Result<(), Failure> {
             let change =
                 doc! {"q": {"_id": "transaction"}, "u": {"$set": {"at": DateTime::now()}}, "upsert": true};
             let update = doc! {"update": probe, "updates": [change], "ordered": false};
-            refused(&store.database.run_command(update).session(&mut session).await?)?;
+            refused(probe, &store.database.run_command(update).session(&mut session).await?)?;
             session.commit_transaction().await?;
         } else {
             collection.insert_one(doc! {"_id": ObjectId::new()}).session(&mut session).await?;
@@ -209,7 +209,7 @@ mod tests {
 
     #[test]
     fn what_mongodb_itself_could_do_is_explained_and_other_failures_stay() {
-        let failure = |code| Failure::Refused { code, words: String::new() };
+        let failure = |code| Failure::Refused { collection: String::new(), code, words: String::new() };
         for code in [303, 115, 59, 2] {
             assert!(explained(failure(code)).to_string().contains("DocumentDB"), "{code}");
         }

@@ -48,6 +48,8 @@ const INFRASTRUCTURE: [i32; 21] = [
 const CONFIGURATION_WORDS: [&str; 2] = ["Authentication failed", "invalid peer certificate"];
 /// `DuplicateKey`: a unique index that somebody has added makes it a matter of data, see [`Failure::class`].
 const DUPLICATE_KEY: i32 = 11000;
+/// A rule that somebody has given the collection.
+const VALIDATION: i32 = 121;
 /// So many attempts in a row may fail by a duplicate key before it counts as a matter of data.
 const DUPLICATE_KEY_ATTEMPTS: u32 = 5;
 
@@ -60,9 +62,11 @@ pub enum Failure {
     /// The driver or the server says no.
     #[error("{}", Redacted(.0))]
     Mongo(Box<Error>),
-    /// The server refuses a write.
-    #[error("MongoDB refused a write ({code})")]
+    /// The server refuses a document.
+    #[error("{collection}: {}", rule(*code, words))]
     Refused {
+        /// Where it should be written.
+        collection: String,
         /// The server's code.
         code: i32,
         /// The server's words, which may quote documents: for a dead letter, never for a log.
@@ -109,6 +113,24 @@ impl From<JoinError> for Failure {
 }
 
 impl Failure {
+    /// Why documents were not inserted into a collection.
+    #[must_use]
+    pub fn of_insert(collection: &str, error: Error) -> Self {
+        let refused = match &*error.kind {
+            ErrorKind::InsertMany(insert) => insert.write_errors.iter().flatten().next(),
+            _ => None,
+        };
+        match refused {
+            // What the server wants to be tried again stays with its label.
+            Some(write) if !is_transient(&error) || write.code == DUPLICATE_KEY => Self::Refused {
+                collection: collection.to_owned(),
+                code: write.code,
+                words: write.message.clone(),
+            },
+            _ => error.into(),
+        }
+    }
+
     /// The kind of failure. `duplicate_keys` says how often in a row the same batch has failed by a duplicate key,
     /// this time included.
     #[must_use]
@@ -158,10 +180,12 @@ impl Failure {
         self.code().is_some_and(|code| UNSUPPORTED.contains(&code))
     }
 
-    /// What went wrong, with the server's words, which may quote documents: for a dead letter, never for a log.
+    /// What went wrong, with the server's words where they say more. They may quote documents: for a dead letter, never for
+    /// a log.
     #[must_use]
     pub fn in_full(&self) -> String {
         let words = match self {
+            Self::Refused { code: VALIDATION | DUPLICATE_KEY, .. } => None,
             Self::Refused { words, .. } => Some(words.clone()),
             Self::Mongo(error) => words(error),
             _ => None,
@@ -191,6 +215,56 @@ fn by_code(code: i32, duplicate_keys: u32) -> Class {
         code if INFRASTRUCTURE.contains(&code) => Class::Infrastructure,
         // Indexes and validators of our users refuse documents with codes of their own: nobody has a list of them.
         _ => Class::Data,
+    }
+}
+
+/// The name of a code with which servers refuse documents; none of them comes with its name.
+fn name(code: i32) -> Option<&'static str> {
+    Some(match code {
+        2 => "BadValue",
+        9 => "FailedToParse",
+        14 => "TypeMismatch",
+        52 => "DollarPrefixedFieldName",
+        55 => "InvalidDBRef",
+        57 => "DottedFieldName",
+        66 => "ImmutableField",
+        VALIDATION => "DocumentValidationFailure",
+        171 => "CannotIndexParallelArrays",
+        10334 => "BSONObjectTooLarge",
+        DUPLICATE_KEY => "DuplicateKey",
+        _ => return None,
+    })
+}
+
+/// Which rule a document breaks, with the server's code.
+fn rule(code: i32, words: &str) -> String {
+    // The index comes before the key, which is of the document.
+    let index = words.split_once("index: ").and_then(|(_, rest)| Some(rest.split_once(" dup key")?.0));
+    match (name(code), index) {
+        (_, Some(index)) if code == DUPLICATE_KEY => format!("duplicate key in index {index} ({code})"),
+        (Some(name), _) => format!("{name} ({code})"),
+        // As MongoDB calls codes that have no name.
+        (None, _) => format!("Location{code} ({code})"),
+    }
+}
+
+/// Which servers there are, and why none of them can be used. The driver's own words have debug forms in them.
+fn unusable_servers(message: &str) -> String {
+    let servers: Vec<String> = message.split("Address: ").skip(1).map(unusable_server).collect();
+    if servers.is_empty() {
+        return message.to_owned();
+    }
+    format!("no primary of MongoDB can be reached ({})", servers.join("; "))
+}
+
+fn unusable_server(described: &str) -> String {
+    let address = described.split_once(',').map_or(described, |(address, _)| address);
+    let error = described.split_once("Error: Kind: ").map(|(_, error)| error);
+    let error = error.map(|error| error.split_once(", labels: ").map_or(error, |(error, _)| error));
+    match error {
+        Some(error) => format!("{address}: {error}"),
+        None if described.contains("Type: Unknown") => format!("{address}: no answer yet"),
+        None => format!("{address}: is not the primary"),
     }
 }
 
@@ -232,7 +306,7 @@ impl fmt::Display for Redacted<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &*self.0.kind {
             ErrorKind::Command(command) => {
-                write!(f, "MongoDB answered {} ({})", command.code, command.code_name)
+                write!(f, "MongoDB answered {} ({})", command.code_name, command.code)
             }
             ErrorKind::Write(_) | ErrorKind::InsertMany(_) => match code(self.0) {
                 Some(code) => write!(f, "MongoDB refused a write ({code})"),
@@ -241,6 +315,7 @@ impl fmt::Display for Redacted<'_> {
             ErrorKind::BsonSerialization(_) | ErrorKind::BsonDeserialization(_) | ErrorKind::Bson(_) => {
                 f.write_str("a document can't be written as BSON")
             }
+            ErrorKind::ServerSelection { message, .. } => f.write_str(&unusable_servers(message)),
             other => write!(f, "{other}"),
         }
     }
@@ -259,7 +334,7 @@ mod tests {
     use super::*;
 
     fn failure(code: i32) -> Failure {
-        Failure::Refused { code, words: "of the server's".into() }
+        Failure::Refused { collection: "messages".into(), code, words: "of the server's".into() }
     }
 
     fn refused(code: i32) -> Class {
@@ -285,9 +360,31 @@ mod tests {
 
     #[test]
     fn the_words_of_the_server_are_for_dead_letters_alone() {
-        assert_eq!(failure(17262).to_string(), "MongoDB refused a write (17262)");
-        assert_eq!(failure(17262).in_full(), "MongoDB refused a write (17262): of the server's");
+        assert_eq!(failure(17262).to_string(), "messages: Location17262 (17262)");
+        assert_eq!(failure(17262).in_full(), "messages: Location17262 (17262): of the server's");
         assert_eq!(Failure::NoReplicaSet.in_full(), Failure::NoReplicaSet.to_string());
+    }
+
+    #[test]
+    fn a_refusal_names_collection_rule_and_code() {
+        let refused =
+            |code, words: &str| Failure::Refused { collection: "messages".into(), code, words: words.into() };
+        let by_rule = refused(121, "Document failed validation");
+        assert_eq!(by_rule.in_full(), "messages: DocumentValidationFailure (121)");
+        let words = r#"E11000 duplicate key error collection: d.messages index: event_id_1 dup key: { event_id: "index: x dup key" }"#;
+        assert_eq!(refused(11000, words).in_full(), "messages: duplicate key in index event_id_1 (11000)");
+        assert_eq!(refused(11000, "").in_full(), "messages: DuplicateKey (11000)");
+    }
+
+    #[test]
+    fn servers_that_cant_be_used_are_named_without_debug_forms() {
+        let message = "Server selection timeout: No available servers. Topology: { Type: ReplicaSetNoPrimary, Set Name: rs, \
+                       Servers: [ { Address: a:1, Type: Unknown, Error: Kind: I/O error: Connection refused (os error 111), \
+                       labels: {} }, { Address: b:2, Type: RsSecondary, Average RTT: 1ms }, { Address: c:3, Type: Unknown } ] }";
+        let expected = "no primary of MongoDB can be reached (a:1: I/O error: Connection refused (os error 111); \
+                        b:2: is not the primary; c:3: no answer yet)";
+        assert_eq!(unusable_servers(message), expected);
+        assert_eq!(unusable_servers("otherwise"), "otherwise");
     }
 
     #[test]
@@ -319,7 +416,7 @@ mod tests {
         let reply = mongodb::bson::doc! {"code": 11000, "codeName": "DuplicateKey", "errmsg": "dup key: { _id: \"+15550100142\" }"};
         let command: mongodb::error::CommandError = mongodb::bson::deserialize_from_document(reply).unwrap();
         let error = Failure::from(Error::from(ErrorKind::Command(command)));
-        assert_eq!(error.to_string(), "MongoDB answered 11000 (DuplicateKey)");
+        assert_eq!(error.to_string(), "MongoDB answered DuplicateKey (11000)");
     }
 
     #[test]

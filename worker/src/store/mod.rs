@@ -208,7 +208,7 @@ impl Store {
         };
         let run = tokio::spawn(async move { database.run_command(update).await });
         let reply = within(self.deadline, run).await??;
-        refused(&reply)?;
+        refused(&self.names.probe, &reply)?;
         if reply.contains_key("writeConcernError") { Err(Failure::NoMajority) } else { Ok(()) }
     }
 
@@ -220,11 +220,12 @@ impl Store {
 }
 
 /// The command `update` succeeds even where single updates don't.
-pub(crate) fn refused(reply: &Document) -> Result<(), Failure> {
+pub(crate) fn refused(collection: &str, reply: &Document) -> Result<(), Failure> {
     let refused = reply.get_array("writeErrors").ok().and_then(|errors| errors.first()?.as_document());
     let Some(error) = refused else { return Ok(()) };
     let words = error.get_str("errmsg").unwrap_or_default().to_owned();
-    Err(Failure::Refused { code: error.get_i32("code").unwrap_or_default(), words })
+    let code = error.get_i32("code").unwrap_or_default();
+    Err(Failure::Refused { collection: collection.to_owned(), code, words })
 }
 
 /// There is no such collection.

@@ -121,7 +121,7 @@ mod tests {
     const SOON: Duration = Duration::from_millis(10);
 
     fn refused(code: i32) -> Failure {
-        Failure::Refused { code, words: String::new() }
+        Failure::Refused { collection: String::new(), code, words: String::new() }
     }
 
     fn class(attempts: &mut Attempts, failure: &Failure) -> Class {

@@ -245,8 +245,9 @@ impl Attempt {
     ) -> Result<(), Failure> {
         if !writes.inserts.is_empty() {
             self.check_deadline()?;
-            let collection = self.store.database.collection::<RawDocumentBuf>(collection);
-            collection.insert_many(writes.inserts).ordered(false).session(&mut *session).await?;
+            let documents = self.store.database.collection::<RawDocumentBuf>(collection);
+            let inserted = documents.insert_many(writes.inserts).ordered(false).session(&mut *session).await;
+            inserted.map_err(|error| Failure::of_insert(collection, error))?;
         }
         let mut updates = writes.updates.into_iter();
         while updates.len() > 0 {
@@ -254,7 +255,7 @@ impl Attempt {
             let some: RawArrayBuf = updates.by_ref().take(MAX_UPDATES).collect();
             let update = rawdoc! {"update": collection, "updates": some, "ordered": false};
             let reply = self.store.database.run_raw_command(update).session(&mut *session).await?;
-            refused(&reply)?;
+            refused(collection, &reply)?;
         }
         Ok(())
     }
