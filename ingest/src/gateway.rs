@@ -65,7 +65,7 @@ impl Gateway {
             tenants: &tenants,
             unchecked: &unchecked,
             test_mode: self.settings.test_mode,
-            waiting: &self.pipeline.waiting(),
+            depths: &self.pipeline.depths(Instant::now()),
             peers: &self.pipeline.peers(Instant::now()),
             partitions: self.pipeline.partitions(self.settings.partitions, Instant::now()),
             breaker_threshold: self.settings.breaker_threshold,

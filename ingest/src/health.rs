@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
-use shared::status::{Announcement, BreakerState, TenantStatus};
+use shared::status::{Announcement, BreakerState, MongoState, TenantStatus};
 
+use crate::pipeline::Depths;
 use crate::route::RouteState;
 use crate::spool::Size;
 
@@ -30,9 +31,9 @@ pub struct Seen<'a> {
     pub tenants: &'a [String],
     /// `TEST_MODE`
     pub test_mode: bool,
-    /// Messages that wait in each tenant's work queues.
-    pub waiting: &'a BTreeMap<String, u64>,
-    /// The ingests and workers that are there.
+    /// How long each tenant's queues are, if that is known.
+    pub depths: &'a BTreeMap<String, Depths>,
+    /// The ingests and workers that are there; nobody, not even this one, while RabbitMQ passes nothing on.
     pub peers: &'a [Announcement],
     /// The largest number of partitions that anybody has.
     pub partitions: u16,
@@ -77,7 +78,7 @@ pub fn report(seen: &Seen<'_>) -> Value {
         "refusals": {"budget": seen.refusals.0, "left": seen.refusals.1},
         "signatures": seen.tenants.iter().map(|tenant| (tenant.clone(), signatures(tenant, seen))).collect::<Map<_, _>>(),
         "endpoints": ENDPOINTS,
-        "mongodb": tenants.iter().map(|(tenant, status)| ((*tenant).clone(), mongodb(status.as_ref())))
+        "mongodb": tenants.iter().map(|(tenant, status)| ((*tenant).clone(), json!(mongodb(status.as_ref()))))
             .collect::<Map<_, _>>(),
     })
 }
@@ -92,39 +93,50 @@ fn broker(routes: &BTreeMap<String, RouteState>) -> Value {
     })
 }
 
+/// Numbers that aren't known are null.
 fn queue(seen: &Seen<'_>) -> Value {
     let workers: Vec<&Announcement> = seen.peers.iter().filter(|peer| peer.served().is_some()).collect();
+    // This ingest hears itself, too.
+    let is_heard = !seen.peers.is_empty();
     // Each partition is written by one worker at a time, whoever it is.
     let batches = workers.iter().map(|worker| worker.partitions).max().unwrap_or(0);
-    let tenants: Vec<(&String, u64, usize)> = seen
-        .tenants
-        .iter()
-        .map(|tenant| (tenant, size(tenant, seen), statuses(tenant, seen.peers).count()))
-        .collect();
-    let tenant = |size: u64, processes: usize| {
-        json!({
-            "size": size,
-            "partitions": seen.partitions,
-            "worker_processes": processes,
-            // More workers than partitions: these have nothing to do.
-            "surplus_worker_processes": processes.saturating_sub(seen.partitions.into()),
-        })
+    let sum = |of: fn(&Depths) -> u64| {
+        seen.tenants.iter().map(|tenant| depth(tenant, seen, of)).sum::<Option<u64>>()
     };
-    let all: u64 = tenants.iter().map(|(_, size, _)| size).sum();
+    let size: Option<u64> = seen.tenants.iter().map(|tenant| size(tenant, seen)).sum();
     json!({
-        "size": all,
-        "max_size": all.saturating_add(capacity(seen)).max(1),
-        "workers": batches,
-        "worker_processes": workers.len(),
-        "tenants": tenants.iter().map(|(name, size, processes)| ((*name).clone(), tenant(*size, *processes)))
-            .collect::<Map<_, _>>(),
+        "size": size,
+        "max_size": size.map(|size| size.saturating_add(capacity(seen)).max(1)),
+        "dead": sum(|depths| depths.dead),
+        "quarantined": sum(|depths| depths.quarantined),
+        "workers": is_heard.then_some(batches),
+        "worker_processes": is_heard.then_some(workers.len()),
+        "tenants": seen.tenants.iter().map(|name| (name.clone(), queue_of(name, seen))).collect::<Map<_, _>>(),
     })
 }
 
+fn queue_of(tenant: &str, seen: &Seen<'_>) -> Value {
+    let processes = (!seen.peers.is_empty()).then(|| statuses(tenant, seen.peers).count());
+    json!({
+        "size": size(tenant, seen),
+        "dead": depth(tenant, seen, |depths| depths.dead),
+        "quarantined": depth(tenant, seen, |depths| depths.quarantined),
+        "partitions": seen.partitions,
+        "worker_processes": processes,
+        // More workers than partitions: these have nothing to do.
+        "surplus_worker_processes": processes.map(|count| count.saturating_sub(seen.partitions.into())),
+    })
+}
+
+fn depth(tenant: &str, seen: &Seen<'_>, of: fn(&Depths) -> u64) -> Option<u64> {
+    seen.depths.get(tenant).map(of)
+}
+
 /// Events of a tenant that wait, or that workers have in hand.
-fn size(tenant: &str, seen: &Seen<'_>) -> u64 {
+fn size(tenant: &str, seen: &Seen<'_>) -> Option<u64> {
     let in_flight: usize = statuses(tenant, seen.peers).map(|status| status.in_flight).sum();
-    seen.waiting.get(tenant).copied().unwrap_or(0) + u64::try_from(in_flight).unwrap_or(u64::MAX)
+    let waiting = depth(tenant, seen, |depths| depths.waiting)?;
+    Some(waiting + u64::try_from(in_flight).unwrap_or(u64::MAX))
 }
 
 /// What each of its workers says of a tenant.
@@ -161,7 +173,9 @@ fn worst(tenant: &str, peers: &[Announcement]) -> Option<TenantStatus> {
 
 fn status(seen: &Seen<'_>, tenants: &[(&String, Option<TenantStatus>)]) -> &'static str {
     let well = |status: &Option<TenantStatus>| {
-        status.as_ref().is_some_and(|s| s.mongodb_connected && s.breaker == BreakerState::Closed)
+        status.as_ref().is_some_and(|status| {
+            status.mongodb() == MongoState::Connected && status.breaker == BreakerState::Closed
+        })
     };
     let broker_takes = seen.routes.values().all(|route| route.is_open());
     if !broker_takes && !seen.spool_writable {
@@ -204,13 +218,9 @@ fn signatures(tenant: &String, seen: &Seen<'_>) -> Value {
     if seen.unchecked.contains(tenant) { "unchecked" } else { "checked" }.into()
 }
 
-fn mongodb(status: Option<&TenantStatus>) -> Value {
-    match status {
-        Some(status) if status.mongodb_connected => "connected".into(),
-        Some(_) => "disconnected".into(),
-        // No worker is there to say.
-        None => "unknown".into(),
-    }
+fn mongodb(status: Option<&TenantStatus>) -> MongoState {
+    // Without a worker nobody can say.
+    status.map_or(MongoState::Unknown, TenantStatus::mongodb)
 }
 
 #[cfg(test)]
@@ -227,7 +237,7 @@ mod tests {
             threshold: 10,
             seconds_in_state: 7,
             mongodb_connected,
-            success_age_ms: None,
+            success_age_ms: Some(5),
             in_flight: 3,
             half_open_successes: 0,
             seconds_since_failure: None,
@@ -252,12 +262,15 @@ mod tests {
     }
 
     fn seen<'a>(tenants: &'a [String], peers: &'a [Announcement]) -> Seen<'a> {
-        static WAITING: LazyLock<BTreeMap<String, u64>> = LazyLock::new(|| [("faster".to_owned(), 5)].into());
+        static DEPTHS: LazyLock<BTreeMap<String, Depths>> = LazyLock::new(|| {
+            let (faster, vip) = (Depths { waiting: 5, dead: 2, quarantined: 1 }, Depths::default());
+            [("faster".to_owned(), faster), ("vip".to_owned(), vip)].into()
+        });
         static ROUTES: LazyLock<BTreeMap<String, RouteState>> = LazyLock::new(|| routes(true));
         Seen {
             tenants,
             test_mode: false,
-            waiting: &WAITING,
+            depths: &DEPTHS,
             peers,
             partitions: 4,
             breaker_threshold: 7,
@@ -282,10 +295,16 @@ mod tests {
         ];
         let report = report(&seen(&names, &workers));
         assert_eq!(report["status"], "degraded");
-        let queue = |size| json!({"size": size, "partitions": 4, "worker_processes": 2, "surplus_worker_processes": 0});
-        let tenants = json!({"faster": queue(11), "vip": queue(6)});
+        let queue = |size, dead, quarantined| {
+            json!({
+                "size": size, "dead": dead, "quarantined": quarantined, "partitions": 4, "worker_processes": 2,
+                "surplus_worker_processes": 0
+            })
+        };
+        let tenants = json!({"faster": queue(11, 2, 1), "vip": queue(6, 0, 0)});
         let queues = json!({
-            "size": 17, "max_size": 17 + (1 << 18), "workers": 4, "worker_processes": 2, "tenants": tenants
+            "size": 17, "max_size": 17 + (1 << 18), "dead": 2, "quarantined": 1, "workers": 4, "worker_processes": 2,
+            "tenants": tenants
         });
         assert_eq!(report["queue"], queues);
         assert_eq!(report["circuit_breaker"]["status"], "OPEN");
@@ -328,13 +347,35 @@ mod tests {
         );
         assert_eq!(breaker["tenants"]["faster"]["time_since_last_failure"], 7);
         assert_eq!(report["endpoints"], json!(ENDPOINTS));
-        let none = BTreeMap::new();
+        let none = names.clone().map(|name| (name, Depths::default())).into();
         // Large events take more room, and none is left while the spool can't be written.
-        let large = Seen { spool: Size { records: 2, bytes: 1 << 20 }, waiting: &none, ..seen(&names, &[]) };
+        let large = Seen { spool: Size { records: 2, bytes: 1 << 20 }, depths: &none, ..seen(&names, &[]) };
         assert_eq!(super::report(&large)["queue"]["max_size"], 2048);
-        let full = Seen { spool_room: 0, waiting: &none, ..seen(&names, &[]) };
+        let full = Seen { spool_room: 0, depths: &none, ..seen(&names, &[]) };
         let full = super::report(&full);
         assert_eq!((&full["queue"]["size"], &full["queue"]["max_size"]), (&0.into(), &1.into()));
+    }
+
+    #[test]
+    fn what_isnt_known_is_said_to_be_unknown() {
+        let names = ["faster".to_owned()];
+        let (well, none) = (tenant(BreakerState::Closed, 0), BTreeMap::new());
+        let frozen = report(&Seen { depths: &none, ..seen(&names, &[]) });
+        for number in ["size", "max_size", "dead", "quarantined", "workers", "worker_processes"] {
+            assert_eq!(frozen["queue"][number], Value::Null, "{number}");
+        }
+        assert_eq!(frozen["queue"]["tenants"]["faster"]["size"], Value::Null);
+        assert_eq!(
+            (&frozen["status"], &frozen["mongodb"]["faster"]),
+            (&json!("degraded"), &json!("unknown"))
+        );
+        // Nobody has heard of it for a while, but nothing has failed yet.
+        let silent = TenantStatus { success_age_ms: Some(4500), ..well };
+        let silent = report(&seen(&names, &[worker("w", &[("faster", silent)])]));
+        assert_eq!(
+            (&silent["status"], &silent["mongodb"]["faster"]),
+            (&json!("degraded"), &json!("unknown"))
+        );
     }
 
     #[test]

@@ -14,6 +14,7 @@ use shared::amqp::{self, Link, Session};
 use shared::partition::WorkQueue;
 use shared::status::{self, Announcement, Peers};
 use shared::telemetry::chain;
+use shared::topology;
 use tokio::time::error::Elapsed;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tracing::warn;
@@ -23,6 +24,8 @@ const DEPTH_INTERVAL: Duration = Duration::from_secs(1);
 /// Between two questions passes at least this time, since each is answered by the queue's leader: with many queues each
 /// is asked less often.
 const QUESTION_PAUSE: Duration = Duration::from_millis(5);
+/// When RabbitMQ has answered no question for so long, what it told is old.
+const SILENCE: Duration = Duration::from_secs(4);
 /// A queue whose leader is being elected may not answer at all.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -33,7 +36,19 @@ pub struct Pipeline(Mutex<Known>);
 #[derive(Debug, Default)]
 struct Known {
     peers: Peers,
-    depths: BTreeMap<String, u64>,
+    depths: BTreeMap<String, Depths>,
+    answered_at: Option<Instant>,
+}
+
+/// Messages in a tenant's queues.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Depths {
+    /// Events that wait in its work queues, not counting those that workers have taken.
+    pub waiting: u64,
+    /// Dead letters.
+    pub dead: u64,
+    /// Webhooks in quarantine.
+    pub quarantined: u64,
 }
 
 impl Pipeline {
@@ -43,10 +58,12 @@ impl Pipeline {
         self.lock().peers.alive(now).cloned().collect()
     }
 
-    /// Messages that wait in each tenant's work queues, not counting those that workers have taken.
+    /// How long each tenant's queues are; nothing, unless RabbitMQ has told that lately.
     #[must_use]
-    pub fn waiting(&self) -> BTreeMap<String, u64> {
-        self.lock().depths.clone()
+    pub fn depths(&self, now: Instant) -> BTreeMap<String, Depths> {
+        let known = self.lock();
+        let is_fresh = known.answered_at.is_some_and(|at| now.duration_since(at) < SILENCE);
+        if is_fresh { known.depths.clone() } else { BTreeMap::new() }
     }
 
     /// The largest number of partitions that anybody has; `own` is what this process has.
@@ -59,8 +76,12 @@ impl Pipeline {
         self.lock().peers.record(announcement, now);
     }
 
-    fn measured(&self, tenant: &str, depth: u64) {
-        self.lock().depths.insert(tenant.to_owned(), depth);
+    fn measured(&self, tenant: &str, depths: Depths) {
+        self.lock().depths.insert(tenant.to_owned(), depths);
+    }
+
+    fn answered(&self, now: Instant) {
+        self.lock().answered_at = Some(now);
     }
 
     fn lock(&self) -> MutexGuard<'_, Known> {
@@ -119,26 +140,41 @@ async fn measure(
         ticks.tick().await;
         let partitions = pipeline.partitions(own_partitions, Instant::now());
         for tenant in tenants {
-            let mut depth = 0;
+            let mut depths = Depths::default();
             for queue in WorkQueue::all(partitions) {
-                depth += length(&channel, &queue.name(tenant)).await?;
-                sleep(QUESTION_PAUSE).await;
+                depths.waiting += length(pipeline, &channel, &queue.name(tenant)).await?;
             }
-            pipeline.measured(tenant, depth);
+            depths.dead = length(pipeline, &channel, &topology::dead_queue(tenant)).await?;
+            depths.quarantined = length(pipeline, &channel, &topology::quarantine_queue(tenant)).await?;
+            pipeline.measured(tenant, depths);
         }
     }
 }
 
-async fn length(channel: &Channel, name: &str) -> Result<u64, FollowError> {
+async fn length(pipeline: &Pipeline, channel: &Channel, name: &str) -> Result<u64, FollowError> {
+    sleep(QUESTION_PAUSE).await;
     let options = QueueDeclareOptions { passive: true, ..Default::default() };
     let declared = channel.queue_declare(name.into(), options, FieldTable::default());
-    Ok(timeout(ANSWER_TIMEOUT, declared).await??.message_count().into())
+    let length = timeout(ANSWER_TIMEOUT, declared).await??.message_count();
+    pipeline.answered(Instant::now());
+    Ok(length.into())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use shared::status::Role;
+
+    #[test]
+    fn what_rabbitmq_told_is_known_for_some_seconds() {
+        let (pipeline, now) = (Pipeline::default(), Instant::now());
+        let depths = Depths { waiting: 3, dead: 2, quarantined: 1 };
+        pipeline.measured("vip", depths);
+        assert!(pipeline.depths(now).is_empty());
+        pipeline.answered(now);
+        assert_eq!(pipeline.depths(now)["vip"], depths);
+        assert!(pipeline.depths(now + SILENCE).is_empty());
+    }
 
     #[test]
     fn the_largest_number_of_partitions_counts() {

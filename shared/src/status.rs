@@ -75,6 +75,34 @@ pub struct TenantStatus {
     pub seconds_since_failure: Option<u64>,
 }
 
+/// What a worker knows of a tenant's MongoDB.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MongoState {
+    /// It answers.
+    Connected,
+    /// It has failed.
+    Disconnected,
+    /// It hasn't answered for a while, and hasn't failed yet.
+    Unknown,
+}
+
+/// A MongoDB that was silent for so long may be frozen: an idle one is asked more often. Another second passes before
+/// that is announced.
+const SILENCE_MS: u64 = 4000;
+
+impl TenantStatus {
+    /// What is known of MongoDB.
+    #[must_use]
+    pub fn mongodb(&self) -> MongoState {
+        match self.success_age_ms {
+            _ if !self.mongodb_connected => MongoState::Disconnected,
+            Some(age) if age < SILENCE_MS => MongoState::Connected,
+            _ => MongoState::Unknown,
+        }
+    }
+}
+
 /// The state of an ingest's spool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SpoolStatus {

@@ -1,10 +1,14 @@
 //! Operators see what is going on, and nothing that is nobody's business.
 
+use std::time::Duration;
+
+use lapin::types::FieldTable;
 use penstock_tests::broker::Broker;
 use penstock_tests::database::Database;
 use penstock_tests::http::{get, metric, metrics, post_received};
 use penstock_tests::poll;
 use penstock_tests::process::{Ingest, Process, Worker, run};
+use penstock_tests::relay::Fault;
 use penstock_tests::stack::Place;
 use serde_json::{Value, json};
 
@@ -105,8 +109,9 @@ async fn health_shows_the_whole_pipeline() {
     let place = Place::new().await;
     let ingest = Ingest::start(&place, &[]).await;
     let health = async || get(&ingest.path("/health")).await.body;
+    poll::until("it hears itself alone", json!(0), async || health().await["queue"]["workers"].clone()).await;
     let alone = health().await;
-    assert_eq!((&alone["status"], &alone["queue"]["workers"]), (&json!("degraded"), &json!(0)));
+    assert_eq!(alone["status"], "degraded");
     assert_eq!(alone["mongodb"], json!({"faster": "unknown", "vip": "unknown"}));
     post_received(&ingest.path("/webhook/faster"), "{}").await;
     poll::until("the waiting event shows", json!(1), async || health().await["queue"]["size"].clone()).await;
@@ -119,7 +124,7 @@ async fn health_shows_the_whole_pipeline() {
         json!([queue["worker_processes"], queue["workers"]])
     })
     .await;
-    let shown = json!({"size": 0, "partitions": 6, "worker_processes": 2, "surplus_worker_processes": 0});
+    let shown = json!({"size": 0, "dead": 0, "quarantined": 0, "partitions": 6, "worker_processes": 2, "surplus_worker_processes": 0});
     poll::until("per tenant", shown, async || health().await["queue"]["tenants"]["vip"].clone()).await;
     poll::until("all is well", json!("healthy"), async || health().await["status"].clone()).await;
     let together = health().await;
@@ -147,6 +152,57 @@ async fn health_shows_the_whole_pipeline() {
     }
     poll::until("they have left", json!(0), async || health().await["queue"]["workers"].clone()).await;
     assert_eq!(get(&format!("{}/health", ingest.admin)).await.body["status"], "degraded");
+    place.remove().await;
+}
+
+/// A frozen server is noticed within five seconds, by its silence; by a deadline only after fifteen.
+const UNKNOWN_WITHIN: Duration = Duration::from_secs(8);
+
+#[tokio::test]
+async fn what_a_frozen_rabbitmq_doesnt_tell_is_unknown() {
+    let place = Place::new().await;
+    let (relay, url) = place.relay().await;
+    let worker = Worker::start(&place, &[]).await;
+    let ingest = Ingest::start(&place, &[("AMQP_URL", &url)]).await;
+    let broker = Broker::connect(&place.amqp_url).await;
+    broker.publish("webhooks.aside", "dead.vip", FieldTable::default(), b"{}").await;
+    broker.publish("webhooks.aside", "quarantine.vip", FieldTable::default(), b"{}").await;
+    let queue = async || {
+        let queue = get(&ingest.path("/health")).await.body["queue"].clone();
+        json!([
+            queue["size"],
+            queue["worker_processes"],
+            queue["dead"],
+            queue["tenants"]["vip"]["quarantined"]
+        ])
+    };
+    poll::until("all is known", json!([0, 1, 1, 1]), queue).await;
+    relay.set(Fault::Stall);
+    poll::until_within("nothing is known", json!([null, null, null, null]), UNKNOWN_WITHIN, queue).await;
+    relay.set(Fault::None);
+    poll::until("all is known again", json!([0, 1, 1, 1]), queue).await;
+    worker.process.stop().await;
+    place.remove().await;
+}
+
+#[tokio::test]
+async fn a_frozen_mongodb_of_an_idle_tenant_is_unknown() {
+    let place = Place::new().await;
+    let (relay, uri) = place.mongo_relay().await;
+    let settings = [("MONGO_URI", uri.as_str()), ("MONGO_TIMEOUT", "30s")];
+    let (ingest, worker) = (Ingest::start(&place, &[]).await, Worker::start(&place, &settings).await);
+    let mongodb = async |url: String| get(&url).await.body["mongodb"].clone();
+    let urls = [ingest.path("/health"), format!("{}/health", worker.admin)];
+    for url in &urls {
+        let both = json!({"faster": "connected", "vip": "connected"});
+        poll::until("both are connected", both, async || mongodb(url.clone()).await).await;
+    }
+    relay.set(Fault::Stall);
+    for url in &urls {
+        let one = json!({"faster": "unknown", "vip": "connected"});
+        poll::until_within("one is silent", one, UNKNOWN_WITHIN, async || mongodb(url.clone()).await).await;
+    }
+    relay.set(Fault::None);
     place.remove().await;
 }
 

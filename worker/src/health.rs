@@ -10,6 +10,7 @@ use serde_json::json;
 use shared::admin::{self, Admin};
 use shared::amqp::Link;
 use shared::publisher::Publisher;
+use shared::status::MongoState;
 use tokio_util::sync::CancellationToken;
 
 use crate::announce::Announcer;
@@ -46,12 +47,16 @@ impl Health {
 
     fn report(&self) -> serde_json::Value {
         let (tenants, down) = (self.announcer.statuses(), self.down());
-        let well = self.is_up() && down.is_empty() && tenants.values().all(|tenant| tenant.mongodb_connected);
+        let mongodb: BTreeMap<&String, MongoState> =
+            tenants.iter().map(|(tenant, status)| (tenant, status.mongodb())).collect();
+        let is_connected = mongodb.values().all(|state| *state == MongoState::Connected);
+        let well = self.is_up() && down.is_empty() && is_connected;
         json!({
             "status": if well { "healthy" } else { "degraded" },
             "broker": {"connected": self.is_up(), "blocked": self.is_blocked()},
             "worker": self.announcer.worker,
             "partitions": self.announcer.partitions,
+            "mongodb": mongodb,
             "tenants": tenants,
             "down": down,
         })
