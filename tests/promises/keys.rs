@@ -131,7 +131,11 @@ async fn no_worker_needs_a_senders_key_but_to_verify_again() {
     assert_eq!(post_signed(&url, "wrong", r#"{"event_id":"2"}"#).await.body["reason"], "invalid_signature");
 
     let named = ["--tenant", "faster"];
-    for command in [&["dead", "list"][..], &["quarantine", "list"], &["quarantine", "replay", "--dry-run"]] {
+    for command in [
+        &["dead", "list"][..],
+        &["quarantine", "list"],
+        &["quarantine", "replay", "--unverified", "--dry-run"],
+    ] {
         let answer = operate_with(&place, &[command, &named].concat(), &gone);
         assert_eq!(answer.status, 0, "{command:?}: {}", answer.errors);
     }
@@ -140,7 +144,8 @@ async fn no_worker_needs_a_senders_key_but_to_verify_again() {
     assert!(answer.status == 64 && answer.errors.starts_with("SIGNING_KEYS_FILE: "), "{}", answer.errors);
     let answer = operate_with(&place, &again, &[]);
     assert!(
-        answer.status == 64 && answer.errors.contains("--reverify needs the keys of tenant faster"),
+        answer.status == 64
+            && answer.errors.contains("--reverify, the default, needs the keys of tenant faster"),
         "{}",
         answer.errors
     );

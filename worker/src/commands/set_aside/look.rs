@@ -18,6 +18,7 @@ impl Work<'_> {
         &self,
         queue: &mut Queue,
         selection: &Selection,
+        lines: &mut u64,
         out: &mut impl Write,
     ) -> Result<(), CommandError> {
         let mut chosen = Chosen::new(self.tenant, &selection.filter, queue, !io::stdout().is_terminal());
@@ -26,6 +27,10 @@ impl Work<'_> {
             if self.kind == Kind::Dead && !met.is_first(&letter) {
                 continue;
             }
+            if *lines == 0 && self.action == Action::List && !selection.json {
+                say(out, message::heading())?;
+            }
+            *lines += 1;
             match (self.action == Action::Show, selection.json) {
                 (false, false) => say(out, letter.line())?,
                 (false, true) => say(out, json!(letter))?,

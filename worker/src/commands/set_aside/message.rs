@@ -81,22 +81,33 @@ impl SetAside {
         }
     }
 
-    /// A line for people.
+    /// A line for people, below [`heading`].
     #[must_use]
     pub fn line(&self) -> String {
         let or_dash = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
-        let line = format!(
-            "{}  {}  {}  {}  {}  {} bytes  {}",
-            or_dash(&self.set_aside_at),
-            self.tenant,
-            self.reason,
-            or_dash(&self.event_type),
-            or_dash(&self.key),
-            self.bytes,
-            self.error.clone().unwrap_or_default()
-        );
-        printable(line.trim_end())
+        in_columns([
+            &or_dash(&self.set_aside_at),
+            &self.tenant,
+            &self.reason,
+            &or_dash(&self.event_type),
+            &or_dash(&self.key),
+            &self.bytes.to_string(),
+            self.error.as_deref().unwrap_or_default(),
+        ])
     }
+}
+
+/// The heading of a list.
+#[must_use]
+pub fn heading() -> String {
+    in_columns(["SET ASIDE AT", "TENANT", "REASON", "EVENT TYPE", "EVENT KEY", "BYTES", "ERROR"])
+}
+
+/// The queue isn't known as a whole when its first line is written: what is longer than usual moves the rest of its line.
+fn in_columns([at, tenant, reason, event_type, key, bytes, error]: [&str; 7]) -> String {
+    let line =
+        format!("{at:<24}  {tenant:<10}  {reason:<18}  {event_type:<25}  {key:<36}  {bytes:>7}  {error}");
+    printable(line.trim_end())
 }
 
 /// A message's headers as text, for people and JSON.

@@ -9,7 +9,7 @@ use shared::publisher::Publisher;
 use shared::verify::Keys;
 use shared::{partition, tenant, topology};
 
-use super::CommandError;
+use super::{CommandError, say};
 
 pub mod change;
 pub mod chosen;
@@ -44,44 +44,51 @@ impl Kind {
 /// What can be done with dead letters.
 #[derive(Debug, Subcommand)]
 pub enum DeadCommand {
-    /// As with the quarantine.
-    #[command(flatten)]
-    Any(AnyCommand),
+    /// Lists the messages, a line each, the oldest first
+    #[command(after_help = "Example: worker dead list --tenant vip --older-than 1h")]
+    List(Selection),
+    /// Shows the messages with headers and body
+    #[command(after_help = "Example: worker dead show --limit 1")]
+    Show(Selection),
     /// Puts messages back on their way to the workers
     ///
     /// Each is removed once RabbitMQ has confirmed the new one. An event keeps its key, so it counts once however often it
     /// is replayed.
+    #[command(after_help = "Example: worker dead replay --reason refused_by_mongodb --dry-run")]
     Replay(Change),
+    /// Removes messages for good
+    #[command(after_help = "Example: worker dead drop --reason no_event --dry-run")]
+    Drop(Removal),
 }
 
 /// What can be done with quarantined webhooks.
 #[derive(Debug, Subcommand)]
 pub enum QuarantineCommand {
-    /// As with dead letters.
-    #[command(flatten)]
-    Any(AnyCommand),
-    /// Puts webhooks on their way to the workers, if they are events after all
+    /// Lists the messages, a line each, the oldest first
+    #[command(after_help = "Example: worker quarantine list --reason invalid_signature")]
+    List(Selection),
+    /// Shows the messages with headers and body
+    #[command(after_help = "Example: worker quarantine show --limit 1")]
+    Show(Selection),
+    /// Puts webhooks on their way to the workers, if they are events after all and well signed
     ///
-    /// Each is removed once RabbitMQ has confirmed the event. What was not kept whole, or is no JSON object, stays.
+    /// Each is removed once RabbitMQ has confirmed the event. What was not kept whole, is no JSON object, or has a
+    /// signature that none of the tenant's signing keys makes, stays.
+    #[command(after_help = "Example: worker quarantine replay --tenant vip --dry-run")]
     Replay {
         /// Which.
         #[command(flatten)]
         change: Change,
-        /// Only what the tenant's signing keys, as they are now, find well signed
+        /// Verify signatures with the signing keys as they are now: this is the default, spelled out
         #[arg(long)]
         reverify: bool,
+        /// Also what doesn't verify, whoever has sent it: look at it first
+        #[arg(long, conflicts_with = "reverify")]
+        unverified: bool,
     },
-}
-
-/// What can be done with all of them.
-#[derive(Debug, Subcommand)]
-pub enum AnyCommand {
-    /// Lists the messages, a line each, the oldest first
-    List(Selection),
-    /// Shows the messages with headers and body
-    Show(Selection),
     /// Removes messages for good
-    Drop(Change),
+    #[command(after_help = "Example: worker quarantine drop --older-than 30d --dry-run")]
+    Drop(Removal),
 }
 
 /// Which messages, and how the answer is written.
@@ -105,6 +112,16 @@ pub struct Change {
     /// Only say what would be done
     #[arg(long)]
     dry_run: bool,
+}
+
+/// Which messages to remove.
+#[derive(Debug, Args)]
+pub struct Removal {
+    #[command(flatten)]
+    change: Change,
+    /// All messages, where no filter says which
+    #[arg(long, required_unless_present_any = ["key", "reason", "event_type", "older_than", "newer_than", "limit", "dry_run"])]
+    all: bool,
 }
 
 /// A command, taken apart.
@@ -133,35 +150,34 @@ pub enum Action {
 
 impl From<DeadCommand> for Task {
     fn from(command: DeadCommand) -> Self {
-        match command {
-            DeadCommand::Any(command) => Self::of(Kind::Dead, command),
-            DeadCommand::Replay(change) => {
-                Self { kind: Kind::Dead, action: Action::Replay { reverify: false }, change }
-            }
-        }
+        let (action, change) = match command {
+            DeadCommand::List(selection) => (Action::List, selection.into()),
+            DeadCommand::Show(selection) => (Action::Show, selection.into()),
+            DeadCommand::Replay(change) => (Action::Replay { reverify: false }, change),
+            DeadCommand::Drop(Removal { change, all: _ }) => (Action::Drop, change),
+        };
+        Self { kind: Kind::Dead, action, change }
     }
 }
 
 impl From<QuarantineCommand> for Task {
     fn from(command: QuarantineCommand) -> Self {
-        match command {
-            QuarantineCommand::Any(command) => Self::of(Kind::Quarantine, command),
-            QuarantineCommand::Replay { change, reverify } => {
-                Self { kind: Kind::Quarantine, action: Action::Replay { reverify }, change }
+        let (action, change) = match command {
+            QuarantineCommand::List(selection) => (Action::List, selection.into()),
+            QuarantineCommand::Show(selection) => (Action::Show, selection.into()),
+            QuarantineCommand::Replay { change, unverified, reverify: _ } => {
+                (Action::Replay { reverify: !unverified }, change)
             }
-        }
+            QuarantineCommand::Drop(Removal { change, all: _ }) => (Action::Drop, change),
+        };
+        Self { kind: Kind::Quarantine, action, change }
     }
 }
 
-impl Task {
-    fn of(kind: Kind, command: AnyCommand) -> Self {
-        let looking = |selection| Change { selection, dry_run: true };
-        let (action, change) = match command {
-            AnyCommand::List(selection) => (Action::List, looking(selection)),
-            AnyCommand::Show(selection) => (Action::Show, looking(selection)),
-            AnyCommand::Drop(change) => (Action::Drop, change),
-        };
-        Self { kind, action, change }
+impl From<Selection> for Change {
+    /// Who only looks changes nothing.
+    fn from(selection: Selection) -> Self {
+        Self { selection, dry_run: true }
     }
 }
 
@@ -177,6 +193,7 @@ pub async fn run(task: Task, mut env: Env, out: &mut impl Write) -> Result<(), C
     let tenants = if is_named { selection.tenant.clone() } else { known };
     let keys = keys(&mut env, &tenants, action, is_named);
     let broker = queue::connect(env.finish(address)?).await?;
+    let mut lines = 0;
     for (tenant, keys) in tenants.into_iter().zip(keys) {
         let name = kind.queue(&tenant);
         let Some(mut queue) = Queue::open(&broker, &name).await? else {
@@ -187,18 +204,24 @@ pub async fn run(task: Task, mut env: Env, out: &mut impl Write) -> Result<(), C
         };
         let work = Work { kind, action, tenant: &tenant, keys, broker: &broker, partitions };
         let done = match action {
-            Action::List | Action::Show => work.look(&mut queue, selection, out).await,
-            Action::Replay { .. } | Action::Drop => work.change(&mut queue, &change, out).await,
+            Action::List | Action::Show => work.look(&mut queue, selection, &mut lines, out).await,
+            Action::Replay { .. } | Action::Drop => {
+                lines += 1;
+                work.change(&mut queue, &change, out).await
+            }
         };
         let closed = queue.close().await;
         done?;
         closed?;
     }
     broker.link().close().await;
+    if lines == 0 && !selection.json {
+        say(out, "none")?;
+    }
     Ok(())
 }
 
-/// The senders' keys, which nothing but `--reverify` needs; there none are found good without one.
+/// The senders' keys, which only a replay that verifies needs; there none are found good without one.
 fn keys(env: &mut Env, tenants: &[String], action: Action, is_named: bool) -> Vec<Keys> {
     if !matches!(action, Action::Replay { reverify: true }) {
         return vec![Keys::default(); tenants.len()];
@@ -210,7 +233,7 @@ fn keys(env: &mut Env, tenants: &[String], action: Action, is_named: bool) -> Ve
     for (tenant, _) in missing {
         let name = tenant::spelled(env, tenant, "SIGNING_KEYS");
         if !env.is_wrong(&name) {
-            env.problem(format!("{name}: is not set, but --reverify needs the keys of tenant {tenant}"));
+            env.problem(format!("{name}: is not set, but --reverify, the default, needs the keys of tenant {tenant}; --unverified needs none"));
         }
     }
     keys
