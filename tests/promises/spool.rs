@@ -269,21 +269,40 @@ async fn what_a_lost_replica_left_can_be_listed_exported_and_drained() {
         post_received(&ingest.path("/webhook/faster"), event(n)).await;
     }
     ingest.process.crash().await;
-    let command = |name: &str, amqp: (&str, &str)| {
-        let output = run("ingest", &place.folder, &["spool", name], &[spool, amqp]);
+    let command = |arguments: &[&str], amqp: (&str, &str)| {
+        let arguments = [&["spool"], arguments].concat();
+        let output = run("ingest", &place.folder, &arguments, &[spool, amqp]);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
         String::from_utf8(output.stdout).unwrap()
     };
-    let listed: Vec<Value> =
-        command("list", NOWHERE).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    assert_eq!((listed.len(), &listed[4]["facts"]["key"]), (5, &json!("4")));
-    let exported: Vec<Value> =
-        command("export", NOWHERE).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    assert_eq!(exported[3]["body"], event(3));
+    let objects = |text: String| -> Vec<Value> {
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    let listed = objects(command(&["list", "--json"], NOWHERE));
+    assert_eq!((listed.len(), &listed[4]["key"], &listed[4]["tenant"]), (5, &json!("4"), &json!("faster")));
+    let table = command(&["list"], NOWHERE);
+    assert!(table.starts_with("RECEIVED AT  ") && table.lines().count() == 6, "{table}");
+    let exported = objects(command(&["export"], NOWHERE));
+    assert_eq!((&exported[3]["body"], &exported[3]["headers"]["stream"]), (&json!(event(3)), &json!("any")));
     let amqp = ("AMQP_URL", place.amqp_url.as_str());
-    assert!(command("drain", amqp).contains("published 5 webhooks, 0 left"));
-    assert!(command("list", NOWHERE).is_empty());
+    assert_eq!(command(&["drain"], amqp), "5 of 5 published, 0 left\n");
+    assert_eq!(command(&["list"], NOWHERE), "none\n");
     assert_eq!(Broker::connect(&place.amqp_url).await.waiting("faster").await, Some(5));
+    place.remove().await;
+}
+
+#[tokio::test]
+async fn a_folder_without_a_spool_is_not_taken_for_an_empty_one() {
+    let place = Place::new().await;
+    let folder = place.folder.join("nothing");
+    let spool = ("SPOOL_DIR", folder.to_str().unwrap());
+    for command in ["list", "export", "drain"] {
+        let output = run("ingest", &place.folder, &["spool", command], &[spool, NOWHERE]);
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0), "{command}: {said}");
+        assert!(said.starts_with("ingest: SPOOL_DIR: ") && said.contains("has no spool"), "{said}");
+        assert!(!folder.exists(), "{command} made one");
+    }
     place.remove().await;
 }
 
@@ -306,7 +325,7 @@ async fn a_stopping_ingest_drains_no_longer_than_it_is_given() {
     poll::until("draining has begun", true, async || records(&ingest).await < spooled).await;
     ingest.process.stop().await;
 
-    let left = run("ingest", &place.folder, &["spool", "list"], &[spool]);
+    let left = run("ingest", &place.folder, &["spool", "list", "--json"], &[spool]);
     assert!(!left.stdout.is_empty(), "it had time for all, which shows nothing");
     let (ingest, worker) = (Ingest::start(&place, &[spool]).await, Worker::start(&place, &[]).await);
     poll::until("the spool is empty", Some(0.0), async || records(&ingest).await).await;

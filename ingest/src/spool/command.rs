@@ -1,20 +1,24 @@
 //! `ingest spool`: for the spool of an ingest that doesn't run any more.
 
 use std::io::{self, Write};
+use std::mem::take;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use clap::Subcommand;
-use serde_json::json;
+use serde_json::{Value, json};
+use shared::text::{printable, rfc3339};
 
 use super::folder::OpenError;
-use super::format::Record;
+use super::format::{self, Record};
 use super::pages::Pages;
 use super::{SpoolError, aside, drain};
 use crate::metrics::Metrics;
 use crate::settings::Settings;
+use crate::webhook::Metadata;
 
 /// A drain that gets nothing through for so long gives up.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -25,11 +29,22 @@ const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
 /// What can be done with a spool.
 #[derive(Clone, Copy, Debug, Subcommand)]
 pub enum SpoolCommand {
-    /// Lists the webhooks in the spool, a line each, without their bodies.
-    List,
-    /// Publishes the webhooks in the spool to RabbitMQ, and deletes each when it is confirmed.
-    Drain,
-    /// Writes the webhooks in the spool to standard output, one JSON object a line, with their bodies.
+    /// Lists the webhooks in the spool, a line each, the oldest first, without their bodies
+    #[command(after_help = "Example: ingest spool list")]
+    List {
+        /// Write JSON, an object a line
+        #[arg(long)]
+        json: bool,
+    },
+    /// Publishes the webhooks in the spool to RabbitMQ, and deletes each when it is confirmed
+    #[command(after_help = "Example: ingest spool drain")]
+    Drain {
+        /// Write JSON, an object a line
+        #[arg(long)]
+        json: bool,
+    },
+    /// Writes the webhooks in the spool with their bodies, as JSON, an object a line
+    #[command(after_help = "Example: ingest spool export > spool.jsonl")]
     Export,
 }
 
@@ -39,6 +54,9 @@ pub enum CommandError {
     /// The spool can't be used.
     #[error(transparent)]
     Open(#[from] OpenError),
+    /// There is none, which must not be taken for one that is empty.
+    #[error("SPOOL_DIR: {path} has no spool: is it the folder of the ingest that is gone?", path = .0.display())]
+    NoSpool(PathBuf),
     /// The spool can't be read.
     #[error(transparent)]
     Spool(#[from] SpoolError),
@@ -53,45 +71,98 @@ pub enum CommandError {
     Left(u64),
 }
 
-/// Runs a command.
-pub async fn run(command: SpoolCommand, settings: &Settings) -> Result<(), CommandError> {
-    match command {
-        SpoolCommand::List => write_all(settings, list_line),
-        SpoolCommand::Export => write_all(settings, export_line),
-        SpoolCommand::Drain => drain(settings).await,
+impl CommandError {
+    /// Whether whoever reads the answer, such as `head`, has seen enough.
+    #[must_use]
+    pub fn is_closed_pipe(&self) -> bool {
+        matches!(self, Self::Write(error) if error.kind() == io::ErrorKind::BrokenPipe)
     }
 }
 
-fn write_all(settings: &Settings, line: impl Fn(&Record) -> String) -> Result<(), CommandError> {
+/// Runs a command.
+pub async fn run(command: SpoolCommand, settings: &Settings) -> Result<(), CommandError> {
+    let folder = &settings.spool_dir;
+    // One that was set aside as damaged is a spool, too.
+    if !folder.join(format::FILE).exists() && aside::uncopied(folder).unwrap_or_default().is_empty() {
+        return Err(CommandError::NoSpool(folder.clone()));
+    }
+    match command {
+        SpoolCommand::List { json: true } => write_all(folder, |record| about(record).to_string()),
+        SpoolCommand::List { json: false } => list(folder),
+        SpoolCommand::Export => write_all(folder, |record| in_full(record).to_string()),
+        SpoolCommand::Drain { json } => drain(settings, json).await,
+    }
+}
+
+fn list(folder: &Path) -> Result<(), CommandError> {
+    let mut is_first = true;
+    write_all(folder, |record| {
+        let heading = if take(&mut is_first) { in_columns(HEADING) + "\n" } else { String::new() };
+        heading + &line(record)
+    })?;
+    if is_first {
+        writeln!(io::stdout(), "none")?;
+    }
+    Ok(())
+}
+
+fn write_all(folder: &Path, mut line: impl FnMut(&Record) -> String) -> Result<(), CommandError> {
     let mut out = io::stdout().lock();
-    let mut pages = Pages::open(&settings.spool_dir)?;
-    while let Some(records) = pages.next()? {
-        for record in records {
-            writeln!(out, "{}", line(&record))?;
+    // A damaged one has been set aside, and no new one made yet.
+    if folder.join(format::FILE).exists() {
+        let mut pages = Pages::open(folder)?;
+        while let Some(records) = pages.next()? {
+            for record in records {
+                writeln!(out, "{}", line(&record))?;
+            }
         }
     }
-    for damaged in aside::uncopied(&settings.spool_dir)? {
+    for damaged in aside::uncopied(folder)? {
         eprintln!("{}: what can be read of it is copied by `ingest spool drain`", damaged.display());
     }
     Ok(())
 }
 
-fn list_line(record: &Record) -> String {
-    let (metadata, bytes) = (&record.webhook.metadata, record.webhook.body.len());
-    json!({"record": record.id, "bytes": bytes, "facts": metadata}).to_string()
+/// The heading of a list, as the worker's are.
+const HEADING: [&str; 6] = ["RECEIVED AT", "TENANT", "REASON", "EVENT TYPE", "EVENT KEY", "BYTES"];
+
+fn line(record: &Record) -> String {
+    let Metadata { tenant, received_at_ms, key, event_type, evidence, .. } = &record.webhook.metadata;
+    let reason = evidence.as_ref().map_or("-", |evidence| &evidence.reason);
+    let (received_at, bytes) = (rfc3339(*received_at_ms), record.webhook.body.len().to_string());
+    in_columns([&received_at, tenant, reason, event_type, key, &bytes])
 }
 
-fn export_line(record: &Record) -> String {
-    let metadata = &record.webhook.metadata;
+fn in_columns([at, tenant, reason, event_type, key, bytes]: [&str; 6]) -> String {
+    printable(&format!("{at:<24}  {tenant:<10}  {reason:<18}  {event_type:<25}  {key:<36}  {bytes:>7}"))
+}
+
+/// What is known of a record, under the names that the worker's commands have for it.
+fn about(record: &Record) -> Value {
+    let Metadata { tenant, stream, received_at_ms, key, event_type, evidence, .. } = &record.webhook.metadata;
+    json!({
+        "record": record.id,
+        "tenant": tenant,
+        "key": key,
+        "event_type": event_type,
+        "reason": evidence.as_ref().map(|evidence| &evidence.reason),
+        "stream": stream,
+        "received_at": rfc3339(*received_at_ms),
+        "bytes": record.webhook.body.len(),
+    })
+}
+
+fn in_full(record: &Record) -> Value {
+    let mut shown = about(record);
+    shown["headers"] = json!(record.webhook.metadata);
     match std::str::from_utf8(&record.webhook.body) {
-        Ok(body) => json!({"facts": metadata, "body": body}).to_string(),
-        Err(_) => {
-            json!({"facts": metadata, "body_base64": STANDARD.encode(&record.webhook.body)}).to_string()
-        }
+        Ok(body) => shown["body"] = body.into(),
+        Err(_) => shown["body_base64"] = STANDARD.encode(&record.webhook.body).into(),
     }
+    shown
 }
 
-async fn drain(settings: &Settings) -> Result<(), CommandError> {
+async fn drain(settings: &Settings, json: bool) -> Result<(), CommandError> {
     let metrics = Arc::new(Metrics::new(settings.tenants.keys().map(String::as_str))?);
     let durable = crate::durable(settings, &metrics)?;
     durable.spool().opened().await?;
@@ -99,6 +170,12 @@ async fn drain(settings: &Settings) -> Result<(), CommandError> {
     let is_empty = drain::to_the_end(&durable, settings.partitions, PATIENCE).await;
     durable.close(CLOSE_PATIENCE).await;
     let left = durable.spool().to_be_published();
-    println!("published {} webhooks, {left} left", before.saturating_sub(left));
+    let published = before.saturating_sub(left);
+    let told = if json {
+        json!({"published": published, "left": left}).to_string()
+    } else {
+        format!("{published} of {before} published, {left} left")
+    };
+    writeln!(io::stdout(), "{told}")?;
     if is_empty { Ok(()) } else { Err(CommandError::Left(left)) }
 }
