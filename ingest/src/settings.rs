@@ -9,7 +9,7 @@ use shared::env::{Env, Problems};
 use shared::setting::Binary;
 use shared::traces::Export;
 use shared::verify::Keys;
-use shared::{partition, shutdown, tenant};
+use shared::{host, partition, shutdown, tenant};
 
 use crate::STOPPING;
 
@@ -54,6 +54,8 @@ pub struct Settings {
     pub traces: Export,
     /// What was noticed while they were read.
     pub noticed: Vec<String>,
+    /// Where they come from, and what was left at its default.
+    pub origins: Vec<String>,
 }
 
 /// What becomes of a webhook without a good signature.
@@ -76,6 +78,18 @@ impl Policy {
             "reject" => Some(Self::Reject),
             "off" => Some(Self::Off),
             _ => None,
+        }
+    }
+}
+
+impl Policy {
+    /// Its name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Quarantine => "quarantine",
+            Self::Reject => "reject",
+            Self::Off => "off",
         }
     }
 }
@@ -123,13 +137,37 @@ impl Settings {
             spare_grace: shutdown::spare_grace(env, drain_delay + STOPPING, "DRAIN_DELAY"),
             traces: Export::read(env),
             noticed: Vec::new(),
+            origins: Vec::new(),
         };
-        if settings.public == settings.admin && settings.public.1 != 0 && !env.is_wrong("PORT") {
+        let [public, admin] = [&settings.public, &settings.admin].map(|(host, port)| (host.as_str(), *port));
+        if host::is_same_port(public, admin) && !env.is_wrong("PORT") {
             env.problem("ADMIN_PORT: is the public port too");
         }
         env.warn_of_similar_names(&names);
         settings.noticed = env.warnings().to_vec();
+        settings.origins = env.origins(&["AMQP_URL", "SPOOL_DIR"]);
         settings
+    }
+
+    /// What is in force, a line each.
+    #[must_use]
+    pub fn in_force(&self) -> Vec<String> {
+        let tenants = self
+            .tenants
+            .iter()
+            .map(|(name, signing)| format!("tenant {name}: signatures {}", signing.policy.name()));
+        let limits = format!(
+            "limits: bodies of {} bytes, a spool of {} bytes, {} refusals in {}s",
+            self.max_body_bytes,
+            self.spool_max_bytes,
+            self.refusal_budget,
+            self.refusal_window.as_secs()
+        );
+        let (rabbitmq, spool) = (self.rabbitmq.shown(), self.spool_dir.display());
+        let version = concat!("ingest ", env!("CARGO_PKG_VERSION")).to_owned();
+        let places = [format!("RabbitMQ: {rabbitmq}"), format!("spool: {spool}")];
+        let lines = [version].into_iter().chain(self.origins.iter().cloned()).chain(places);
+        lines.chain(tenants).chain([limits]).collect()
     }
 
     /// The tenants whose signatures nobody checks.

@@ -55,6 +55,13 @@ impl Address {
         &self.url.authority.host
     }
 
+    /// Its host, port and virtual host, without the password.
+    #[must_use]
+    pub fn shown(&self) -> String {
+        let authority = &self.url.authority;
+        format!("{}, virtual host {}", host::with_port(&authority.host, authority.port), self.url.vhost)
+    }
+
     /// A warning, if the password in `AMQP_URL` goes to another machine for everybody on the way to read.
     #[must_use]
     pub fn exposed(&self) -> Option<String> {

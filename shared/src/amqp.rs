@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::address::Address;
+use crate::causes::Causes;
 use crate::outbox::{self, Outgoing};
 use crate::server_version::{self, Unsupported};
 use crate::topology::{self, DeclareError};
@@ -194,6 +195,9 @@ async fn in_time<T>(opening: impl Future<Output = Result<T, OpenError>>) -> Resu
     timeout(CONNECT_TIMEOUT, opening).await.unwrap_or(Err(OpenError::TimedOut))
 }
 
+/// What keeps the connections of this process from working: all of them meet the same.
+static CAUSES: Causes = Causes::new();
+
 async fn supervise(opener: Opener, sender: watch::Sender<Option<Arc<Session>>>, stop: CancellationToken) {
     let (connection, broker) = (opener.name.as_str(), opener.address.host());
     let mut pause = BACKOFF.0;
@@ -204,13 +208,14 @@ async fn supervise(opener: Opener, sender: watch::Sender<Option<Arc<Session>>>, 
         };
         match opened {
             Ok(session) => {
+                CAUSES.are_over();
                 info!(connection, broker, "connected to RabbitMQ");
                 let session = Arc::new(session);
                 sender.send_replace(Some(session.clone()));
                 let reason = until_unusable(&session, &stop).await;
                 sender.send_replace(None);
                 session.lost.cancel();
-                if !stop.is_cancelled() {
+                if !stop.is_cancelled() && CAUSES.deserves_line(&reason, std::time::Instant::now()) {
                     warn!(connection, broker, reason, "lost the connection to RabbitMQ");
                 }
                 close(&session).await;
@@ -220,7 +225,9 @@ async fn supervise(opener: Opener, sender: watch::Sender<Option<Arc<Session>>>, 
             }
             Err(error) => {
                 let error = chain(&error);
-                error!(connection, broker, error, "can't use RabbitMQ, will try again");
+                if CAUSES.deserves_line(&error, std::time::Instant::now()) {
+                    error!(connection, broker, error, "can't use RabbitMQ, will try again");
+                }
             }
         }
         let jittered = pause.mul_f64(0.5 + fastrand::f64() / 2.0);

@@ -72,6 +72,8 @@ pub struct Env {
     binary: Option<Binary>,
     environment: BTreeMap<String, String>,
     dotenv: BTreeMap<String, String>,
+    /// Whether there is a file `.env`.
+    has_dotenv: bool,
     problems: Vec<String>,
     warnings: Vec<String>,
     // Names of settings that have a problem.
@@ -109,6 +111,7 @@ impl Env {
     pub fn add_dotenv(&mut self, text: &str) {
         let Dotenv { variables, ignored } = dotenv::parse(text, &self.environment);
         self.dotenv = variables;
+        self.has_dotenv = true;
         for line in ignored {
             self.warning(format!(".env: line {line} can't be understood, and is ignored, as in the bridge"));
         }
@@ -325,6 +328,19 @@ impl Env {
         for warning in warnings {
             self.warning(warning);
         }
+    }
+
+    /// Where the settings come from, and which of these, that matter most, were left at their defaults.
+    #[must_use]
+    pub fn origins(&self, important: &[&str]) -> Vec<String> {
+        let read =
+            if self.has_dotenv { "the environment and .env" } else { "the environment; there is no .env" };
+        let defaults: Vec<&str> = important.iter().copied().filter(|name| !self.is_given(name)).collect();
+        let mut origins = vec![format!("settings: from {read}")];
+        if !defaults.is_empty() {
+            origins.push(format!("at their defaults: {}", defaults.join(", ")));
+        }
+        origins
     }
 
     /// What isn't forbidden, but should be known.

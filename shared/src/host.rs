@@ -32,6 +32,14 @@ pub fn with_port(host: &str, port: u16) -> String {
     if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
 }
 
+/// Whether one process can't listen at both. A host that stands for all addresses stands for the other one, too.
+#[must_use]
+pub fn is_same_port((host, port): (&str, u16), (other, other_port): (&str, u16)) -> bool {
+    let is_all = |host: &str| host.parse().is_ok_and(|ip: IpAddr| ip.is_unspecified());
+    let is_same_host = host == other || is_all(host) || is_all(other) || is_local(host) && is_local(other);
+    port != 0 && port == other_port && is_same_host
+}
+
 /// Whether a host is this machine, so that what goes there stays here.
 #[must_use]
 pub fn is_local(host: &str) -> bool {
@@ -43,6 +51,20 @@ pub fn is_local(host: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ports_clash_on_one_address_or_where_one_stands_for_all() {
+        for (host, other, clashes) in [
+            ("127.0.0.1", "127.0.0.1", true),
+            ("0.0.0.0", "127.0.0.1", true),
+            ("::", "10.0.0.1", true),
+            ("localhost", "127.0.0.1", true),
+            ("10.0.0.1", "127.0.0.1", false),
+        ] {
+            assert_eq!(is_same_port((host, 80), (other, 80)), clashes, "{host} {other}");
+        }
+        assert!(!is_same_port(("::", 0), ("::", 0)) && !is_same_port(("::", 1), ("::", 2)));
+    }
 
     #[test]
     fn names_and_addresses_are_told_from_what_is_neither() {

@@ -1,10 +1,10 @@
 //! What both binaries do when they start, and how they end.
 
 use std::fmt::Display;
-use std::io;
+use std::io::{self, Write};
 use std::process::ExitCode;
 
-use tracing::error;
+use tracing::{error, info};
 
 use crate::env::{EXIT_BAD_CONFIGURATION, Problems};
 use crate::telemetry::chain;
@@ -47,11 +47,26 @@ pub fn refuse(problems: &Problems) -> ExitCode {
     ExitCode::from(EXIT_BAD_CONFIGURATION)
 }
 
+/// Says what is in force, for whoever has asked to check it.
+pub fn say_in_force(lines: &[String]) {
+    say(lines.join("\n"));
+}
+
+/// The same, for the log.
+pub fn log_in_force(lines: &[String]) {
+    info!(in_force = lines.join("; "), "starting");
+}
+
 /// Says what should be known of settings that are checked.
 pub fn say_warnings<T: Display>(warnings: impl IntoIterator<Item = T>) {
     for warning in warnings {
         eprintln!("warning: {warning}");
     }
+}
+
+/// Writes an answer. Whoever reads it, such as `head`, may have seen enough.
+pub fn say(answer: impl Display) {
+    let _ = writeln!(io::stdout(), "{answer}");
 }
 
 /// How a service ended, for the log and for whoever has started it.

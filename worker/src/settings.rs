@@ -10,7 +10,7 @@ use shared::traces::{self, Export};
 use shared::{host, partition, shutdown, tenant};
 
 use crate::breaker::Limits;
-use crate::commands::backfill::address::ApiAddress;
+use crate::commands::address::HttpAddress;
 use crate::consume::share;
 use crate::{client, mongo_uri};
 
@@ -40,7 +40,7 @@ pub struct Settings {
     /// When the circuit breaker in front of MongoDB opens and closes.
     pub breaker: Limits,
     /// Where respond.io's API is.
-    pub api: ApiAddress,
+    pub api: HttpAddress,
     /// Requests to it a second, at most.
     pub api_rate: u32,
     /// How long a stopping worker may take to finish what it has in hand.
@@ -51,6 +51,8 @@ pub struct Settings {
     pub purpose: Purpose,
     /// What was noticed while they were read.
     pub noticed: Vec<String>,
+    /// Where they come from, and what was left at its default.
+    pub origins: Vec<String>,
 }
 
 /// What MongoDB is used for.
@@ -113,7 +115,7 @@ impl Settings {
             mongo_timeout: env.duration("MONGO_TIMEOUT"),
             pool: pool(env),
             event_retention: env.duration("EVENT_RETENTION"),
-            api: ApiAddress::read(env),
+            api: HttpAddress::read(env),
             api_rate: env.number("RESPOND_API_RATE"),
             breaker: Limits {
                 failures: env.number("CIRCUIT_BREAKER_THRESHOLD"),
@@ -124,6 +126,7 @@ impl Settings {
             traces: Export::read(env),
             purpose: Purpose::Work,
             noticed: Vec::new(),
+            origins: Vec::new(),
         };
         shutdown::spare_grace(env, settings.shutdown_grace + CLOSING, "SHUTDOWN_GRACE");
         for tenant in &settings.tenants {
@@ -147,7 +150,28 @@ impl Settings {
             ));
         }
         settings.noticed = env.warnings().to_vec();
+        settings.origins = env.origins(&["AMQP_URL"]);
         settings
+    }
+
+    /// What is in force, a line each.
+    #[must_use]
+    pub fn in_force(&self) -> Vec<String> {
+        let version = concat!("worker ", env!("CARGO_PKG_VERSION")).to_owned();
+        let rabbitmq = format!("RabbitMQ: {}", self.rabbitmq.shown());
+        let tenants = self.tenants.iter().map(|tenant| {
+            format!("tenant {}: MongoDB {}, database {}", tenant.name, tenant.hosts(), tenant.database)
+        });
+        let limits = format!(
+            "limits: {} work queues a tenant, batches of {} events, {}ms for a batch, {} connections a tenant, events kept for {}s",
+            self.partitions,
+            self.batch_size,
+            self.mongo_timeout.as_millis(),
+            self.pool.1,
+            self.event_retention.as_secs()
+        );
+        let lines = [version].into_iter().chain(self.origins.iter().cloned()).chain([rabbitmq]);
+        lines.chain(tenants).chain([limits]).collect()
     }
 
     /// What is not forbidden, but should be known.
@@ -175,6 +199,17 @@ fn pool(env: &mut Env) -> (u32, u32) {
 }
 
 impl Tenant {
+    /// The hosts of its MongoDB.
+    fn hosts(&self) -> String {
+        match ConnectionString::parse(&self.mongo_uri).map(|uri| uri.host_info) {
+            Ok(HostInfo::HostIdentifiers(hosts)) => {
+                hosts.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+            }
+            Ok(HostInfo::DnsRecord(host)) => host,
+            _ => String::new(),
+        }
+    }
+
     /// A warning, if the password goes to another machine for everybody on the way to read.
     fn exposed(&self) -> Option<String> {
         let uri = ConnectionString::parse(&self.mongo_uri).ok()?;

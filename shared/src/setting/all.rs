@@ -253,6 +253,12 @@ pub const SETTINGS: &[Setting] = &[
     ),
     text("RUST_LOG", Both, None, "what is logged, such as `info,worker=debug`"),
     text(
+        "LOG_FORMAT",
+        Both,
+        None,
+        "how it is logged: `text` or `json`; without it, text with colours on a terminal, else JSON",
+    ),
+    text(
         "OTEL_EXPORTER_OTLP_ENDPOINT",
         Both,
         None,

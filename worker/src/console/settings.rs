@@ -45,6 +45,12 @@ impl ConsoleSettings {
     pub fn read(mut env: Env) -> Result<Self, Problems> {
         let worker = Settings::read_from(&mut env);
         let (host, port, token, shows_bodies) = own(&mut env);
+        let admin = (worker.admin.0.as_str(), worker.admin.1);
+        if host::is_same_port((&host, port), admin) {
+            env.warning(
+                "CONSOLE_PORT: is the worker's ADMIN_PORT too, so that both can't run on one machine",
+            );
+        }
         let names = worker.tenants.iter().map(|tenant| tenant.name.clone());
         let keys = names.map(|name| (name.clone(), Keys::read(&mut env, &name))).collect();
         let noticed = env.warnings().to_vec();
