@@ -9,10 +9,10 @@ use hyper::{Method, StatusCode};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use tokio::time::sleep;
 
-use super::address::ApiAddress;
-use super::http::{Answer, Http, HttpError};
 use super::pace::Pace;
 use super::page::{self, Page, Unreadable};
+use crate::commands::address::HttpAddress;
+use crate::commands::http::{self, Answer, Http, HttpError};
 use crate::commands::printable;
 
 /// Most items of a page.
@@ -107,9 +107,9 @@ pub struct Api {
 
 impl Api {
     /// The API at this address, asked at most so often a second.
-    pub fn new(address: ApiAddress, token: &str, per_second: u32) -> Result<Self, ApiError> {
+    pub fn new(address: HttpAddress, token: &str, per_second: u32) -> Result<Self, ApiError> {
         Ok(Self {
-            http: Http::new(address, token)?,
+            http: Http::new(address, http::bearer(token)?)?,
             pace: Pace::new(per_second),
             has_answered: AtomicBool::new(false),
         })

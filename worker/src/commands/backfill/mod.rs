@@ -24,12 +24,10 @@ use crate::settings::{Settings, Tenant};
 use crate::store::Store;
 use crate::store::failure::Failure;
 
-pub mod address;
 mod answer;
 pub mod api;
 pub mod audit;
 pub mod event;
-pub mod http;
 pub mod known;
 pub mod lease;
 pub mod pace;
@@ -54,6 +52,7 @@ use walk::Source;
 const AT_ONCE: usize = 8;
 /// What to bring back.
 #[derive(Debug, Args)]
+#[command(after_help = "Example: worker backfill --tenant vip --since 2026-11-20T08:00Z --dry-run")]
 pub struct Arguments {
     /// The tenant
     #[arg(long, value_name = "TENANT")]
@@ -236,7 +235,7 @@ fn read_ids(path: &Path) -> Result<Vec<String>, CommandError> {
 }
 
 /// A moment as people write it.
-fn parse_moment(text: &str) -> Result<i64, String> {
+pub(super) fn parse_moment(text: &str) -> Result<i64, String> {
     let read = moment::read(&Json::Text(text.into()));
     read.ok_or_else(|| "is not a moment like 2026-11-20T08:00Z".to_owned())
 }

@@ -1,4 +1,4 @@
-//! Where respond.io's API is.
+//! Where an HTTP server is, such as respond.io's API.
 
 use hyper::Uri;
 use shared::env::Env;
@@ -6,7 +6,7 @@ use shared::host;
 
 /// An address like `https://api.respond.io/v2`, taken apart.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ApiAddress {
+pub struct HttpAddress {
     /// Whether the connection is encrypted.
     pub is_encrypted: bool,
     /// The host, as it is looked up.
@@ -17,7 +17,7 @@ pub struct ApiAddress {
     pub path: String,
 }
 
-impl ApiAddress {
+impl HttpAddress {
     /// Reads `RESPOND_API_URL`.
     pub fn read(env: &mut Env) -> Self {
         let text = env.text_or_default("RESPOND_API_URL");
@@ -25,6 +25,11 @@ impl ApiAddress {
             env.problem("RESPOND_API_URL: is not a URL like https://api.respond.io/v2");
             Self::default()
         })
+    }
+
+    /// Reads an argument of a command.
+    pub fn argument(text: &str) -> Result<Self, String> {
+        Self::parse(text).ok_or_else(|| "is not a URL like https://hooks.example.com".to_owned())
     }
 
     fn parse(text: &str) -> Option<Self> {
@@ -65,20 +70,20 @@ mod tests {
 
     #[test]
     fn addresses_are_taken_apart() {
-        let known = ApiAddress::parse("https://api.respond.io/v2").unwrap();
+        let known = HttpAddress::parse("https://api.respond.io/v2").unwrap();
         assert_eq!((known.is_encrypted, known.port, known.path.as_str()), (true, 443, "/v2"));
         assert_eq!(known.authority(), "api.respond.io");
-        let near = ApiAddress::parse("http://[::1]:8080/").unwrap();
+        let near = HttpAddress::parse("http://[::1]:8080/").unwrap();
         assert_eq!((near.host.as_str(), near.port, near.path.as_str()), ("::1", 8080, ""));
         assert_eq!(near.authority(), "[::1]:8080");
         for bad in ["", "api.respond.io/v2", "ftp://h/", "https://u:p@h/", "https://h/?a=b", "https:///v2"] {
-            assert_eq!(ApiAddress::parse(bad), None, "{bad}");
+            assert_eq!(HttpAddress::parse(bad), None, "{bad}");
         }
     }
 
     #[test]
     fn an_unencrypted_way_to_another_machine_is_warned_about() {
-        let exposed = |text: &str| ApiAddress::parse(text).unwrap().exposed().is_some();
+        let exposed = |text: &str| HttpAddress::parse(text).unwrap().exposed().is_some();
         assert!(exposed("http://far.example/"));
         assert!(!exposed("http://127.0.0.1:8080/") && !exposed("https://far.example/"));
     }

@@ -1,4 +1,4 @@
-//! Requests to respond.io's API, each with a deadline. HTTP/1.1 over hyper, TLS over rustls: both are in the
+//! Requests to HTTP servers, each with a deadline. HTTP/1.1 over hyper, TLS over rustls: both are in the
 //! worker anyway, and what is asked of them is little.
 
 use std::io;
@@ -17,7 +17,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::{self, ClientConfig, RootCertStore, crypto};
 
-use super::address::ApiAddress;
+use super::address::HttpAddress;
 
 /// Longest time for a request, from the connection to the last byte of the answer.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -47,6 +47,18 @@ pub enum HttpError {
     Request(#[from] hyper::http::Error),
 }
 
+/// The header that shows a token, which no log shows.
+pub fn bearer(token: &str) -> Result<HeaderMap, HttpError> {
+    authorization(&format!("Bearer {token}"))
+}
+
+/// The same with any credentials.
+pub fn authorization(credentials: &str) -> Result<HeaderMap, HttpError> {
+    let mut value = HeaderValue::try_from(credentials).map_err(hyper::http::Error::from)?;
+    value.set_sensitive(true);
+    Ok([(AUTHORIZATION, value)].into_iter().collect())
+}
+
 /// An answer.
 #[derive(Debug)]
 pub struct Answer {
@@ -60,9 +72,10 @@ pub struct Answer {
 
 /// A client for one server.
 pub struct Http {
-    address: ApiAddress,
-    authority: String,
-    authorization: HeaderValue,
+    address: HttpAddress,
+    /// The server's name and port.
+    pub authority: String,
+    headers: HeaderMap,
     tls: Option<TlsConnector>,
     idle: Mutex<Vec<Connection>>,
 }
@@ -70,31 +83,40 @@ pub struct Http {
 type Connection = SendRequest<Full<Bytes>>;
 
 impl Http {
-    /// A client that shows this token.
-    pub fn new(address: ApiAddress, token: &str) -> Result<Self, HttpError> {
-        let mut authorization =
-            HeaderValue::try_from(format!("Bearer {token}")).map_err(hyper::http::Error::from)?;
-        authorization.set_sensitive(true);
+    /// A client that sends these headers with each request.
+    pub fn new(address: HttpAddress, headers: HeaderMap) -> Result<Self, HttpError> {
         let tls = if address.is_encrypted { Some(connector()?) } else { None };
         let authority = address.authority();
-        Ok(Self { address, authority, authorization, tls, idle: Mutex::default() })
+        Ok(Self { address, authority, headers, tls, idle: Mutex::default() })
     }
 
     /// Makes a request. To make it again has to do no harm: the connection may have been closed meanwhile.
     pub async fn request(&self, method: Method, path: &str, body: String) -> Result<Answer, HttpError> {
-        timeout(DEADLINE, self.exchange(method, path, body)).await?
+        timeout(DEADLINE, self.exchange(method, path, HeaderMap::new(), body.into())).await?
     }
 
-    async fn exchange(&self, method: Method, path: &str, body: String) -> Result<Answer, HttpError> {
-        let request = Request::builder()
+    /// Posts a body with more headers.
+    pub async fn post(&self, path: &str, headers: HeaderMap, body: Bytes) -> Result<Answer, HttpError> {
+        timeout(DEADLINE, self.exchange(Method::POST, path, headers, body)).await?
+    }
+
+    async fn exchange(
+        &self,
+        method: Method,
+        path: &str,
+        headers: HeaderMap,
+        body: Bytes,
+    ) -> Result<Answer, HttpError> {
+        let mut request = Request::builder()
             .method(method)
             .uri(format!("{}{path}", self.address.path))
             .header(HOST, &self.authority)
-            .header(AUTHORIZATION, &self.authorization)
             .header(ACCEPT, "application/json")
             .header(CONTENT_TYPE, "application/json")
             .header(USER_AGENT, concat!("penstock-worker/", env!("CARGO_PKG_VERSION")))
-            .body(Full::from(body))?;
+            .body(Full::new(body))?;
+        request.headers_mut().extend(self.headers.clone());
+        request.headers_mut().extend(headers);
         let mut connection = match self.idle() {
             Some(connection) => connection,
             None => self.connect().await?,
@@ -118,7 +140,7 @@ impl Http {
     }
 
     async fn connect(&self) -> Result<Connection, HttpError> {
-        let ApiAddress { host, port, .. } = &self.address;
+        let HttpAddress { host, port, .. } = &self.address;
         let stream = TcpStream::connect((host.as_str(), *port)).await?;
         stream.set_nodelay(true)?;
         let Some(tls) = &self.tls else {
