@@ -127,6 +127,13 @@ impl Keys {
         self.0.is_empty()
     }
 
+    /// The signature of a body as respond.io makes it, by the first key; none if there is no key.
+    #[must_use]
+    pub fn sign(&self, body: &[u8]) -> Option<String> {
+        let mac = self.0.first()?.text.clone().chain_update(body);
+        Some(STANDARD.encode(mac.finalize().into_bytes()))
+    }
+
     /// Checks a signature of a body. Comparisons take constant time.
     pub fn verify(&self, signature: Option<&[u8]>, body: &[u8]) -> Result<Match, Untrusted> {
         let signature = signature.map(<[u8]>::trim_ascii).filter(|text| !text.is_empty());
@@ -186,6 +193,8 @@ mod tests {
         let decoded = b"secret key for tests";
         assert_eq!(check(&sign(KEYS[0].as_bytes(), BODY)), Ok((0, Form::Raw)));
         assert_eq!(check(&sign(KEYS[1].as_bytes(), BODY)), Ok((1, Form::Raw)));
+        let keys: Keys = KEYS.into_iter().collect();
+        assert_eq!(keys.sign(BODY), Some(sign(KEYS[0].as_bytes(), BODY)));
         assert_eq!(check(&sign(decoded, BODY)), Ok((1, Form::RawDecodedKey)));
         assert_eq!(check(&sign(KEYS[1].as_bytes(), compact)), Ok((1, Form::Reserialised)));
         assert_eq!(check(&sign(decoded, compact)), Ok((1, Form::ReserialisedDecodedKey)));
