@@ -9,6 +9,7 @@ use shared::verify::{Keys, Match, Untrusted};
 
 /// What to check.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Example: ingest verify --tenant faster --signature 'qZk…=' < body.json")]
 pub struct Arguments {
     /// The tenant whose keys are tried
     #[arg(long, value_name = "TENANT")]

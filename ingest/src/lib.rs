@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 pub mod allowance;
+pub mod arguments;
 pub mod body;
 pub mod check_signature;
 pub mod connections;

@@ -1,14 +1,15 @@
 //! The binary `ingest`.
 
-use std::io::Write;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser};
+use ingest::arguments::{Arguments, Command};
 use ingest::check_signature::{self, VerifyError};
 use ingest::settings::Settings;
-use ingest::spool::command::{self, SpoolCommand};
+use ingest::spool::command;
 use shared::env::Env;
-use shared::{setting, shutdown, start, status, telemetry};
+use shared::telemetry::Logging;
+use shared::{setting, shutdown, start, status};
 use tracing::warn;
 
 /// glibc's takes a fifth more of ingest's time, for as much memory.
@@ -16,40 +17,24 @@ use tracing::warn;
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-/// Takes respond.io's webhooks in and hands them to RabbitMQ. Configured by environment variables and .env.
-#[derive(Parser)]
-#[command(version, args_conflicts_with_subcommands = true)]
-struct Arguments {
-    /// Validate the configuration, print every problem, and exit with 0 or 64.
-    #[arg(long)]
-    check: bool,
-    #[command(subcommand)]
-    command: Option<Command>,
-}
-
-#[derive(Subcommand)]
-enum Command {
-    /// Looks after webhooks that a lost or stopped ingest has left in its spool (`SPOOL_DIR`).
-    #[command(subcommand)]
-    Spool(SpoolCommand),
-    /// Shows every setting: its value, and where that comes from. Secrets are not shown.
-    Settings,
-    /// Tells which signing key and form fit a signature of the body on standard input, for setting up.
-    Verify(check_signature::Arguments),
-}
-
 #[tokio::main]
 async fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if let Some(Command::Completions { shell }) = arguments.command {
+        // Into memory first: it panics where it can't write.
+        let mut script = Vec::new();
+        clap_complete::generate(shell, &mut Arguments::command(), "ingest", &mut script);
+        start::say(String::from_utf8_lossy(&script).trim_end());
+        return ExitCode::SUCCESS;
+    }
     let mut env = Env::of_process();
-    let filter = telemetry::filter(&mut env);
+    let logging = Logging::read(&mut env, "ingest");
     if let Some(Command::Verify(arguments)) = &arguments.command {
         return verify(arguments, env);
     }
     if let Some(Command::Settings) = &arguments.command {
         Settings::read_from(&mut env);
-        // Whoever reads the answer, such as `head`, has seen enough.
-        let _ = std::io::stdout().write_all(setting::in_force(&env).as_bytes());
+        start::say(setting::in_force(&env).trim_end());
         return env.finish(()).map_or_else(|problems| start::refuse(&problems), |()| ExitCode::SUCCESS);
     }
     let host = env.text_or_default("HOSTNAME");
@@ -58,22 +43,24 @@ async fn main() -> ExitCode {
         Err(problems) => return start::refuse(&problems),
     };
     if arguments.check {
+        start::say_in_force(&settings.in_force());
         start::say_warnings(settings.warnings());
-        println!("the configuration is fine");
+        start::say("the configuration is fine");
         return ExitCode::SUCCESS;
     }
-    if arguments.command.is_some() {
-        telemetry::start_logging_of_command(filter.as_deref());
-    } else {
-        telemetry::start_logging(filter.as_deref(), settings.test_mode);
+    if let Some(Command::Spool(command)) = arguments.command {
+        logging.start_for_command();
+        return match command::run(command, &settings).await {
+            Err(error) if !error.is_closed_pipe() => start::command_failed("ingest", &error),
+            _ => ExitCode::SUCCESS,
+        };
     }
-    start::ended("ingest", run(settings, &host, arguments.command).await)
+    logging.start(settings.test_mode);
+    start::log_in_force(&settings.in_force());
+    start::ended("ingest", run(settings, &host).await)
 }
 
-async fn run(settings: Settings, host: &str, command: Option<Command>) -> anyhow::Result<()> {
-    if let Some(Command::Spool(command)) = command {
-        return Ok(command::run(command, &settings).await?);
-    }
+async fn run(settings: Settings, host: &str) -> anyhow::Result<()> {
     for warning in settings.warnings() {
         warn!("{warning}");
     }
@@ -85,7 +72,7 @@ async fn run(settings: Settings, host: &str, command: Option<Command>) -> anyhow
 fn verify(arguments: &check_signature::Arguments, env: Env) -> ExitCode {
     match check_signature::run(arguments, env) {
         Ok(answer) => {
-            println!("{answer}");
+            start::say(answer);
             ExitCode::SUCCESS
         }
         Err(VerifyError::Settings(problems)) => start::refuse(&problems),

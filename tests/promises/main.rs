@@ -2,6 +2,7 @@
 #![expect(clippy::disallowed_methods, reason = "tests talk to the script that starts them by variables")]
 
 mod addresses;
+mod answers;
 mod backfill;
 mod balancer;
 mod bench;
@@ -20,6 +21,7 @@ mod fitness;
 mod holding;
 mod hostile;
 mod keys;
+mod ledger;
 mod memory;
 mod migration;
 mod mongodb;
@@ -29,10 +31,13 @@ mod outages;
 mod pressure;
 mod queues;
 mod refused;
+mod send;
+mod set_aside;
 mod settings;
 mod shutdown;
 mod silent_queues;
 mod spool;
+mod tail;
 mod tenants;
 mod tls;
 mod traces;

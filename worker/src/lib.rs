@@ -22,6 +22,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::{error, info};
 
 pub mod announce;
+pub mod arguments;
 pub mod breaker;
 pub mod check;
 pub mod client;
@@ -55,8 +56,8 @@ use store::failure::{Class, Failure};
 const MAX_PUBLISHES_IN_FLIGHT: u32 = 64;
 /// First and longest pause before a tenant is served again after a defect.
 const RESTART_PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_mins(1));
-/// How often an idle tenant's MongoDB is tried.
-const WATCH_INTERVAL: Duration = Duration::from_secs(5);
+/// How often an idle tenant's MongoDB is tried: so `/health` can tell within five seconds that it is silent.
+const WATCH_INTERVAL: Duration = Duration::from_secs(2);
 /// Pause before MongoDB is tried again at start.
 const PREPARE_PAUSE: Duration = Duration::from_secs(2);
 /// Confirms under way get this long when stopping.
@@ -177,7 +178,11 @@ async fn serve_again_and_again<F: Future<Output = ()> + Send + 'static>(
         }
         state.set_down("its task has ended by itself, which is a defect of the worker".to_owned());
         let panicked = ended.is_err();
-        error!(tenant, panicked, ?pause, "the tenant's task has ended by itself, will start again: a defect");
+        let again_in_s = pause.as_secs();
+        error!(
+            tenant,
+            panicked, again_in_s, "the tenant's task has ended by itself, will start again: a defect"
+        );
         tokio::select! {
             () = sleep(pause) => {}
             () = stop.cancelled() => return,

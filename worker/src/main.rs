@@ -5,8 +5,10 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use shared::env::{EXIT_BAD_CONFIGURATION, Env};
-use shared::{shutdown, start, status, telemetry};
+use shared::telemetry::Logging;
+use shared::{shutdown, start, status};
 use tracing::warn;
+use worker::arguments::Arguments;
 use worker::check::Found;
 use worker::commands::{self, Command, CommandError};
 use worker::settings::Settings;
@@ -17,20 +19,6 @@ use worker::settings::Settings;
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-/// Writes the events that wait in RabbitMQ into MongoDB. Configured by environment variables and .env.
-#[derive(Parser)]
-#[command(version, args_conflicts_with_subcommands = true)]
-struct Arguments {
-    /// Validate the configuration, print every problem, and exit with 0 or 64.
-    #[arg(long)]
-    check: bool,
-    /// With --check: connect to RabbitMQ and each MongoDB, too, and say what is wrong with them.
-    #[arg(long, requires = "check")]
-    connect: bool,
-    #[command(subcommand)]
-    command: Option<Command>,
-}
-
 /// The deepest body that ingest accepts, read back from MongoDB, takes the driver close to the usual 2 MiB in
 /// release builds and beyond it in others; a stack overflow would kill every worker in turn. In bytes.
 const STACK_SIZE: usize = 16 << 20;
@@ -38,14 +26,14 @@ const STACK_SIZE: usize = 16 << 20;
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let mut env = Env::of_process();
-    let filter = telemetry::filter(&mut env);
+    let logging = Logging::read(&mut env, "worker");
     let host = env.text_or_default("HOSTNAME");
     if let Some(command) = arguments.command {
         if matches!(command, Command::Console) {
             // It stays, and its log is read like a worker's.
-            telemetry::start_logging(filter.as_deref(), false);
+            logging.start(false);
         } else {
-            telemetry::start_logging_of_command(filter.as_deref());
+            logging.start_for_command();
         }
         return operate(command, env);
     }
@@ -54,14 +42,16 @@ fn main() -> ExitCode {
         Err(problems) => return start::refuse(&problems),
     };
     if arguments.check {
+        start::say_in_force(&settings.in_force());
         start::say_warnings(settings.warnings());
         if arguments.connect {
             return check_servers(settings);
         }
-        println!("the configuration is fine");
+        start::say("the configuration is fine");
         return ExitCode::SUCCESS;
     }
-    telemetry::start_logging(filter.as_deref(), settings.test_mode);
+    logging.start(settings.test_mode);
+    start::log_in_force(&settings.in_force());
     let name = status::unique_name(&host);
     let served = on_tasks(async move {
         for warning in settings.warnings() {
@@ -75,7 +65,7 @@ fn main() -> ExitCode {
 }
 
 fn check_servers(settings: Settings) -> ExitCode {
-    telemetry::start_logging_of_command(None);
+    Logging::default().start_for_command();
     let checked = on_tasks(async move {
         let Found { problems, warnings } = worker::check::servers(&settings).await;
         start::say_warnings(warnings);
@@ -84,7 +74,7 @@ fn check_servers(settings: Settings) -> ExitCode {
     });
     match checked {
         Ok(()) => {
-            println!("the configuration is fine, and so are RabbitMQ and MongoDB");
+            start::say("the configuration is fine, and so are RabbitMQ and MongoDB");
             ExitCode::SUCCESS
         }
         Err(problems) => {

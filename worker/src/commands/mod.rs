@@ -1,26 +1,37 @@
-//! `worker dead|quarantine|queues|rebuild|reconcile|backfill|console|settings`: what operators do by hand, while workers run or not.
+//! `worker dead|quarantine|events|tail|send|…`: what operators do by hand, while workers run or not.
 
 use std::io::{self, Write};
 use std::time::Duration;
 
-use clap::Subcommand;
+use clap::{CommandFactory, Subcommand};
+use clap_complete::Shell;
 use indicatif::{ProgressBar, ProgressStyle};
 use shared::env::{Env, Problems};
 use shared::publisher::PublishError;
 use shared::setting;
+use shared::text::printable;
+pub(crate) use shared::text::rfc3339;
 
+use crate::arguments::Arguments;
 use crate::console;
 use crate::settings::Settings;
 use crate::store::failure::Failure;
 
+pub mod address;
 pub mod backfill;
+pub mod events;
+pub mod http;
 pub mod queues;
 pub mod rebuild;
 pub mod reconcile;
+pub mod send;
 pub mod set_aside;
+pub mod tail;
 
 use backfill::BackfillError;
+use events::EventsCommand;
 use queues::{MigrationError, QueuesCommand};
+use send::SendError;
 use set_aside::queue::QueueError;
 use set_aside::{DeadCommand, QuarantineCommand};
 
@@ -28,14 +39,21 @@ use set_aside::{DeadCommand, QuarantineCommand};
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Looks after the dead letters: events that could not be stored.
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example: worker dead list")]
     Dead(DeadCommand),
     /// Looks after the quarantine: webhooks that could not be used.
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example: worker quarantine list")]
     Quarantine(QuarantineCommand),
     /// Looks after the queues themselves.
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example: worker queues migrate --help")]
     Queues(QueuesCommand),
+    /// Looks into the ledger of stored events, and applies them again.
+    #[command(subcommand, after_help = "Example: worker events list --event-type message.received")]
+    Events(EventsCommand),
+    /// Shows events as they come, without holding anybody up.
+    Tail(tail::Arguments),
+    /// Posts webhooks to ingest as respond.io would, to see that all of the way works.
+    Send(send::Arguments),
     /// Computes a tenant's documents anew from `webhook_events`, while workers go on.
     Rebuild(rebuild::Arguments),
     /// Compares what ingest has accepted with what is stored, queued, dead and quarantined.
@@ -43,9 +61,17 @@ pub enum Command {
     /// Brings messages and contacts that MongoDB lacks from respond.io's API, or says which these are.
     Backfill(backfill::Arguments),
     /// Serves pages for operators: what happens, and putting dead letters back.
+    #[command(after_help = "Example: worker console")]
     Console,
     /// Shows every setting: its value, and where that comes from. Secrets are not shown.
+    #[command(after_help = "Example: worker settings")]
     Settings,
+    /// Writes what a shell needs to complete commands and options.
+    #[command(after_help = "Example: worker completions bash > /etc/bash_completion.d/worker")]
+    Completions {
+        /// Which shell
+        shell: Shell,
+    },
 }
 
 /// Why a command failed.
@@ -89,6 +115,9 @@ pub enum CommandError {
     /// A backfill ended half way.
     #[error("stopped: run it again, and it goes on from there")]
     Stopped(#[source] BackfillError),
+    /// Nothing can be sent.
+    #[error(transparent)]
+    Send(#[from] SendError),
     /// It was done, and some of it failed or is missing; the answer says what.
     #[error("{0}")]
     Incomplete(String),
@@ -104,7 +133,11 @@ pub async fn run(command: Command, env: Env, out: &mut impl Write) -> Result<(),
         Command::Reconcile(arguments) => reconcile::run(arguments, env, out).await,
         Command::Backfill(arguments) => backfill::run(arguments, env, out).await,
         Command::Console => console::run(env).await,
+        Command::Events(command) => events::run(command, env, out).await,
+        Command::Tail(arguments) => tail::run(arguments, env, out).await,
+        Command::Send(arguments) => send::run(arguments, env, out).await,
         Command::Settings => settings(env, out),
+        Command::Completions { shell } => completions(shell, out),
     }
 }
 
@@ -113,6 +146,13 @@ fn settings(mut env: Env, out: &mut impl Write) -> Result<(), CommandError> {
     console::settings::own(&mut env);
     write!(out, "{}", setting::in_force(&env)).map_err(unwritten)?;
     Ok(env.finish(())?)
+}
+
+fn completions(shell: Shell, out: &mut impl Write) -> Result<(), CommandError> {
+    // Into memory first: it panics where it can't write.
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Arguments::command(), "worker", &mut script);
+    out.write_all(&script).map_err(unwritten)
 }
 
 /// Writes a line of the answer.
@@ -132,17 +172,6 @@ fn progress(title: &str, length: u64) -> ProgressBar {
         bar.set_style(style);
     }
     bar
-}
-
-/// A line of text from others, fit for a terminal: control characters could make it do things.
-fn printable(text: &str) -> String {
-    let escaped = |c: char| if c.is_control() { c.escape_unicode().collect() } else { c.to_string() };
-    text.chars().map(escaped).collect()
-}
-
-/// A moment as people read it, and as programs do.
-pub(crate) fn rfc3339(ms: i64) -> String {
-    mongodb::bson::DateTime::from_millis(ms).try_to_rfc3339_string().unwrap_or_default()
 }
 
 fn parse_duration(text: &str) -> Result<Duration, String> {

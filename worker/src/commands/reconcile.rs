@@ -32,6 +32,7 @@ const PAUSE: Duration = Duration::from_millis(500);
 
 /// What to compare.
 #[derive(Debug, Args)]
+#[command(after_help = "Example: worker reconcile --accepted ingest.log --wait 1m")]
 pub struct Arguments {
     /// Only this tenant; several may be given [default: all]
     #[arg(long, value_name = "TENANT", value_delimiter = ',')]

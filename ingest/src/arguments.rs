@@ -1,0 +1,59 @@
+//! The command line.
+
+use clap::{Parser, Subcommand};
+use clap_complete::Shell;
+
+use crate::check_signature;
+use crate::spool::command::SpoolCommand;
+
+/// Takes respond.io's webhooks in and hands them to RabbitMQ. Configured by environment variables and .env.
+#[derive(Debug, Parser)]
+#[command(name = "ingest", version, args_conflicts_with_subcommands = true)]
+#[command(after_help = "Example: ingest --check")]
+pub struct Arguments {
+    /// Validate the configuration, print every problem, and exit with 0 or 64.
+    #[arg(long)]
+    pub check: bool,
+    /// What else to do.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// What operators can do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Looks after webhooks that a lost or stopped ingest has left in its spool (`SPOOL_DIR`).
+    #[command(subcommand, after_help = "Example: ingest spool list")]
+    Spool(SpoolCommand),
+    /// Shows every setting: its value, and where that comes from. Secrets are not shown.
+    #[command(after_help = "Example: ingest settings")]
+    Settings,
+    /// Tells which signing key and form fit a signature of the body on standard input, for setting up.
+    Verify(check_signature::Arguments),
+    /// Writes what a shell needs to complete commands and options
+    #[command(after_help = "Example: ingest completions bash > /etc/bash_completion.d/ingest")]
+    Completions {
+        /// Which shell
+        shell: Shell,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn assert_example(command: &clap::Command, path: &str) {
+        let path = format!("{path} {}", command.get_name()).trim().to_owned();
+        let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+        assert!(help.starts_with(&format!("Example: {path}")), "{path}: {help:?}");
+        command.get_subcommands().for_each(|command| assert_example(command, &path));
+    }
+
+    #[test]
+    fn every_help_has_an_example() {
+        Arguments::command().debug_assert();
+        assert_example(&Arguments::command(), "");
+    }
+}
