@@ -1,6 +1,7 @@
 //! Reading a queue without consuming it: what isn't removed returns to its place.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::collections::BTreeSet;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use lapin::message::BasicGetMessage;
@@ -20,6 +21,9 @@ use tokio::time::{Instant, sleep, timeout};
 pub const PATIENCE: Duration = Duration::from_secs(15);
 /// Longest wait for messages to be seen in their queue again; others may have taken them.
 const RETURN_PATIENCE: Duration = Duration::from_secs(2);
+/// Messages that are returned at once. RabbitMQ keeps the order of at most 32: what it can't pass on to the queue at once
+/// it collects by consumer, and each message that was got is a consumer's own.
+const RETURNED_TOGETHER: usize = 24;
 /// AMQP's reply code for a queue that doesn't exist.
 const NOT_FOUND: u16 = 404;
 /// Messages published and not confirmed yet, at most.
@@ -76,8 +80,8 @@ pub struct Queue {
     /// Messages that were there.
     pub length: u32,
     left: u32,
-    taken: u32,
-    removed: AtomicU32,
+    /// The delivery tags of what was taken and not removed.
+    taken: Mutex<BTreeSet<u64>>,
 }
 
 impl Queue {
@@ -91,8 +95,7 @@ impl Queue {
             name: name.to_owned(),
             length,
             left: length,
-            taken: 0,
-            removed: AtomicU32::new(0),
+            taken: Mutex::default(),
         }))
     }
 
@@ -105,7 +108,7 @@ impl Queue {
         self.left -= 1;
         let get = self.channel.basic_get(topology::short(&self.name)?, BasicGetOptions::default());
         let message = timeout(PATIENCE, get).await??;
-        self.taken += u32::from(message.is_some());
+        self.taken().extend(message.as_ref().map(|message| message.delivery.delivery_tag));
         Ok(message)
     }
 
@@ -114,30 +117,42 @@ impl Queue {
         if !timeout(PATIENCE, message.delivery.acker.ack(BasicAckOptions::default())).await?? {
             return Err(QueueError::NotRemoved);
         }
-        self.removed.fetch_add(1, Ordering::Relaxed);
+        self.taken().remove(&message.delivery.delivery_tag);
         Ok(())
     }
 
-    /// Puts back whatever was not removed.
+    /// Puts back whatever was not removed, in the order in which it was taken.
     pub async fn close(self) -> Result<(), QueueError> {
-        if self.taken > 0 {
+        let tags: Vec<u64> = self.taken().iter().copied().collect();
+        let mut expected = if tags.is_empty() { 0 } else { length(&self.channel, &self.name).await? };
+        let mut is_seen = true;
+        for some in tags.chunks(RETURNED_TOGETHER) {
             let options = BasicNackOptions { multiple: true, requeue: true };
-            // Tag 0 stands for all of them.
-            timeout(PATIENCE, self.channel.basic_nack(0, options)).await??;
-            self.until_returned().await?;
+            let last = some.last().copied().unwrap_or_default();
+            timeout(PATIENCE, self.channel.basic_nack(last, options)).await??;
+            expected = expected.saturating_add(u32::try_from(some.len()).unwrap_or(u32::MAX));
+            // Once others take them meanwhile, it can't be seen.
+            is_seen = is_seen && self.is_as_long(expected).await?;
         }
         timeout(PATIENCE, self.channel.close(200, topology::short("done")?)).await??;
         Ok(())
     }
 
-    /// RabbitMQ puts messages back after it has answered; who looks at once, such as a next command, would miss some.
-    async fn until_returned(&self) -> Result<(), QueueError> {
+    /// Waits until the queue has so many messages. RabbitMQ puts them back after it has answered; who looks at once, such as a
+    /// next command, would miss some.
+    async fn is_as_long(&self, expected: u32) -> Result<bool, QueueError> {
         let until = Instant::now() + RETURN_PATIENCE;
-        let removed = self.removed.load(Ordering::Relaxed);
-        while length(&self.channel, &self.name).await? + removed < self.length && Instant::now() < until {
-            sleep(Duration::from_millis(5)).await;
+        while length(&self.channel, &self.name).await? < expected {
+            if Instant::now() >= until {
+                return Ok(false);
+            }
+            sleep(Duration::from_millis(2)).await;
         }
-        Ok(())
+        Ok(true)
+    }
+
+    fn taken(&self) -> MutexGuard<'_, BTreeSet<u64>> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
