@@ -215,7 +215,7 @@ async fn supervise(opener: Opener, sender: watch::Sender<Option<Arc<Session>>>, 
                 let reason = until_unusable(&session, &stop).await;
                 sender.send_replace(None);
                 session.lost.cancel();
-                if !stop.is_cancelled() && CAUSES.deserves_line(&reason, std::time::Instant::now()) {
+                if !stop.is_cancelled() && CAUSES.deserves_line(&reason, Instant::now()) {
                     warn!(connection, broker, reason, "lost the connection to RabbitMQ");
                 }
                 close(&session).await;
@@ -225,7 +225,7 @@ async fn supervise(opener: Opener, sender: watch::Sender<Option<Arc<Session>>>, 
             }
             Err(error) => {
                 let error = chain(&error);
-                if CAUSES.deserves_line(&error, std::time::Instant::now()) {
+                if CAUSES.deserves_line(&error, Instant::now()) {
                     error!(connection, broker, error, "can't use RabbitMQ, will try again");
                 }
             }

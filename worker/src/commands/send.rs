@@ -1,5 +1,6 @@
 //! `worker send`: posts webhooks as respond.io would, to see that all of the way works.
 
+use std::borrow::Cow;
 use std::io::{self, Read, Write};
 use std::time::Duration;
 
@@ -204,7 +205,7 @@ impl Sending {
             headers.insert(HeaderName::from_static(SIGNATURE), signature);
         }
         let form = if signature.is_some() { Form::Raw } else { Form::Unsigned };
-        let id = Scan::of(&body).ok().and_then(|scan| scan.event_id().map(|id| id.into_owned()));
+        let id = Scan::of(&body).ok().and_then(|scan| scan.event_id().map(Cow::into_owned));
         let key = event_key(tenant, id.as_deref(), &body, form.name());
         let path = format!("/webhook/{tenant}");
         let started = Instant::now();
