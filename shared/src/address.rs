@@ -55,6 +55,19 @@ impl Address {
         &self.url.authority.host
     }
 
+    /// Its virtual host.
+    #[must_use]
+    pub fn vhost(&self) -> &str {
+        &self.url.vhost
+    }
+
+    /// User and password.
+    #[must_use]
+    pub fn credentials(&self) -> (String, String) {
+        let user = &self.url.authority.userinfo;
+        (user.username.clone(), user.password.clone())
+    }
+
     /// Its host, port and virtual host, without the password.
     #[must_use]
     pub fn shown(&self) -> String {

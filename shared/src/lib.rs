@@ -15,7 +15,7 @@ mod outbox;
 pub mod partition;
 pub mod publisher;
 pub mod series;
-mod server_version;
+pub mod server_version;
 pub mod setting;
 pub mod shutdown;
 mod similar;

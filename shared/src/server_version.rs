@@ -41,7 +41,8 @@ pub async fn check(address: &Address) -> Result<(), Unsupported> {
     CHECKED.get_or_try_init(ask).await.copied()
 }
 
-async fn ask(address: &Address) -> io::Result<String> {
+/// Asks RabbitMQ for its version.
+pub async fn ask(address: &Address) -> io::Result<String> {
     let mut stream = address.stream().await?;
     stream.write_all(PROTOCOL_HEADER).await?;
     stream.flush().await?;

@@ -14,6 +14,7 @@ mod connections;
 mod console;
 mod contract;
 mod delivery;
+mod doctor;
 mod documents;
 mod evidence;
 mod exactly_once;

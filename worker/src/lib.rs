@@ -34,8 +34,10 @@ pub mod decode;
 pub mod health;
 pub mod inspect;
 pub mod json;
+pub mod management;
 pub mod metrics;
 pub mod mongo_uri;
+pub mod policies;
 pub mod project;
 pub mod settings;
 pub mod state;
@@ -116,6 +118,10 @@ impl Worker {
             let (announcer, publisher, stop) = (announcer.clone(), publisher.clone(), stop.clone());
             tokio::spawn(async move { announcer.run(&publisher, &stop).await })
         };
+        let watching = settings.management.clone().map(|address| {
+            let metrics = metrics.clone();
+            AbortOnDropHandle::new(tokio::spawn(async move { policies::watch(&address, &metrics).await }))
+        });
         let views = roster.views();
         let following = {
             let publisher = publisher.clone();
@@ -145,6 +151,7 @@ impl Worker {
         }
         while tenants.join_next().await.is_some() {}
         following.abort();
+        drop(watching);
         let _ = announcing.await;
         for link in links.values() {
             link.close().await;

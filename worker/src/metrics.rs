@@ -59,6 +59,8 @@ pub struct Metrics {
     pub amqp_up: IntGauge,
     /// 1 while RabbitMQ blocks publishing.
     pub amqp_blocked: IntGauge,
+    /// Queues of which a policy lets messages vanish.
+    pub losing_queues: IntGauge,
 }
 
 impl Metrics {
@@ -122,6 +124,10 @@ impl Metrics {
             bytes_in_flight: IntGauge::new("worker_in_flight_bytes", "Bytes of the bodies in flight")?,
             amqp_up: IntGauge::new("amqp_connection_up", "1 while RabbitMQ can be reached")?,
             amqp_blocked: IntGauge::new("amqp_connection_blocked", "1 while RabbitMQ blocks publishing")?,
+            losing_queues: IntGauge::new(
+                "worker_queues_losing_messages",
+                "Queues of which a policy of RabbitMQ lets messages vanish, as far as AMQP_MANAGEMENT_URL tells",
+            )?,
             registry,
         };
         metrics.register()?;
@@ -150,6 +156,7 @@ impl Metrics {
         register(Box::new(self.bytes_in_flight.clone()))?;
         register(Box::new(self.amqp_up.clone()))?;
         register(Box::new(self.amqp_blocked.clone()))?;
+        register(Box::new(self.losing_queues.clone()))?;
         register(Box::new(ProcessCollector::for_self()))
     }
 

@@ -12,6 +12,7 @@ use shared::{host, partition, shutdown, tenant};
 use crate::breaker::Limits;
 use crate::commands::address::HttpAddress;
 use crate::consume::share;
+use crate::management::ManagementAddress;
 use crate::{client, mongo_uri};
 
 /// Everything that can be set from outside, checked.
@@ -19,6 +20,8 @@ use crate::{client, mongo_uri};
 pub struct Settings {
     /// Where RabbitMQ is.
     pub rabbitmq: Address,
+    /// Where RabbitMQ's management API is, if that is known.
+    pub management: Option<ManagementAddress>,
     /// Address of the admin port.
     pub admin: (String, u16),
     /// The tenants served.
@@ -104,9 +107,12 @@ impl Settings {
     /// Reads the settings; what is wrong with them is left in `env`.
     pub fn read_from(env: &mut Env) -> Self {
         env.read_by(Binary::Worker);
+        let tenants = tenants(env);
+        let rabbitmq = Address::read(env);
         let mut settings = Self {
-            tenants: tenants(env),
-            rabbitmq: Address::read(env),
+            tenants,
+            management: ManagementAddress::read(env, &rabbitmq),
+            rabbitmq,
             admin: (env.host("ADMIN_HOST"), env.number("ADMIN_PORT")),
             test_mode: env.flag("TEST_MODE"),
             partitions: partition::partitions(env),

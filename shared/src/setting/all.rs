@@ -13,6 +13,12 @@ pub const SETTINGS: &[Setting] = &[
         Some("amqp://127.0.0.1:5672/%2f"),
         "where RabbitMQ is; `amqps://` for TLS, with the system's certificates or those of `SSL_CERT_FILE`",
     )),
+    secret(text(
+        "AMQP_MANAGEMENT_URL",
+        Worker,
+        None,
+        "RabbitMQ's management API, such as `http://user:password@host:15672`; the user is that of `AMQP_URL` if it names none. With it, `worker doctor` sees more, and workers warn of policies that let messages vanish",
+    )),
     text(
         "SSL_CERT_FILE",
         Both,

@@ -19,6 +19,7 @@ use crate::store::failure::Failure;
 
 pub mod address;
 pub mod backfill;
+pub mod doctor;
 pub mod events;
 pub mod http;
 pub mod queues;
@@ -52,6 +53,8 @@ pub enum Command {
     Events(EventsCommand),
     /// Shows events as they come, without holding anybody up.
     Tail(tail::Arguments),
+    /// Looks at everything that `--check` can't know, and says what needs doing.
+    Doctor(doctor::Arguments),
     /// Posts webhooks to ingest as respond.io would, to see that all of the way works.
     Send(send::Arguments),
     /// Computes a tenant's documents anew from `webhook_events`, while workers go on.
@@ -135,6 +138,7 @@ pub async fn run(command: Command, env: Env, out: &mut impl Write) -> Result<(),
         Command::Console => console::run(env).await,
         Command::Events(command) => events::run(command, env, out).await,
         Command::Tail(arguments) => tail::run(arguments, env, out).await,
+        Command::Doctor(arguments) => doctor::run(arguments, env, out).await,
         Command::Send(arguments) => send::run(arguments, env, out).await,
         Command::Settings => settings(env, out),
         Command::Completions { shell } => completions(shell, out),

@@ -1,0 +1,78 @@
+//! `worker doctor`: everything that `--check` can't know of the servers, the machine and the way there.
+//!
+//! Probes gather facts, each within a deadline; what follows from the facts is decided in [`judge`], without asking
+//! anybody.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use clap::Args;
+use futures_util::future::join_all;
+use serde_json::json;
+use shared::env::Env;
+
+use super::address::HttpAddress;
+use super::{CommandError, printable, say};
+use crate::settings::Settings;
+
+pub mod facts;
+pub mod judge;
+mod machine;
+mod mongodb;
+mod rabbitmq;
+
+use facts::Facts;
+use judge::{Finding, Verdict};
+
+/// What to look at.
+#[derive(Debug, Args)]
+#[command(after_help = "Example: worker doctor --url https://hooks.example.com")]
+pub struct Arguments {
+    /// Where respond.io finds ingest: is it reached from here?
+    #[arg(long, value_name = "URL", value_parser = HttpAddress::argument)]
+    url: Option<HttpAddress>,
+    /// Write JSON, an object a line
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command. It changes nothing, but for a write to the collection `penstock_probe` and a file in `SPOOL_DIR`.
+pub async fn run(arguments: Arguments, mut env: Env, out: &mut impl Write) -> Result<(), CommandError> {
+    let settings = Settings::read_from(&mut env);
+    let spool = PathBuf::from(env.text("SPOOL_DIR").unwrap_or_else(|| "spool".to_owned()));
+    let settings = env.finish(settings)?;
+    let findings = judge::all(&gather(&arguments, &settings, spool).await);
+    if !arguments.json {
+        say(out, in_columns(["", "WHAT", "FOUND"]))?;
+    }
+    for finding in &findings {
+        say(out, if arguments.json { json!(finding).to_string() } else { lines(finding) })?;
+    }
+    match findings.iter().filter(|finding| finding.verdict == Verdict::Act).count() {
+        0 => Ok(()),
+        count => Err(CommandError::Incomplete(format!("{count} of {} need doing something", findings.len()))),
+    }
+}
+
+async fn gather(arguments: &Arguments, settings: &Settings, spool: PathBuf) -> Facts {
+    let tenants = settings.tenants.iter().map(|tenant| mongodb::look(tenant, settings));
+    let (rabbitmq, management, tenants, spool, url) = tokio::join!(
+        rabbitmq::look(settings),
+        rabbitmq::look_into_management(settings),
+        join_all(tenants),
+        machine::sync_times(spool),
+        machine::ask(arguments.url.as_ref()),
+    );
+    Facts { rabbitmq, management, tenants, spool, url }
+}
+
+fn lines(finding: &Finding) -> String {
+    let Finding { verdict, subject, found, advice } = finding;
+    let advice =
+        advice.as_ref().map_or(String::new(), |advice| "\n".to_owned() + &in_columns(["", "", advice]));
+    in_columns([verdict.word(), subject, found]) + &advice
+}
+
+fn in_columns([verdict, subject, found]: [&str; 3]) -> String {
+    printable(&format!("{verdict:<7}  {subject:<28}  {found}"))
+}
