@@ -11,7 +11,7 @@ use crate::management::{Management, ManagementAddress, ManagementError};
 use crate::metrics::Metrics;
 
 /// How often they are looked at.
-const INTERVAL: Duration = Duration::from_mins(1);
+const INTERVAL: Duration = Duration::from_secs(15);
 
 /// Looks for as long as it is polled. Logs what has changed.
 pub async fn watch(address: &ManagementAddress, metrics: &Metrics) {

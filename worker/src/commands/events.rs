@@ -219,7 +219,7 @@ async fn show(
 
 fn in_full(tenant: &str, entry: Document, body: &str) -> String {
     let fields = pretty::document(entry);
-    let lines = format!("tenant: {tenant}\n{fields}\n\n{body}\n");
+    let lines = format!("tenant: {tenant}\n{fields}\n\n{}\n", pretty::json(body));
     lines.lines().map(|line| printable(line) + "\n").collect()
 }
 

@@ -50,7 +50,10 @@ pub async fn run(arguments: Arguments, mut env: Env, out: &mut impl Write) -> Re
     }
     match findings.iter().filter(|finding| finding.verdict == Verdict::Act).count() {
         0 => Ok(()),
-        count => Err(CommandError::Incomplete(format!("{count} of {} need doing something", findings.len()))),
+        count => Err(CommandError::Incomplete(format!(
+            "{count} of {} findings need somebody to act",
+            findings.len()
+        ))),
     }
 }
 

@@ -210,7 +210,7 @@ pub async fn run(task: Task, mut env: Env, out: &mut impl Write) -> Result<(), C
                 work.change(&mut queue, &change, out).await
             }
         };
-        let closed = queue.close().await;
+        let closed = queue.close_in_order().await;
         done?;
         closed?;
     }

@@ -121,6 +121,13 @@ impl Queue {
         Ok(())
     }
 
+    /// Closes it when only a part of it was looked at, and leaves its order as it was. What is returned goes behind what was
+    /// returned before: so all of it has to be taken, and returned together.
+    pub async fn close_in_order(mut self) -> Result<(), QueueError> {
+        while self.left > 0 && self.next().await?.is_some() {}
+        self.close().await
+    }
+
     /// Puts back whatever was not removed, in the order in which it was taken.
     pub async fn close(self) -> Result<(), QueueError> {
         let tags: Vec<u64> = self.taken().iter().copied().collect();
