@@ -53,7 +53,7 @@ async fn stored_events_are_listed_shown_and_applied_again() {
     let unsaid = operate(&place, &["events", "replay", "--tenant", "faster"]);
     assert!(unsaid.status == 2 && unsaid.errors.contains("--all"), "{}", unsaid.errors);
     let replay = |more: &[&str]| {
-        let common = ["events", "replay", "--tenant", "faster", "--message", "107", "--json"];
+        let common = ["events", "replay", "--tenant", "faster", "--key", "e7", "--json"];
         operate_well(&place, &[&common, more].concat()).json().remove(0)
     };
     let dry = replay(&["--dry-run"]);
