@@ -1,4 +1,4 @@
-//! `worker events`: looks into the ledger `webhook_events`, and applies events of it again.
+//! `worker events`: looks into the ledger `webhook_events`.
 
 use std::io::Write;
 
@@ -6,10 +6,8 @@ use clap::{Args, Subcommand};
 use mongodb::bson::Document;
 use serde_json::{Value, json};
 use shared::env::Env;
-use shared::telemetry::chain;
 
 use super::backfill::parse_moment;
-use super::rebuild::Rebuild;
 use super::{CommandError, printable, rfc3339, say};
 use crate::console::pretty;
 use crate::console::queries::PAGE;
@@ -26,12 +24,6 @@ pub enum EventsCommand {
     /// Shows events with what is known of them, and their bodies
     #[command(after_help = "Example: worker events show --key 5a3e0000-0000-4000-8000-000000000003")]
     Show(Selection),
-    /// Applies events to the documents again, such as after somebody has changed these
-    ///
-    /// To apply an event twice changes nothing, and counts nothing. `worker rebuild` does more: it computes documents from all
-    /// events that they came from.
-    #[command(after_help = "Example: worker events replay --tenant vip --message 1785578460123456 --dry-run")]
-    Replay(Change),
 }
 
 /// Which events.
@@ -66,51 +58,22 @@ pub struct Selection {
     json: bool,
 }
 
-/// Which events to apply.
-#[derive(Debug, Args)]
-pub struct Change {
-    #[command(flatten)]
-    selection: Selection,
-    /// Only say what would be done
-    #[arg(long)]
-    dry_run: bool,
-    /// All events up to the limit, where no filter says which
-    #[arg(long, required_unless_present_any = ["key", "message", "contact", "event_type", "since", "until", "dry_run"])]
-    all: bool,
-}
-
-enum Action {
-    List,
-    Show,
-    Replay { dry_run: bool },
-}
-
 /// Runs the command.
 pub async fn run(command: EventsCommand, env: Env, out: &mut impl Write) -> Result<(), CommandError> {
-    let (action, selection) = match command {
-        EventsCommand::List(selection) => (Action::List, selection),
-        EventsCommand::Show(selection) => (Action::Show, selection),
-        EventsCommand::Replay(Change { selection, dry_run, all: _ }) => {
-            (Action::Replay { dry_run }, selection)
-        }
-    };
+    let (EventsCommand::List(selection) | EventsCommand::Show(selection)) = &command;
     let mut settings = Settings::read(env)?;
     settings.purpose = Purpose::Console;
     let mut shown = 0;
     for tenant in tenants(&settings, &selection.tenant)? {
         let store = Store::open(&tenant, &settings).await?;
-        let entries = found(&store, &selection).await?;
-        match &action {
-            Action::List => list(&tenant.name, &entries, &selection, shown == 0, out)?,
-            Action::Show => show(&tenant.name, &store, &entries, &selection, out).await?,
-            Action::Replay { dry_run } => {
-                let rebuild = Rebuild::open(&tenant, settings.clone(), *dry_run).await?;
-                replay(&rebuild, &entries, selection.json, out).await?;
-            }
+        let entries = found(&store, selection).await?;
+        match &command {
+            EventsCommand::List(_) => list(&tenant.name, &entries, selection, shown == 0, out)?,
+            EventsCommand::Show(_) => show(&tenant.name, &store, &entries, selection, out).await?,
         }
         shown += entries.len();
     }
-    if shown == 0 && !selection.json && !matches!(action, Action::Replay { .. }) {
+    if shown == 0 && !selection.json {
         say(out, "none")?;
     }
     Ok(())
@@ -221,48 +184,4 @@ fn in_full(tenant: &str, entry: Document, body: &str) -> String {
     let fields = pretty::document(entry);
     let lines = format!("tenant: {tenant}\n{fields}\n\n{}\n", pretty::json(body));
     lines.lines().map(|line| printable(line) + "\n").collect()
-}
-
-async fn replay(
-    rebuild: &Rebuild,
-    entries: &[Entry],
-    json: bool,
-    out: &mut impl Write,
-) -> Result<(), CommandError> {
-    let (mut done, mut inserted, mut updated, mut failed) = (0, 0, 0, Vec::new());
-    for entry in entries {
-        match rebuild.apply_again(&entry.key).await {
-            Ok(written) => {
-                done += 1;
-                inserted += written.inserted;
-                updated += written.updated;
-            }
-            Err(failure) => failed.push((entry.key.clone(), chain(&failure))),
-        }
-    }
-    let (tenant, dry_run, of) = (&rebuild.tenant, rebuild.dry_run, entries.len());
-    if json {
-        let failed: Vec<Value> =
-            failed.iter().map(|(key, error)| json!({"key": key, "error": error})).collect();
-        let told = json!({
-            "tenant": tenant, "action": "replay", "dry_run": dry_run, "selected": of, "done": done,
-            "inserted": inserted, "updated": updated, "failed": failed,
-        });
-        say(out, told)?;
-    } else {
-        let would = if dry_run { "would be " } else { "" };
-        say(
-            out,
-            format!(
-                "{tenant}: {done} of {of} {would}applied, {inserted} documents {would}added, {updated} {would}changed"
-            ),
-        )?;
-        for (key, error) in &failed {
-            say(out, printable(&format!("  {key} is left out: {error}")))?;
-        }
-    }
-    match failed.len() {
-        0 => Ok(()),
-        failed => Err(CommandError::Incomplete(format!("{failed} events could not be applied"))),
-    }
 }

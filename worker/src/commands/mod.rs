@@ -46,9 +46,9 @@ pub enum Command {
     #[command(subcommand, after_help = "Example: worker quarantine list")]
     Quarantine(QuarantineCommand),
     /// Looks after the queues themselves.
-    #[command(subcommand, after_help = "Example: worker queues migrate --help")]
+    #[command(subcommand, after_help = "Example: worker queues migrate --dry-run")]
     Queues(QueuesCommand),
-    /// Looks into the ledger of stored events, and applies them again.
+    /// Looks into the ledger of stored events.
     #[command(subcommand, after_help = "Example: worker events list --event-type message.received")]
     Events(EventsCommand),
     /// Shows events as they come, without holding anybody up.

@@ -39,6 +39,7 @@ pub enum QueuesCommand {
     ///
     /// Moves their messages, each with RabbitMQ's confirm, in their order. Stop the workers and the console before; ingest
     /// may run. If it fails or is killed, run it again.
+    #[command(after_help = "Example: worker queues migrate --dry-run")]
     Migrate(Arguments),
 }
 

@@ -20,7 +20,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::{CommandError, printable, progress, say};
 use crate::project::table::Change;
 use crate::project::{self, Wanted};
-use crate::settings::{Purpose, Settings, Tenant};
+use crate::settings::{Purpose, Settings};
 use crate::store::Store;
 use crate::store::failure::{Class, Failure};
 use crate::store::retries::{Attempts, Next};
@@ -96,11 +96,20 @@ struct Failed {
 /// Runs the command.
 pub async fn run(arguments: Arguments, env: Env, out: &mut impl Write) -> Result<(), CommandError> {
     let Arguments { tenant, dry_run, json } = arguments;
-    let settings = Settings::read(env)?;
+    let mut settings = Settings::read(env)?;
+    settings.mongo_timeout = settings.mongo_timeout.max(DEADLINE);
+    settings.purpose = Purpose::Rebuild;
     let known = settings.tenants.iter().find(|known| known.name == tenant).cloned();
     let known = known.ok_or_else(|| CommandError::UnknownTenant(tenant.clone()))?;
-    let rebuild = Rebuild::open(&known, settings, dry_run).await?;
-    let mut rebuilt = Rebuilt { tenant, dry_run, ..Rebuilt::default() };
+    let store = Store::open(&known, &settings).await?;
+    store.check_replica_set().await?;
+    if !dry_run {
+        // Those of dropped collections are gone, too.
+        store.make_other_indexes().await?;
+    }
+    let mut rebuilt = Rebuilt { tenant: tenant.clone(), dry_run, ..Rebuilt::default() };
+    let rebuild =
+        Rebuild { tenant, settings, store, dry_run, started: Instant::now(), ended: AtomicBool::new(false) };
     let mut answer = Answer { out, json, said: Ok(()) };
     let ran = rebuild.run(&mut rebuilt, &mut answer).await;
     answer.said.and_then(|()| tell(&rebuilt, json, answer.out))?;
@@ -159,41 +168,17 @@ fn tell(rebuilt: &Rebuilt, json: bool, out: &mut impl Write) -> Result<(), Comma
     Ok(())
 }
 
-/// Work on a tenant's documents.
-pub(super) struct Rebuild {
-    pub(super) tenant: String,
+struct Rebuild {
+    tenant: String,
     settings: Settings,
     store: Store,
-    pub(super) dry_run: bool,
+    dry_run: bool,
     started: Instant,
     /// Set when it makes no sense to go on.
     ended: AtomicBool,
 }
 
 impl Rebuild {
-    /// Opens the tenant's MongoDB, and makes sure that there are indexes.
-    pub(super) async fn open(
-        tenant: &Tenant,
-        mut settings: Settings,
-        dry_run: bool,
-    ) -> Result<Self, Failure> {
-        settings.mongo_timeout = settings.mongo_timeout.max(DEADLINE);
-        settings.purpose = Purpose::Rebuild;
-        let store = Store::open(tenant, &settings).await?;
-        store.check_replica_set().await?;
-        if !dry_run {
-            // Those of dropped collections are gone, too.
-            store.make_other_indexes().await?;
-        }
-        let (tenant, started) = (tenant.name.clone(), Instant::now());
-        Ok(Self { tenant, settings, store, dry_run, started, ended: AtomicBool::new(false) })
-    }
-
-    /// Applies an event of the ledger once more.
-    pub(super) async fn apply_again(&self, id: &str) -> Result<Written, Failure> {
-        self.write(&[id.to_owned()], &Work::Reapply, FAILURES_TOGETHER).await
-    }
-
     async fn run(&self, rebuilt: &mut Rebuilt, answer: &mut Answer<'_, impl Write>) -> Result<(), Failure> {
         let started = DateTime::now();
         let work = Work::Rebuild { horizon: self.horizon(started).await? };
