@@ -31,8 +31,12 @@ pub fn queue_of(tenant: &str, body: &[u8], partitions: u16) -> WorkQueue {
 /// A connection of the test's own.
 #[derive(Debug)]
 pub struct Broker {
+    url: String,
     connection: Connection,
     channel: Channel,
+    // For questions about queues that may not exist: in lapin, the error that answers such a one may also be told to the next
+    // channel of the connection.
+    asking: tokio::sync::Mutex<Option<Connection>>,
     // Of each tenant, once known.
     partitions: Mutex<BTreeMap<String, u16>>,
 }
@@ -40,11 +44,11 @@ pub struct Broker {
 impl Broker {
     /// Connects.
     pub async fn connect(url: &str) -> Self {
-        let connection =
-            Connection::connect(url, ConnectionProperties::default()).await.expect("RabbitMQ answers");
+        let connection = connect(url).await;
         let channel = connection.create_channel().await.expect("a channel");
         channel.confirm_select(ConfirmSelectOptions::default()).await.expect("confirms");
-        Self { connection, channel, partitions: Mutex::default() }
+        let (url, asking, partitions) = (url.to_owned(), tokio::sync::Mutex::default(), Mutex::default());
+        Self { url, connection, channel, asking, partitions }
     }
 
     /// Takes a message out of a queue, if there is one. By consuming: RabbitMQ refuses to get from a queue with a single
@@ -112,10 +116,17 @@ impl Broker {
 
     /// Messages that wait in a queue; none if there is no such queue.
     pub async fn depth(&self, queue: &str) -> Option<u32> {
-        let channel = self.connection.create_channel().await.expect("a channel");
+        let mut asking = self.asking.lock().await;
+        let connection = match asking.take() {
+            Some(connection) => connection,
+            None => connect(&self.url).await,
+        };
+        let channel = connection.create_channel().await.expect("a channel");
         let options = QueueDeclareOptions { passive: true, ..Default::default() };
-        let declared = channel.queue_declare(queue.into(), options, FieldTable::default()).await;
-        declared.ok().map(|queue| queue.message_count())
+        let declared = channel.queue_declare(queue.into(), options, FieldTable::default()).await.ok()?;
+        close(channel).await;
+        *asking = Some(connection);
+        Some(declared.message_count())
     }
 
     /// The work queues that a tenant has.
@@ -219,6 +230,10 @@ impl Broker {
         let confirmation = confirm.expect("RabbitMQ takes it").await.expect("RabbitMQ confirms");
         assert!(confirmation.is_ack(), "{confirmation:?}");
     }
+}
+
+async fn connect(url: &str) -> Connection {
+    Connection::connect(url, ConnectionProperties::default()).await.expect("RabbitMQ answers")
 }
 
 async fn close(channel: Channel) {

@@ -7,7 +7,7 @@ use shared::telemetry::chain;
 use tokio::time::sleep;
 use tracing::{error, info, warn};
 
-use crate::management::{Management, ManagementAddress, ManagementError};
+use crate::management::{Management, ManagementAddress, ManagementError, QueueState};
 use crate::metrics::Metrics;
 
 /// How often they are looked at.
@@ -31,7 +31,7 @@ pub async fn watch(address: &ManagementAddress, metrics: &Metrics) {
 
 async fn losses(address: &ManagementAddress) -> Result<Vec<String>, ManagementError> {
     let queues = Management::new(address)?.queues().await?;
-    Ok(queues.iter().filter_map(|queue| queue.loss()).collect())
+    Ok(queues.iter().filter_map(QueueState::loss).collect())
 }
 
 fn log(losses: &Result<Vec<String>, String>, is_first: bool) {

@@ -328,10 +328,12 @@ mod tests {
         assert!(findings.iter().all(|finding| finding.verdict == Verdict::Fine), "{findings:?}");
     }
 
+    type Change<'a> = &'a dyn Fn(&mut Facts);
+
     #[test]
     fn each_thing_that_is_wrong_is_named_alone() {
         let slow = Duration::from_secs(9);
-        let cases: [(&str, &dyn Fn(&mut Facts)); 15] = [
+        let cases: [(&str, Change<'_>); 15] = [
             ("version 4.3.5", &|facts| facts.rabbitmq.version = Ok("4.3.5".into())),
             ("no such host", &|facts| facts.rabbitmq.version = Err("no such host".into())),
             ("no such queue", &|facts| facts.rabbitmq.queues = Ok(vec![("dead.vip".into(), Queue::Missing)])),

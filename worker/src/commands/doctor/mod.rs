@@ -41,7 +41,7 @@ pub async fn run(arguments: Arguments, mut env: Env, out: &mut impl Write) -> Re
     let settings = Settings::read_from(&mut env);
     let spool = PathBuf::from(env.text("SPOOL_DIR").unwrap_or_else(|| "spool".to_owned()));
     let settings = env.finish(settings)?;
-    let findings = judge::all(&gather(&arguments, &settings, spool).await);
+    let findings = judge::all(&Box::pin(gather(&arguments, &settings, spool)).await);
     if !arguments.json {
         say(out, in_columns(["", "WHAT", "FOUND"]))?;
     }

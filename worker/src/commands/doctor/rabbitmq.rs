@@ -23,7 +23,7 @@ const MANAGEMENT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What AMQP tells. Declares nothing that isn't there.
 pub async fn look(settings: &Settings) -> RabbitMq {
-    let version = within(VERSION_TIMEOUT, version(&settings.rabbitmq)).await;
+    let version = Box::pin(within(VERSION_TIMEOUT, version(&settings.rabbitmq))).await;
     let queues = match &version {
         Ok(_) => within(QUEUES_TIMEOUT, queues(settings)).await,
         Err(error) => Err(error.clone()),
@@ -38,7 +38,8 @@ pub async fn look_into_management(settings: &Settings) -> Option<Management> {
         let api = management::Management::new(address)?;
         Ok::<_, management::ManagementError>(tokio::join!(api.nodes(), api.queues()))
     };
-    let answer = within(MANAGEMENT_TIMEOUT, async { asked.await.map_err(|error| chain(&error)) }).await;
+    let answer =
+        Box::pin(within(MANAGEMENT_TIMEOUT, async { asked.await.map_err(|error| chain(&error)) })).await;
     let (nodes, queues) = match answer {
         Ok((nodes, queues)) => (nodes.map_err(|error| chain(&error)), queues.map_err(|error| chain(&error))),
         Err(error) => (Err(error.clone()), Err(error)),
