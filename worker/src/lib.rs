@@ -38,6 +38,7 @@ pub mod management;
 pub mod metrics;
 pub mod mongo_uri;
 pub mod policies;
+pub mod person;
 pub mod project;
 pub mod settings;
 pub mod state;
