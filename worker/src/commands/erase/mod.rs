@@ -7,7 +7,7 @@
 //! 3. `documents`, `ledger`, `queues`: all that there is of the person is removed, in batches. What was received meanwhile, too, apart
 //!    from the ledger's entries of it. What the person is found by goes last, so that it can be run again after it was killed.
 //! 4. All fences again, so that every transaction sees that; then the documents of what was received meanwhile are computed from the
-//!    ledger anew.
+//!    ledger anew, and what workers have stored since it was read is applied once more.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -28,6 +28,7 @@ use crate::person::Name;
 use crate::settings::{Purpose, Settings};
 use crate::store::Store;
 use crate::store::failure::Failure;
+use crate::store::transaction::Work;
 
 mod documents;
 mod ledger;
@@ -209,7 +210,13 @@ impl<'a> Erasure<'a> {
         if later.is_empty() {
             return Ok(());
         }
-        rebuild::of_events(&self.tenant, &self.settings, &self.store, &later, at).await
+        let work = Work::Rebuild { horizon: at };
+        rebuild::of_events(&self.tenant, &self.settings, &self.store, &later, work).await?;
+        // What workers have stored since these were read may have been lost to it.
+        for some in self.later_entries(person, at).await?.chunks(self.settings.batch_size) {
+            rebuild::of_events(&self.tenant, &self.settings, &self.store, some, Work::Reapply).await?;
+        }
+        Ok(())
     }
 }
 

@@ -166,14 +166,13 @@ fn tell(rebuilt: &Rebuilt, json: bool, out: &mut impl Write) -> Result<(), Comma
     Ok(())
 }
 
-/// Computes the documents that these events concern anew, by their `_id` in the ledger. It has every event that was stored since
-/// `horizon`.
+/// Does this work with the documents that these events concern, by their `_id` in the ledger.
 pub(super) async fn of_events(
     tenant: &str,
     settings: &Settings,
     store: &Store,
     ids: &[String],
-    horizon: DateTime,
+    work: Work,
 ) -> Result<(), Failure> {
     let rebuild = Rebuild {
         tenant: tenant.to_owned(),
@@ -183,7 +182,7 @@ pub(super) async fn of_events(
         started: Instant::now(),
         ended: AtomicBool::new(false),
     };
-    rebuild.group(ids, &Work::Rebuild { horizon }).await.map(drop)
+    rebuild.group(ids, &work).await.map(drop)
 }
 
 struct Rebuild {
