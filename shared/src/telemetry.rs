@@ -19,8 +19,8 @@ const QUIET: &str = "info,lapin=off,actix_server=warn,actix_http=off,mongodb=war
 const VERBOSE: &str =
     "info,lapin=off,actix_server=warn,actix_http=off,mongodb=warn,ingest=debug,worker=debug,shared=debug";
 
-/// For commands: their answer says what they did.
-const COMMAND: &str = "error,lapin=off,actix_server=off,mongodb=off";
+/// For commands: their answer says what they did. Who has erased a person, and when, has to be on record.
+const COMMAND: &str = "error,lapin=off,actix_server=off,mongodb=off,worker::commands::erase=info";
 
 /// Our crates.
 const OURS: [&str; 3] = ["ingest", "worker", "shared"];

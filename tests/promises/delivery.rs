@@ -143,7 +143,7 @@ async fn what_is_no_event_or_refused_by_mongodb_goes_to_the_dead_letters_and_the
     let worker = Worker::start(&place, &[("BATCH_LINGER", "100ms")]).await;
     let (broker, database) = (Broker::connect(&place.amqp_url).await, Database::of(&place, "faster").await);
     poll::until("indexes are made", true, async || {
-        database.0.list_collection_names().await.unwrap().len() == 7
+        database.0.list_collection_names().await.unwrap().len() == 8
     })
     .await;
     // A rule of the customer's own, which some events break.

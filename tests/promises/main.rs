@@ -16,6 +16,7 @@ mod contract;
 mod delivery;
 mod doctor;
 mod documents;
+mod erase;
 mod evidence;
 mod exactly_once;
 mod fitness;

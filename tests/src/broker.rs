@@ -193,10 +193,16 @@ impl Broker {
 
     /// Publishes an event as ingest would have, at a given time.
     pub async fn publish_event(&self, tenant: &str, stream: &str, received_at_ms: i64, body: &[u8]) {
+        let headers = [("tenant", tenant), ("stream", stream), ("signature", "unsigned")];
+        self.publish_with(tenant, &headers, received_at_ms, body).await;
+    }
+
+    /// As [`Broker::publish_event`], with other headers.
+    pub async fn publish_with(&self, tenant: &str, with: &[(&str, &str)], received_at_ms: i64, body: &[u8]) {
         let mut headers = FieldTable::default();
-        headers.insert("tenant".into(), AMQPValue::LongString(tenant.into()));
-        headers.insert("stream".into(), AMQPValue::LongString(stream.into()));
-        headers.insert("signature".into(), AMQPValue::LongString("unsigned".into()));
+        for (name, value) in with {
+            headers.insert((*name).into(), AMQPValue::LongString((*value).into()));
+        }
         headers.insert("received_at_ms".into(), AMQPValue::LongLongInt(received_at_ms));
         let key = self.queue_of(tenant, body).await.routing_key(tenant, "test");
         self.publish("webhooks", &key, headers, body).await;

@@ -37,6 +37,7 @@ pub mod json;
 pub mod management;
 pub mod metrics;
 pub mod mongo_uri;
+pub mod person;
 pub mod policies;
 pub mod project;
 pub mod settings;

@@ -24,7 +24,7 @@ const AGE_BUCKETS: [f64; 16] =
 /// Events.
 const SIZE_BUCKETS: [f64; 10] = [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0];
 /// What can become of an event.
-const OUTCOMES: [&str; 4] = [STORED, BACKFILLED, DUPLICATE, DEAD];
+const OUTCOMES: [&str; 5] = [STORED, BACKFILLED, DUPLICATE, ERASED, DEAD];
 
 /// Outcome: its effects are in MongoDB.
 pub const STORED: &str = "stored";
@@ -32,6 +32,8 @@ pub const STORED: &str = "stored";
 pub const BACKFILLED: &str = "backfilled";
 /// Outcome: its effects were in MongoDB before.
 pub const DUPLICATE: &str = "duplicate";
+/// Outcome: nothing of it is stored, since it came before the person that it is about was erased.
+pub const ERASED: &str = "erased";
 /// Outcome: it went to the dead letters.
 pub const DEAD: &str = "dead";
 

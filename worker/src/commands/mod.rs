@@ -20,6 +20,7 @@ use crate::store::failure::Failure;
 pub mod address;
 pub mod backfill;
 pub mod doctor;
+pub mod erase;
 pub mod events;
 pub mod http;
 pub mod queues;
@@ -63,6 +64,11 @@ pub enum Command {
     Reconcile(reconcile::Arguments),
     /// Brings messages and contacts that MongoDB lacks from respond.io's API, or says which these are.
     Backfill(backfill::Arguments),
+    /// Removes all that there is of a person, and sees to it that nothing of it comes back
+    ///
+    /// What is received later is new.
+    #[command(after_help = "Example: worker erase --tenant faster --phone '+1 555 010 0000' --dry-run")]
+    Erase(erase::Arguments),
     /// Serves pages for operators: what happens, and putting dead letters back.
     #[command(after_help = "Example: worker console")]
     Console,
@@ -95,6 +101,9 @@ pub enum CommandError {
     /// A tenant was named that has no such queue.
     #[error("RabbitMQ has no queue {0:?}: is the tenant's name right?")]
     NoQueue(String),
+    /// What a person is looked for by leads to many.
+    #[error("nothing was removed: {0} contacts and phones belong together, which is more than a person has")]
+    ManyPersons(usize),
     /// MongoDB failed.
     #[error("MongoDB")]
     MongoDb(#[from] Failure),
@@ -135,6 +144,7 @@ pub async fn run(command: Command, env: Env, out: &mut impl Write) -> Result<(),
         Command::Rebuild(arguments) => rebuild::run(arguments, env, out).await,
         Command::Reconcile(arguments) => reconcile::run(arguments, env, out).await,
         Command::Backfill(arguments) => backfill::run(arguments, env, out).await,
+        Command::Erase(arguments) => erase::run(arguments, env, out).await,
         Command::Console => console::run(env).await,
         Command::Events(command) => events::run(command, env, out).await,
         Command::Tail(arguments) => tail::run(arguments, env, out).await,

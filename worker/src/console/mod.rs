@@ -13,6 +13,7 @@ use tracing::{info, warn};
 use crate::commands::CommandError;
 
 pub mod aside;
+pub mod erasure;
 pub mod fields;
 pub mod follow;
 pub mod logins;

@@ -14,7 +14,9 @@ use tokio::time::timeout;
 use tracing::error;
 
 use super::origin;
-use super::pages::{self, actions, aside, conversation, event, events, login, overview, problem, runbook};
+use super::pages::{
+    self, actions, aside, conversation, erase, event, events, login, overview, problem, runbook,
+};
 use super::reply::Reply;
 use super::request::Request;
 use super::state::Console;
@@ -93,6 +95,9 @@ fn routes(is_open: bool) -> actix_web::Scope {
         .route("/t/{tenant}/event", get(event::page))
         .route("/t/{tenant}/event/body", get(event::body))
         .route("/t/{tenant}/conversation", get(conversation::page))
+        .route("/t/{tenant}/erase", get(erase::page))
+        .route("/t/{tenant}/erase/count", post(erase::count))
+        .route("/t/{tenant}/erase/apply", post(erase::apply))
         .route("/t/{tenant}/dead", get(aside::dead))
         .route("/t/{tenant}/dead/message", get(aside::dead_message))
         .route("/t/{tenant}/dead/confirm", get(actions::confirm_dead))

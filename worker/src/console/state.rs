@@ -10,6 +10,7 @@ use shared::verify::Keys;
 use tokio::runtime::Handle;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::erasure::Erasures;
 use super::follow::{self, Seen};
 use super::logins::WrongTokens;
 use super::queries::Database;
@@ -48,6 +49,8 @@ pub struct TenantPages {
     pub rates: Rates,
     /// Its signing keys, as they are now.
     pub keys: Keys,
+    /// The erasure that is under way, or was the last.
+    pub erasures: Erasures,
     // While one request looks into a queue, its messages are out of it.
     dead: tokio::sync::Mutex<()>,
     quarantine: tokio::sync::Mutex<()>,
@@ -85,6 +88,7 @@ impl Console {
             database: Database::new(tenant.clone(), worker.clone()),
             rates: Rates::default(),
             keys: settings.keys.get(&tenant.name).cloned().unwrap_or_default(),
+            erasures: Erasures::default(),
             dead: tokio::sync::Mutex::default(),
             quarantine: tokio::sync::Mutex::default(),
         };

@@ -120,7 +120,7 @@ fn span(context: &QueueContext, properties: &BasicProperties) -> Option<Span> {
 }
 
 /// What ingest wrote into the headers; with defaults where somebody else has published.
-fn envelope<'a>(tenant: &'a str, properties: &'a BasicProperties) -> Envelope<'a> {
+pub(crate) fn envelope<'a>(tenant: &'a str, properties: &'a BasicProperties) -> Envelope<'a> {
     let headers = properties.headers().as_ref().map(FieldTable::inner);
     let header = |name: &str| headers.and_then(|headers| headers.get(name));
     let text = |name: &str| match header(name) {

@@ -88,6 +88,7 @@ impl Settle<'_> {
                     metrics::STORED
                 }
                 Outcome::Duplicate => metrics::DUPLICATE,
+                Outcome::Erased => metrics::ERASED,
             };
             tenant.metrics.settled(&tenant.name, event.label(), outcome);
             if let Some(mut span) = receipt.span {

@@ -99,8 +99,21 @@ fn too_old(version: &str) -> Option<String> {
 
 fn lacking_rights(status: &Document, store: &Store) -> Option<String> {
     let database = store.database.name();
-    let Names { ledger, messages, conversations, contacts, notes, calls, probe, backfill: _ } = &store.names;
-    let collections = [ledger, messages, conversations, contacts, notes, calls, probe];
+    let Names {
+        ledger,
+        messages,
+        conversations,
+        contacts,
+        notes,
+        calls,
+        probe,
+        backfill: _,
+        erased,
+        erasure_key,
+        fences,
+    } = &store.names;
+    let collections =
+        [ledger, messages, conversations, contacts, notes, calls, probe, erased, erasure_key, fences];
     let lacking = lacking_actions(status, database, &collections)?;
     Some(format!(
         "the user of MongoDB has no right to {} in the database {database}: give it the role readWrite there",

@@ -18,6 +18,8 @@ pub enum Outcome {
     Stored,
     /// It was there already.
     Duplicate,
+    /// It came before the person that it is about was erased: nothing of it is stored.
+    Erased,
 }
 
 /// Fields by which duplicates are known; the body itself isn't read for that.

@@ -6,6 +6,7 @@
 //! - `failure`: what kind of failure it was, and so who has to act.
 //! - `retries`: what follows from it. Pure.
 //! - `abandoned`: transactions that killed workers have left behind.
+//! - `erasure`: persons who were erased, and how a transaction knows.
 //! - here: the connection, what has to be there before the first event, and the probe.
 
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use crate::client;
 use crate::settings::{Settings, Tenant};
 
 pub mod abandoned;
+pub mod erasure;
 pub mod failure;
 mod load;
 pub mod retries;
@@ -53,6 +55,9 @@ pub(crate) struct Names {
     pub calls: String,
     pub probe: String,
     pub backfill: String,
+    pub erased: String,
+    pub erasure_key: String,
+    pub fences: String,
 }
 
 /// A tenant's database.
@@ -83,6 +88,9 @@ impl Store {
             calls: prefixed("calls"),
             probe: prefixed("penstock_probe"),
             backfill: prefixed("penstock_backfill"),
+            erased: prefixed("penstock_erased"),
+            erasure_key: prefixed("penstock_erasure_key"),
+            fences: prefixed("penstock_fences"),
         };
         let unfolding = Arc::new(Semaphore::new(UNFOLDED_BYTES));
         let database = client.database(&tenant.database);
@@ -91,6 +99,7 @@ impl Store {
 
     /// Makes the collections and indexes that are missing.
     pub async fn prepare(&self, retention: Duration) -> Result<(), Failure> {
+        self.make_fences().await?;
         for (collection, index) in [self.ledger_index(retention)].into_iter().chain(self.other_indexes()) {
             self.ensure_index(collection, index).await?;
         }

@@ -161,8 +161,11 @@ impl Attempt {
     async fn run(self) -> Result<Written, Failure> {
         let mut session = self.store.client.start_session().await?;
         let _ = self.session.set(session.id().clone());
-        begin(&mut session).await?;
-        match self.write(&mut session).await {
+        let written = match self.pass_fence(&mut session).await {
+            Ok(erased_until) => self.write(&mut session, erased_until).await,
+            Err(failure) => Err(failure),
+        };
+        match written {
             Ok(written) if !self.dry_run => {
                 self.commit(&mut session).await?;
                 Ok(written)
@@ -175,13 +178,24 @@ impl Attempt {
         }
     }
 
-    async fn write(&self, session: &mut ClientSession) -> Result<Written, Failure> {
-        let events = self.unfolded();
+    async fn write(
+        &self,
+        session: &mut ClientSession,
+        erased_until: Option<DateTime>,
+    ) -> Result<Written, Failure> {
+        let mut events = self.unfolded();
         let (mut written, now) = (Written::default(), DateTime::now());
+        let is_erased = self.erased(session, &events, erased_until).await?;
+        if is_erased.contains(&true) {
+            let mut is_erased = is_erased.iter();
+            events.to_mut().retain(|_| is_erased.next() != Some(&true));
+        }
         let mut documents = self.load(session, &events).await?;
         match &self.work {
             Work::Apply | Work::ApplyNew => {
-                written.outcomes = events.iter().map(|event| documents.apply(event, now)).collect();
+                let mut outcomes = events.iter().map(|event| documents.apply(event, now));
+                let outcome = |erased| if erased { Some(Outcome::Erased) } else { outcomes.next() };
+                written.outcomes = is_erased.into_iter().filter_map(outcome).collect();
             }
             Work::Reapply => events.iter().for_each(|event| documents.effects(event, now)),
             Work::Rebuild { horizon } => {

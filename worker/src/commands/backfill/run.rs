@@ -156,8 +156,16 @@ impl Reader<'_> {
     async fn missing_contacts(&self, contacts: &[Contact]) -> Result<u64, BackfillError> {
         let ids: Vec<&str> = contacts.iter().map(|contact| contact.id.as_str()).collect();
         let stored = known::contacts(self.store, &ids).await?;
-        let missing: Vec<&Contact> =
-            contacts.iter().filter(|contact| !stored.contains(&contact.id)).collect();
+        let mut missing = Vec::new();
+        for contact in contacts.iter().filter(|contact| !stored.contains(&contact.id)) {
+            if self
+                .erased_at(contact)
+                .await?
+                .is_none_or(|at| contact.made_at_ms().is_some_and(|made| made >= at))
+            {
+                missing.push(contact);
+            }
+        }
         let Mode::Publish(outlet, _) = self.mode else {
             lock(&self.audit).add_contacts(missing.iter().map(|contact| contact.id.clone()));
             return Ok(0);
@@ -168,13 +176,20 @@ impl Reader<'_> {
         Ok(missing.len() as u64)
     }
 
+    /// When the contact was erased, if it was: workers don't take what is older, so that it isn't missing.
+    async fn erased_at(&self, contact: &Contact) -> Result<Option<i64>, BackfillError> {
+        Ok(self.store.erased_at(&contact.names()).await?)
+    }
+
     /// Sees to the messages of a contact in the span.
     async fn contact(&self, contact: Contact, span: Span) -> Result<(String, Counts), BackfillError> {
         let mut counts = Counts { contacts: 1, ..Counts::default() };
         let mut pages = Messages::of(self.api, &contact.id, span);
+        let erased_at = self.erased_at(&contact).await?;
         loop {
             match pages.next().await {
-                Ok(Some(wanted)) => {
+                Ok(Some(mut wanted)) => {
+                    wanted.retain(|message| erased_at.is_none_or(|at| message.at_ms >= at));
                     counts.messages += wanted.len() as u64;
                     counts.published_messages += self.messages(&contact, &wanted).await?;
                 }

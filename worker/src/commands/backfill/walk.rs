@@ -12,6 +12,8 @@ use super::known;
 use super::page::{Cursors, Page};
 use super::plan::{Message, Reading, Span};
 use crate::commands::now_ms;
+use crate::decode::moment;
+use crate::person::Name;
 
 /// Named contacts that are read as one page.
 const NAMED: usize = 100;
@@ -34,6 +36,21 @@ pub struct Contact {
     pub object: Object,
     /// Shortly before it was read: whatever a webhook says later is newer. In milliseconds since 1970.
     pub read_at_ms: i64,
+}
+
+impl Contact {
+    /// What the person is known by.
+    #[must_use]
+    pub fn names(&self) -> BTreeSet<Name> {
+        let phone = self.object.get("phone").and_then(Json::id).and_then(|phone| Name::phone(&phone));
+        phone.into_iter().chain([Name::Contact(self.id.clone())]).collect()
+    }
+
+    /// When it was made, if it tells.
+    #[must_use]
+    pub fn made_at_ms(&self) -> Option<i64> {
+        moment::read(self.object.get("created_at")?)
+    }
 }
 
 /// Some contacts.

@@ -13,6 +13,9 @@ use crate::decode::Event;
 use crate::project::ledger;
 use crate::store::failure::Failure;
 
+/// Events stored shortly before the ledger was read may have been committed after it. Clocks differ, too.
+pub(in crate::commands) const MARGIN: Duration = Duration::from_mins(10);
+
 impl Rebuild {
     /// The ledger has every event that was stored since then, and will have it until this is done.
     pub(super) async fn horizon(&self, now: DateTime) -> Result<DateTime, Failure> {
@@ -66,7 +69,8 @@ impl Rebuild {
     }
 }
 
-pub(super) fn before(at: DateTime, by: Duration) -> DateTime {
+/// A moment so long before another.
+pub(in crate::commands) fn before(at: DateTime, by: Duration) -> DateTime {
     let by = i64::try_from(by.as_millis()).unwrap_or(i64::MAX);
     DateTime::from_millis(at.timestamp_millis().saturating_sub(by))
 }

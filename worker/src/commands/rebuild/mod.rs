@@ -32,7 +32,7 @@ pub mod ledger;
 mod parts;
 
 use groups::Groups;
-use ledger::{Reading, before};
+use ledger::{MARGIN, Reading, before};
 
 /// Longest time for one transaction, and for a part of the ledger to be read.
 const DEADLINE: Duration = Duration::from_mins(1);
@@ -46,8 +46,6 @@ const BATCH_BYTES: usize = 4 << 20;
 const PAGE: usize = 1000;
 /// Events that concern the same documents, in one transaction: MongoDB ends one that takes too long.
 const LARGE_GROUP: usize = 2000;
-/// Events stored shortly before the ledger was read may have been committed after it. Clocks differ, too.
-const MARGIN: Duration = Duration::from_mins(10);
 /// While the ledger is read and worked through, it forgets more. What takes longer is given up.
 const LONGEST_RUN: Duration = Duration::from_hours(6);
 
@@ -168,6 +166,25 @@ fn tell(rebuilt: &Rebuilt, json: bool, out: &mut impl Write) -> Result<(), Comma
     Ok(())
 }
 
+/// Does this work with the documents that these events concern, by their `_id` in the ledger.
+pub(super) async fn of_events(
+    tenant: &str,
+    settings: &Settings,
+    store: &Store,
+    ids: &[String],
+    work: Work,
+) -> Result<(), Failure> {
+    let rebuild = Rebuild {
+        tenant: tenant.to_owned(),
+        settings: settings.clone(),
+        store: store.clone(),
+        dry_run: false,
+        started: Instant::now(),
+        ended: AtomicBool::new(false),
+    };
+    rebuild.group(ids, &work).await.map(drop)
+}
+
 struct Rebuild {
     tenant: String,
     settings: Settings,
@@ -261,11 +278,7 @@ impl Rebuild {
             return done;
         }
         for group in &batch {
-            let written = match work {
-                Work::Rebuild { horizon } if group.len() > LARGE_GROUP => self.in_parts(group, horizon).await,
-                _ => self.write(group, &work, u32::MAX).await,
-            };
-            match written {
+            match self.group(group, &work).await {
                 Ok(written) => add(&mut done.written, written),
                 Err(failure) if matters_to_all(&failure) => {
                     done.ended = Some(failure);
@@ -275,6 +288,13 @@ impl Rebuild {
             }
         }
         done
+    }
+
+    async fn group(&self, group: &[String], work: &Work) -> Result<Written, Failure> {
+        match work {
+            Work::Rebuild { horizon } if group.len() > LARGE_GROUP => self.in_parts(group, *horizon).await,
+            _ => self.write(group, work, u32::MAX).await,
+        }
     }
 
     /// Applies what workers have stored since the ledger was read.

@@ -8,6 +8,7 @@ use super::reply::Reply;
 pub mod actions;
 pub mod aside;
 pub mod conversation;
+pub mod erase;
 pub mod event;
 pub mod events;
 pub mod login;
@@ -37,12 +38,13 @@ pub struct Page {
 impl Page {
     /// The parts of a tenant's pages: path and title.
     #[must_use]
-    pub fn parts(&self) -> [(&'static str, &'static str); 4] {
+    pub fn parts(&self) -> [(&'static str, &'static str); 5] {
         [
             ("events", "Events"),
             ("conversation", "Conversations"),
             ("dead", "Dead letters"),
             ("quarantine", "Quarantine"),
+            ("erase", "Erase"),
         ]
     }
 

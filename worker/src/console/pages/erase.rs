@@ -1,0 +1,109 @@
+//! Erases a person: what there is first, and a question.
+
+use actix_web::http::StatusCode;
+use askama::Template;
+
+use super::{Page, problem};
+use crate::commands::erase;
+use crate::console::erasure::{self, Job};
+use crate::console::fields::Fields;
+use crate::console::reply::Reply;
+use crate::console::request::Request;
+use crate::console::words;
+use crate::person::Name;
+
+#[derive(Template)]
+#[template(path = "erase.html")]
+struct Erase {
+    page: Page,
+    is_running: bool,
+    /// The fields by which the person is erased who was counted.
+    counted: Option<(&'static str, String)>,
+    summary: String,
+    /// What there is of the person, or was: a collection or a queue, and how much.
+    lines: Vec<(String, String)>,
+    notice: String,
+}
+
+/// What comes of the latest erasure, and the form for the next one.
+pub async fn page(request: Request) -> Reply {
+    let Some(pages) = request.pages() else {
+        return problem(StatusCode::NOT_FOUND, "There is no such tenant.");
+    };
+    let job = pages.erasures.latest();
+    let found = job.as_ref().and_then(|job| job.found.clone()).unwrap_or_default();
+    let counted = job.as_ref().filter(|job| job.has_counted(&job.given));
+    Reply::page(&Erase {
+        page: request.page(format!("Erase a person of {}", request.tenant), "erase"),
+        is_running: job.as_ref().is_some_and(Job::is_running),
+        counted: counted.map(|job| field(&job.given)),
+        summary: job.as_ref().map(summary).unwrap_or_default(),
+        lines: found.removed.into_iter().map(|(place, number)| (place, words::number(number))).collect(),
+        notice: job.and_then(|job| job.error).unwrap_or_default(),
+    })
+}
+
+/// Counts what there is of a person.
+pub async fn count(request: Request) -> Reply {
+    begin(&request, true)
+}
+
+/// Erases the person who was just counted.
+pub async fn apply(request: Request) -> Reply {
+    begin(&request, false)
+}
+
+fn begin(request: &Request, is_count: bool) -> Reply {
+    let (Some(pages), Some(given)) = (request.pages(), given(&request.fields)) else {
+        return problem(StatusCode::BAD_REQUEST, "Give the id of a contact or a phone, and not both.");
+    };
+    let has_begun =
+        if is_count { pages.erasures.count(given.clone()) } else { pages.erasures.erase(given.clone()) };
+    if !has_begun {
+        return problem(
+            StatusCode::CONFLICT,
+            "Another erasure is under way, or somebody has counted another person since: please look again.",
+        );
+    }
+    erasure::start(&request.console, &request.tenant, given, is_count, &request.operator.name);
+    Reply::see(request.path("erase"))
+}
+
+fn given(fields: &Fields) -> Option<Name> {
+    match (fields.given("contact"), fields.given("phone")) {
+        (Some(id), None) => erase::contact(&id).ok(),
+        (None, Some(phone)) => erase::phone(&phone).ok(),
+        _ => None,
+    }
+}
+
+fn field(given: &Name) -> (&'static str, String) {
+    match given {
+        Name::Contact(id) => ("contact", id.clone()),
+        Name::Phone(phone) => ("phone", phone.clone()),
+    }
+}
+
+fn summary(job: &Job) -> String {
+    let who = match field(&job.given) {
+        // Who was erased is no longer named.
+        _ if !job.is_count() => "the person".to_owned(),
+        ("contact", id) => format!("contact {id}"),
+        (_, phone) => format!("phone {phone}"),
+    };
+    let Some(found) = &job.found else {
+        return if job.is_count() {
+            format!("Counting what there is of {who}…")
+        } else {
+            format!("Erasing {who}…")
+        };
+    };
+    let known_by = format!("{} contact ids and {} phones", found.contacts, found.phones);
+    match &found.received_before {
+        None => format!("What there is of {who}, with {known_by}:"),
+        Some(before) => format!(
+            "Removed of {who}, with {known_by}. Nothing comes back that was received before {before}; {} later events stay.",
+            found.later
+        ),
+    }
+}
