@@ -78,7 +78,9 @@ impl Person {
         }
         if let Some(phone) = phone.and_then(text) {
             self.chats.insert(phone.trim().to_owned());
-            Name::phone(&phone).into_iter().for_each(|phone| self.add(phone));
+            if let Some(phone) = Name::phone(&phone) {
+                self.add(phone);
+            }
         }
     }
 
@@ -89,8 +91,10 @@ impl Person {
         let Ok(id) = conversation.get_str("_id") else { return };
         self.chats.insert(id.to_owned());
         // A conversation is known by the phone, or else by the contact.
-        if !self.names.contains(&Name::Contact(id.to_owned())) {
-            Name::phone(id).into_iter().for_each(|phone| self.add(phone));
+        if !self.names.contains(&Name::Contact(id.to_owned()))
+            && let Some(phone) = Name::phone(id)
+        {
+            self.add(phone);
         }
     }
 
