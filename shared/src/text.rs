@@ -23,7 +23,7 @@ mod tests {
 
     #[test]
     fn moments_and_lines_are_fit_for_a_terminal() {
-        assert_eq!(rfc3339(1_792_000_000_120), "2026-10-14T13:46:40.12Z");
+        assert_eq!(rfc3339(1_792_000_000_120), "2026-10-14T17:46:40.12Z");
         assert_eq!(rfc3339(i64::MAX), "");
         assert_eq!(printable("a\u{1b}[2J\nb"), "a\\u{1b}[2J\\u{a}b");
     }
