@@ -15,10 +15,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::publisher::{Message, Place, PublishError};
 
-/// A group this large leaves at once. Measured: twice as many leave RabbitMQ idle meanwhile, half as many cost it a
-/// tenth more.
+/// A group this large leaves at once. Measured: twice as many leave RabbitMQ idle meanwhile, half as many cost
+/// it a tenth more.
 const LARGE_GROUP: usize = 16;
-/// Least time between smaller groups, and so the longest wait of a message. After a silence one leaves at once.
+/// Least time between smaller groups, and so the longest wait of a message. After a silence one leaves at
+/// once. Measured at 1,000/s: with half of it RabbitMQ works a fifth more.
 const PAUSE: Duration = Duration::from_millis(8);
 /// Messages that the task hasn't taken yet: more than any publisher has in flight.
 const MAX_QUEUED: usize = 1024;

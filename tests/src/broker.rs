@@ -34,8 +34,8 @@ pub struct Broker {
     url: String,
     connection: Connection,
     channel: Channel,
-    // For questions about queues that may not exist: in lapin, the error that answers such a one may also be told to the next
-    // channel of the connection.
+    // For questions about queues that may not exist: in lapin, the error that answers such a one may also be
+    // told to the next channel of the connection.
     asking: tokio::sync::Mutex<Option<Connection>>,
     // Of each tenant, once known.
     partitions: Mutex<BTreeMap<String, u16>>,
@@ -51,8 +51,8 @@ impl Broker {
         Self { url, connection, channel, asking, partitions }
     }
 
-    /// Takes a message out of a queue, if there is one. By consuming: RabbitMQ refuses to get from a queue with a single
-    /// active consumer.
+    /// Takes a message out of a queue, if there is one. By consuming: RabbitMQ refuses to get from a queue
+    /// with a single active consumer.
     pub async fn take(&self, queue: &str) -> Option<Delivery> {
         if self.depth(queue).await.expect("the queue exists") == 0 {
             return None;
@@ -71,9 +71,9 @@ impl Broker {
         Some(message)
     }
 
-    /// Has the message behind so many others of a work queue come back so often, or until it doesn't come any more; each
-    /// of the others comes back once. By closing the channel, which counts as a delivery: since 4.3, to refuse a message
-    /// doesn't.
+    /// Has the message behind so many others of a work queue come back so often, or until it doesn't come any
+    /// more; each of the others comes back once. By closing the channel, which counts as a delivery: since
+    /// 4.3, to refuse a message doesn't.
     pub async fn return_message(&self, queue: &str, behind: u16, times: u32) {
         let mut front = self.hold(queue, behind).await;
         for n in 1..=times {

@@ -20,10 +20,12 @@ use crate::decode::Event;
 
 /// Longest time for RabbitMQ to answer: a queue whose leader is being elected may not answer at all.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-/// Most bytes of bodies in a batch: more than two hundred usual ones. A batch has at least one event, whatever its size.
+/// Most bytes of bodies in a batch: more than two hundred usual ones. A batch has at least one event,
+/// whatever its size.
 pub const MAX_BATCH_BYTES: usize = 512 << 10;
 
-/// Deliveries with which a batch needn't wait for long: each shares the cost of its transaction with three others.
+/// Deliveries with which a batch needn't wait for long: each shares the cost of its transaction with three
+/// others.
 const ENOUGH: usize = 4;
 
 /// Why nothing more comes over a channel.
@@ -46,8 +48,8 @@ pub enum IntakeError {
     Cancelled,
 }
 
-/// Events that are written together, and the receipts of their deliveries in the same order; beside them what can't be
-/// read as an event.
+/// Events that are written together, and the receipts of their deliveries in the same order; beside them what
+/// can't be read as an event.
 #[derive(Debug, Default)]
 pub struct Batch {
     /// The events.
@@ -145,8 +147,8 @@ impl Intake {
         self.waiting.iter().any(|taken| taken.receipt.returns() >= returns)
     }
 
-    /// A batch of what waits, and of what comes before it ends: at a moment that the queues share, `linger` after its first
-    /// event at the latest, and sooner once it has enough events.
+    /// A batch of what waits, and of what comes before it ends: at a moment that the queues share, `linger`
+    /// after its first event at the latest, and sooner once it has enough events.
     pub async fn gather(&mut self, context: &QueueContext, linger: Duration) -> Batch {
         let most = context.tenant.settings.batch_size.min(usize::from(self.prefetch));
         let mut deadline = context.together.tick(self.oldest().unwrap_or_else(Instant::now), linger);

@@ -1,13 +1,14 @@
 //! Takes a tenant's deliveries from RabbitMQ, and brings each to its end.
 //!
-//! Each work queue has a task of its own (`queue`), with a channel of its own (`intake`). It gathers a batch of
-//! deliveries (`delivery`), writes it in one transaction (`write`), which small batches of several queues share
-//! (`together`), and settles all of them (`settle`). RabbitMQ sends a
-//! queue's events to one worker at a time; which one that is to be, the workers agree on by the priorities of their
-//! consumers (`roster`, `preference`).
+//! Each work queue has a task of its own (`queue`), with a channel of its own (`intake`). It gathers a batch
+//! of deliveries (`delivery`), writes it in one transaction (`write`), which small batches of several queues
+//! share (`together`), and settles all of them (`settle`). RabbitMQ sends a queue's events to one worker at a
+//! time; which one that is to be, the workers agree on by the priorities of their consumers (`roster`,
+//! `preference`).
 //!
-//! What is guaranteed: a delivery is acknowledged after its effects are committed, or rejected or acknowledged after it
-//! is a dead letter. Until then it is in hand, and if the worker dies, RabbitMQ delivers it to another.
+//! What is guaranteed: a delivery is acknowledged after its effects are committed, or rejected or
+//! acknowledged after it is a dead letter. Until then it is in hand, and if the worker dies, RabbitMQ
+//! delivers it to another.
 
 use std::sync::Arc;
 
@@ -182,7 +183,8 @@ impl Tasks {
     }
 }
 
-/// How many partitions there are: those that we were told of, or more that an earlier setting has left behind.
+/// How many partitions there are: those that we were told of, or more that an earlier setting has left
+/// behind.
 async fn find_partitions(context: Arc<TenantContext>, link: Arc<Link>) -> u16 {
     let told = context.settings.partitions;
     let mut sessions = link.sessions();

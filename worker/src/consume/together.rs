@@ -1,8 +1,9 @@
 //! Writes small batches of a tenant's queues together.
 //!
-//! A transaction costs MongoDB and the worker some milliseconds of processor time, however few events it has. So in calm
-//! traffic all queues end their batches at the same moments (`Together::tick`), and what is ready then shares one
-//! transaction. If that fails, each batch goes its own way, as if it had not been tried: nothing is decided here.
+//! A transaction costs MongoDB and the worker some milliseconds of processor time, however few events it has.
+//! So in calm traffic all queues end their batches at the same moments (`Together::tick`), and what is ready
+//! then shares one transaction. If that fails, each batch goes its own way, as if it had not been tried:
+//! nothing is decided here.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +19,8 @@ use crate::project::Outcome;
 use crate::store::failure::Class;
 use crate::store::transaction::{self, Work};
 
-/// How long the first batch of a moment waits for those of other queues: their tasks wake up one after the other.
+/// How long the first batch of a moment waits for those of other queues: their tasks wake up one after the
+/// other.
 const OTHERS_TIMEOUT: Duration = Duration::from_millis(2);
 /// Batches that wait: each queue has one at a time.
 const MAX_WAITING: usize = 128;
@@ -45,8 +47,8 @@ impl Together {
         (Self { began: Instant::now(), batches }, waiting)
     }
 
-    /// When a batch ends whose first event is in hand since then: at the same moment as those of the other queues, and after
-    /// `linger` at the latest.
+    /// When a batch ends whose first event is in hand since then: at the same moment as those of the other
+    /// queues, and after `linger` at the latest.
     #[must_use]
     pub fn tick(&self, since: Instant, linger: Duration) -> Instant {
         if linger.is_zero() {
@@ -56,8 +58,8 @@ impl Together {
         self.began + linger.saturating_mul(u32::try_from(ticks).unwrap_or(u32::MAX))
     }
 
-    /// Writes events that are taken for new, and says what became of each. None if they have to be written alone: they fill
-    /// a transaction, or could not be written with those of other queues.
+    /// Writes events that are taken for new, and says what became of each. None if they have to be written
+    /// alone: they fill a transaction, or could not be written with those of other queues.
     pub async fn write(&self, events: &Arc<[Event]>, most: usize) -> Option<Vec<Outcome>> {
         if !is_small(events, most) {
             return None;

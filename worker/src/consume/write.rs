@@ -1,8 +1,8 @@
 //! Writes a batch, for as long as it takes, until each of its deliveries is settled.
 //!
-//! While MongoDB fails, the batch is held. If MongoDB works and the batch can't be written all the same, it is halved
-//! again and again: what can be written is written first, and what is left alone is dead-lettered. So no event holds up
-//! the others of its queue for longer than two minutes.
+//! While MongoDB fails, the batch is held. If MongoDB works and the batch can't be written all the same, it
+//! is halved again and again: what can be written is written first, and what is left alone is dead-lettered.
+//! So no event holds up the others of its queue for longer than two minutes.
 
 use std::time::Duration;
 
@@ -83,7 +83,8 @@ impl Write<'_> {
         }
     }
 
-    /// One attempt in a transaction with other queues' batches, and what became of each event; none if it takes one of its own.
+    /// One attempt in a transaction with other queues' batches, and what became of each event; none if it
+    /// takes one of its own.
     async fn together(&self, whole: &Part) -> Option<Vec<Outcome>> {
         let QueueContext { tenant, together, .. } = self.context;
         tenant.state.breaker().closed().await;
@@ -183,8 +184,8 @@ impl Write<'_> {
         Ok(())
     }
 
-    /// One attempt for each part a round, until all are stored or refused: so none waits for one that is stuck, and what
-    /// can be stored is stored before anything is dead-lettered.
+    /// One attempt for each part a round, until all are stored or refused: so none waits for one that is
+    /// stuck, and what can be stored is stored before anything is dead-lettered.
     async fn rounds(&mut self, left: &mut Left) -> Result<(), IntakeError> {
         let mut pause = ROUND_PAUSE.0;
         while !left.parts.is_empty() {

@@ -15,7 +15,7 @@ const LONGEST_WRITE: Duration = Duration::from_secs(1);
 /// An answer that takes longer is near respond.io's deadline of five seconds.
 const LONGEST_ANSWER: Duration = Duration::from_secs(2);
 
-/// What is to be thought of something.
+/// How something was judged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
@@ -42,7 +42,7 @@ impl Verdict {
 /// A line of the answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// What is to be thought of it.
+    /// How it was judged.
     pub verdict: Verdict,
     /// What was looked at.
     pub subject: String,

@@ -98,7 +98,7 @@ enum Work {
 }
 
 impl Work {
-    /// What is to be done about a queue.
+    /// What a queue needs.
     fn of(queue: TenantQueue, found: &Found) -> Option<Self> {
         match found {
             Found { has_other_arguments: true, .. } => Some(Self::Replace(queue)),

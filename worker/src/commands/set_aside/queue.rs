@@ -21,8 +21,8 @@ use tokio::time::{Instant, sleep, timeout};
 pub const PATIENCE: Duration = Duration::from_secs(15);
 /// Longest wait for messages to be seen in their queue again; others may have taken them.
 const RETURN_PATIENCE: Duration = Duration::from_secs(2);
-/// Messages that are returned at once. RabbitMQ keeps the order of at most 32: what it can't pass on to the queue at once
-/// it collects by consumer, and each message that was got is a consumer's own.
+/// Messages that are returned at once. RabbitMQ keeps the order of at most 32: what it can't pass on to the
+/// queue at once it collects by consumer, and each message that was got is a consumer's own.
 const RETURNED_TOGETHER: usize = 24;
 /// AMQP's reply code for a queue that doesn't exist.
 const NOT_FOUND: u16 = 404;
@@ -71,8 +71,8 @@ pub async fn declare_work(broker: &Publisher, tenant: &str, partitions: u16) -> 
     Ok(())
 }
 
-/// The messages that were in a queue when it was opened, the oldest first. Each is taken out for as long as this is
-/// open, and returns to its place then, unless it is removed.
+/// The messages that were in a queue when it was opened, the oldest first. Each is taken out for as long as
+/// this is open, and returns to its place then, unless it is removed.
 #[derive(Debug)]
 pub struct Queue {
     channel: Channel,
@@ -99,8 +99,8 @@ impl Queue {
         }))
     }
 
-    /// The next message, as long as there were more when the queue was opened: a replayed event that is set aside again
-    /// would come round for ever.
+    /// The next message, as long as there were more when the queue was opened: a replayed event that is set
+    /// aside again would come round for ever.
     pub async fn next(&mut self) -> Result<Option<BasicGetMessage>, QueueError> {
         if self.left == 0 {
             return Ok(None);
@@ -121,8 +121,8 @@ impl Queue {
         Ok(())
     }
 
-    /// Closes it when only a part of it was looked at, and leaves its order as it was. What is returned goes behind what was
-    /// returned before: so all of it has to be taken, and returned together.
+    /// Closes it when only a part of it was looked at, and leaves its order as it was. What is returned goes
+    /// behind what was returned before: so all of it has to be taken, and returned together.
     pub async fn close_in_order(mut self) -> Result<(), QueueError> {
         while self.left > 0 && self.next().await?.is_some() {}
         self.close().await
@@ -145,8 +145,8 @@ impl Queue {
         Ok(())
     }
 
-    /// Waits until the queue has so many messages. RabbitMQ puts them back after it has answered; who looks at once, such as a
-    /// next command, would miss some.
+    /// Waits until the queue has this many messages. RabbitMQ puts them back after it has answered; whoever looks
+    /// at once, such as a next command, would miss some.
     async fn is_as_long(&self, expected: u32) -> Result<bool, QueueError> {
         let until = Instant::now() + RETURN_PATIENCE;
         while length(&self.channel, &self.name).await? < expected {
