@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use actix_web::HttpResponse;
 use shared::amqp::Link;
+use shared::pipeline::Pipeline;
 use shared::status::{Announcement, Role, SpoolStatus};
 use shared::telemetry::chain;
 use shared::traces::Traces;
@@ -19,7 +20,6 @@ use crate::durable::{Durable, NotDurable};
 use crate::health::{self, Seen};
 use crate::judge::Reason;
 use crate::metrics::Metrics;
-use crate::pipeline::Pipeline;
 use crate::refusals::Refusals;
 use crate::reply;
 use crate::settings::Settings;
@@ -65,7 +65,7 @@ impl Gateway {
             tenants: &tenants,
             unchecked: &unchecked,
             test_mode: self.settings.test_mode,
-            depths: &self.pipeline.depths(Instant::now()),
+            lengths: &self.pipeline.lengths(Instant::now()),
             peers: &self.pipeline.peers(Instant::now()),
             partitions: self.pipeline.partitions(self.settings.partitions, Instant::now()),
             breaker_threshold: self.settings.breaker_threshold,

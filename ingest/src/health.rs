@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
+use shared::pipeline::Lengths;
 use shared::status::{Announcement, BreakerState, MongoState, TenantStatus};
 
-use crate::pipeline::Depths;
 use crate::route::RouteState;
 use crate::spool::Size;
 
@@ -32,7 +32,7 @@ pub struct Seen<'a> {
     /// `TEST_MODE`
     pub test_mode: bool,
     /// How long each tenant's queues are, if that is known.
-    pub depths: &'a BTreeMap<String, Depths>,
+    pub lengths: &'a BTreeMap<String, Lengths>,
     /// The ingests and workers that are there; nobody, not even this one, while RabbitMQ passes nothing on.
     pub peers: &'a [Announcement],
     /// The largest number of partitions that anybody has.
@@ -100,15 +100,15 @@ fn queue(seen: &Seen<'_>) -> Value {
     let is_heard = !seen.peers.is_empty();
     // Each partition is written by one worker at a time, whoever it is.
     let batches = workers.iter().map(|worker| worker.partitions).max().unwrap_or(0);
-    let sum = |of: fn(&Depths) -> u64| {
-        seen.tenants.iter().map(|tenant| depth(tenant, seen, of)).sum::<Option<u64>>()
+    let sum = |of: fn(&Lengths) -> Option<u64>| {
+        seen.tenants.iter().map(|tenant| length(tenant, seen, of)).sum::<Option<u64>>()
     };
     let size: Option<u64> = seen.tenants.iter().map(|tenant| size(tenant, seen)).sum();
     json!({
         "size": size,
         "max_size": size.map(|size| size.saturating_add(capacity(seen)).max(1)),
-        "dead": sum(|depths| depths.dead),
-        "quarantined": sum(|depths| depths.quarantined),
+        "dead": sum(|lengths| lengths.dead),
+        "quarantined": sum(|lengths| lengths.quarantined),
         "workers": is_heard.then_some(batches),
         "worker_processes": is_heard.then_some(workers.len()),
         "tenants": seen.tenants.iter().map(|name| (name.clone(), queue_of(name, seen))).collect::<Map<_, _>>(),
@@ -119,8 +119,8 @@ fn queue_of(tenant: &str, seen: &Seen<'_>) -> Value {
     let processes = (!seen.peers.is_empty()).then(|| statuses(tenant, seen.peers).count());
     json!({
         "size": size(tenant, seen),
-        "dead": depth(tenant, seen, |depths| depths.dead),
-        "quarantined": depth(tenant, seen, |depths| depths.quarantined),
+        "dead": length(tenant, seen, |lengths| lengths.dead),
+        "quarantined": length(tenant, seen, |lengths| lengths.quarantined),
         "partitions": seen.partitions,
         "worker_processes": processes,
         // More workers than partitions: these have nothing to do.
@@ -128,14 +128,14 @@ fn queue_of(tenant: &str, seen: &Seen<'_>) -> Value {
     })
 }
 
-fn depth(tenant: &str, seen: &Seen<'_>, of: fn(&Depths) -> u64) -> Option<u64> {
-    seen.depths.get(tenant).map(of)
+fn length(tenant: &str, seen: &Seen<'_>, of: fn(&Lengths) -> Option<u64>) -> Option<u64> {
+    seen.lengths.get(tenant).and_then(of)
 }
 
 /// Events of a tenant that wait, or that workers have in hand.
 fn size(tenant: &str, seen: &Seen<'_>) -> Option<u64> {
     let in_flight: usize = statuses(tenant, seen.peers).map(|status| status.in_flight).sum();
-    let waiting = depth(tenant, seen, |depths| depths.waiting)?;
+    let waiting = length(tenant, seen, |lengths| lengths.waiting)?;
     Some(waiting + u64::try_from(in_flight).unwrap_or(u64::MAX))
 }
 
@@ -225,9 +225,12 @@ fn mongodb(status: Option<&TenantStatus>) -> MongoState {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use shared::status::{Role, SpoolStatus};
     use std::sync::LazyLock;
+
+    use super::*;
+
+    const NOTHING: Lengths = Lengths { waiting: Some(0), dead: Some(0), quarantined: Some(0) };
 
     fn tenant(breaker: BreakerState, failures: u32) -> TenantStatus {
         let mongodb_connected = breaker == BreakerState::Closed;
@@ -262,15 +265,15 @@ mod tests {
     }
 
     fn seen<'a>(tenants: &'a [String], peers: &'a [Announcement]) -> Seen<'a> {
-        static DEPTHS: LazyLock<BTreeMap<String, Depths>> = LazyLock::new(|| {
-            let (faster, vip) = (Depths { waiting: 5, dead: 2, quarantined: 1 }, Depths::default());
-            [("faster".to_owned(), faster), ("vip".to_owned(), vip)].into()
+        static LENGTHS: LazyLock<BTreeMap<String, Lengths>> = LazyLock::new(|| {
+            let faster = Lengths { waiting: Some(5), dead: Some(2), quarantined: Some(1) };
+            [("faster".to_owned(), faster), ("vip".to_owned(), NOTHING)].into()
         });
         static ROUTES: LazyLock<BTreeMap<String, RouteState>> = LazyLock::new(|| routes(true));
         Seen {
             tenants,
             test_mode: false,
-            depths: &DEPTHS,
+            lengths: &LENGTHS,
             peers,
             partitions: 4,
             breaker_threshold: 7,
@@ -347,11 +350,11 @@ mod tests {
         );
         assert_eq!(breaker["tenants"]["faster"]["time_since_last_failure"], 7);
         assert_eq!(report["endpoints"], json!(ENDPOINTS));
-        let none = names.clone().map(|name| (name, Depths::default())).into();
+        let none = names.clone().map(|name| (name, NOTHING)).into();
         // Large events take more room, and none is left while the spool can't be written.
-        let large = Seen { spool: Size { records: 2, bytes: 1 << 20 }, depths: &none, ..seen(&names, &[]) };
+        let large = Seen { spool: Size { records: 2, bytes: 1 << 20 }, lengths: &none, ..seen(&names, &[]) };
         assert_eq!(super::report(&large)["queue"]["max_size"], 2048);
-        let full = Seen { spool_room: 0, depths: &none, ..seen(&names, &[]) };
+        let full = Seen { spool_room: 0, lengths: &none, ..seen(&names, &[]) };
         let full = super::report(&full);
         assert_eq!((&full["queue"]["size"], &full["queue"]["max_size"]), (&0.into(), &1.into()));
     }
@@ -360,7 +363,7 @@ mod tests {
     fn what_isnt_known_is_said_to_be_unknown() {
         let names = ["faster".to_owned()];
         let (well, none) = (tenant(BreakerState::Closed, 0), BTreeMap::new());
-        let frozen = report(&Seen { depths: &none, ..seen(&names, &[]) });
+        let frozen = report(&Seen { lengths: &none, ..seen(&names, &[]) });
         for number in ["size", "max_size", "dead", "quarantined", "workers", "worker_processes"] {
             assert_eq!(frozen["queue"][number], Value::Null, "{number}");
         }

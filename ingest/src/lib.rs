@@ -13,6 +13,7 @@ use actix_web::web;
 use shared::admin::{self, Admin};
 use shared::amqp::{Link, Purpose};
 use shared::open_files;
+use shared::pipeline;
 use shared::publisher::Publisher;
 use shared::start::StartError;
 use shared::status;
@@ -30,7 +31,6 @@ pub mod gateway;
 pub mod health;
 pub mod judge;
 pub mod metrics;
-pub mod pipeline;
 pub mod receive;
 pub mod refusals;
 pub mod reply;
@@ -128,7 +128,7 @@ pub fn build(settings: Settings, name: String, stop: CancellationToken) -> Resul
     });
     let follower = gateway.clone();
     tokio::spawn(async move {
-        pipeline::follow(follower.pipeline.clone(), &follower.status_link, &tenants, partitions).await;
+        pipeline::follow(&follower.pipeline, &follower.status_link, &tenants, partitions).await;
     });
     tokio::spawn(drain::run(gateway.durable.clone(), partitions, stop.clone()));
     tokio::spawn(connections::sweep(gateway.connections.clone()));

@@ -13,6 +13,7 @@ pub mod json;
 pub mod open_files;
 mod outbox;
 pub mod partition;
+pub mod pipeline;
 pub mod publisher;
 pub mod series;
 pub mod server_version;

@@ -116,11 +116,17 @@ pub async fn unbind(channel: &Channel, queue: &str, exchange: &str, key: &str) -
 /// Whether there is a queue of this name, which is of no more use for the channel if there is none; none if RabbitMQ
 /// doesn't say.
 pub async fn exists(channel: &Channel, name: &str) -> Option<bool> {
+    length(channel, name).await.ok().map(|length| length.is_some())
+}
+
+/// The number of messages in a queue; none if there is no such queue, and then the channel is closed.
+pub async fn length(channel: &Channel, name: &str) -> Result<Option<u32>, DeclareError> {
     let options = QueueDeclareOptions { passive: true, ..Default::default() };
-    let declared = channel.queue_declare(short(name).ok()?, options, FieldTable::default());
-    match timeout(ANSWER_TIMEOUT, declared).await.ok()? {
-        Ok(_) => Some(true),
-        Err(error) => is_soft(&error, &AMQPSoftError::NOTFOUND).then_some(false),
+    let declared = channel.queue_declare(short(name)?, options, FieldTable::default());
+    match answered(name, declared).await {
+        Ok(queue) => Ok(Some(queue.message_count())),
+        Err(DeclareError::Refused { source, .. }) if is_soft(&source, &AMQPSoftError::NOTFOUND) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 

@@ -1,7 +1,7 @@
 //! `worker console`: pages for operators, on a port of their own.
 //!
 //! The way of a request: [`server`] (routes, headers, deadlines) → [`request`] (who asks, for which tenant) → [`pages`] →
-//! [`queries`] (MongoDB), [`aside`] (dead letters, quarantine) and [`follow`] (what RabbitMQ tells by itself). Nothing
+//! [`queries`] (MongoDB), [`aside`] (dead letters, quarantine) and [`shared::pipeline`] (what RabbitMQ tells by itself). Nothing
 //! depends on the console, and what it can't reach it says.
 
 use std::sync::Arc;
@@ -15,7 +15,6 @@ use crate::commands::CommandError;
 pub mod aside;
 pub mod erasure;
 pub mod fields;
-pub mod follow;
 pub mod logins;
 pub mod origin;
 pub mod pages;

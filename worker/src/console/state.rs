@@ -5,13 +5,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use shared::amqp::{Link, Purpose};
+use shared::pipeline::{self, Pipeline};
 use shared::publisher::Publisher;
 use shared::verify::Keys;
 use tokio::runtime::Handle;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::erasure::Erasures;
-use super::follow::{self, Seen};
 use super::logins::WrongTokens;
 use super::queries::Database;
 use super::queries::rates::Rates;
@@ -34,7 +34,7 @@ pub struct Console {
     /// The connection for set-aside messages.
     pub broker: Publisher,
     /// What RabbitMQ tells by itself.
-    pub seen: Arc<Seen>,
+    pub seen: Arc<Pipeline>,
     /// The tenants, by name.
     pub tenants: BTreeMap<String, Arc<TenantPages>>,
     wrong_tokens: Mutex<WrongTokens>,
@@ -79,10 +79,10 @@ impl Console {
         // RabbitMQ may block that one, which has to show.
         let listening = link("console listen", Purpose::Consume);
         let names: Vec<String> = worker.tenants.iter().map(|tenant| tenant.name.clone()).collect();
-        let (seen, partitions) = (Arc::new(Seen::default()), worker.partitions);
+        let (seen, partitions) = (Arc::new(Pipeline::default()), worker.partitions);
         let following = {
             let seen = seen.clone();
-            tokio::spawn(async move { follow::follow(&seen, &listening, &names, partitions).await })
+            tokio::spawn(async move { pipeline::follow(&seen, &listening, &names, partitions).await })
         };
         let pages = |tenant: &crate::settings::Tenant| TenantPages {
             database: Database::new(tenant.clone(), worker.clone()),

@@ -8,7 +8,7 @@ use shared::amqp::Session;
 use shared::server_version;
 use shared::telemetry::chain;
 use shared::tenant_queue::TenantQueue;
-use shared::topology::UNROUTABLE;
+use shared::topology::{self, UNROUTABLE};
 use tokio::time::timeout;
 
 use super::facts::{Known, Management, Queue, RabbitMq};
@@ -81,6 +81,6 @@ async fn state(session: &Session, tenant: &str, queue: TenantQueue) -> Known<Que
 /// A channel for a queue that is there: what RabbitMQ refuses closes its channel.
 async fn is_there(session: &Session, name: &str) -> Known<Option<Channel>> {
     let channel = session.channel().await.map_err(|error| chain(&error))?;
-    let length = queue::length_if_there(&channel, name).await.map_err(|error| chain(&error))?;
+    let length = topology::length(&channel, name).await.map_err(|error| chain(&error))?;
     Ok(length.map(|_| channel))
 }

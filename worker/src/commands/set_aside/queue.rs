@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use lapin::Channel;
 use lapin::message::BasicGetMessage;
-use lapin::options::{BasicAckOptions, BasicGetOptions, BasicNackOptions, QueueDeclareOptions};
-use lapin::types::{FieldTable, ShortStringError};
-use lapin::{Channel, ErrorKind};
+use lapin::options::{BasicAckOptions, BasicGetOptions, BasicNackOptions};
+use lapin::types::ShortStringError;
 use shared::address::Address;
 use shared::amqp::{Link, Purpose, next_session};
 use shared::partition::WorkQueue;
@@ -24,8 +24,6 @@ const RETURN_PATIENCE: Duration = Duration::from_secs(2);
 /// Messages that are returned at once. RabbitMQ keeps the order of at most 32: what it can't pass on to the
 /// queue at once it collects by consumer, and each message that was got is a consumer's own.
 const RETURNED_TOGETHER: usize = 24;
-/// AMQP's reply code for a queue that doesn't exist.
-const NOT_FOUND: u16 = 404;
 /// Messages published and not confirmed yet, at most.
 pub const WINDOW: u32 = 64;
 
@@ -44,7 +42,7 @@ pub enum QueueError {
     /// The channel was gone before a message could be removed.
     #[error("lost the connection to RabbitMQ: a message is still in its queue")]
     NotRemoved,
-    /// A queue can't be declared.
+    /// A queue can't be declared, or asked for its length.
     #[error(transparent)]
     Declare(#[from] DeclareError),
     /// A name is too long for AMQP.
@@ -89,7 +87,7 @@ impl Queue {
     pub async fn open(broker: &Publisher, name: &str) -> Result<Option<Self>, QueueError> {
         let session = broker.link().session().ok_or(QueueError::NotConnected)?;
         let channel = timeout(PATIENCE, session.channel()).await??;
-        let length = length_if_there(&channel, name).await?;
+        let length = topology::length(&channel, name).await?;
         Ok(length.map(|length| Self {
             channel,
             name: name.to_owned(),
@@ -131,7 +129,8 @@ impl Queue {
     /// Puts back whatever was not removed, in the order in which it was taken.
     pub async fn close(self) -> Result<(), QueueError> {
         let tags: Vec<u64> = self.taken().iter().copied().collect();
-        let mut expected = if tags.is_empty() { 0 } else { length(&self.channel, &self.name).await? };
+        let there = if tags.is_empty() { None } else { topology::length(&self.channel, &self.name).await? };
+        let mut expected = there.unwrap_or(0);
         let mut is_seen = true;
         for some in tags.chunks(RETURNED_TOGETHER) {
             let options = BasicNackOptions { multiple: true, requeue: true };
@@ -149,7 +148,9 @@ impl Queue {
     /// at once, such as a next command, would miss some.
     async fn is_as_long(&self, expected: u32) -> Result<bool, QueueError> {
         let until = Instant::now() + RETURN_PATIENCE;
-        while length(&self.channel, &self.name).await? < expected {
+        while let Some(length) = topology::length(&self.channel, &self.name).await?
+            && length < expected
+        {
             if Instant::now() >= until {
                 return Ok(false);
             }
@@ -161,23 +162,4 @@ impl Queue {
     fn taken(&self) -> MutexGuard<'_, BTreeSet<u64>> {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-async fn length(channel: &Channel, name: &str) -> Result<u32, QueueError> {
-    let options = QueueDeclareOptions { passive: true, ..Default::default() };
-    let declared = channel.queue_declare(topology::short(name)?, options, FieldTable::default());
-    Ok(timeout(PATIENCE, declared).await??.message_count())
-}
-
-/// The length of a queue; none if there is no such queue, and then the channel is closed.
-pub async fn length_if_there(channel: &Channel, name: &str) -> Result<Option<u32>, QueueError> {
-    match length(channel, name).await {
-        Ok(length) => Ok(Some(length)),
-        Err(QueueError::Channel(error)) if is_not_found(&error) => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
-fn is_not_found(error: &lapin::Error) -> bool {
-    matches!(error.kind(), ErrorKind::ProtocolError(error) if error.get_id() == NOT_FOUND)
 }

@@ -3,11 +3,11 @@
 use std::time::{Duration, Instant};
 
 use askama::Template;
+use shared::pipeline;
 use shared::status::{Announcement, BreakerState};
 
 use super::Page;
 use crate::commands::now_ms;
-use crate::console::follow;
 use crate::console::queries::rates::{self, Known, MOST_COUNTED, Stored};
 use crate::console::reply::Reply;
 use crate::console::request::Request;
@@ -109,7 +109,7 @@ fn in_hand(tenant: &str, peers: &[Announcement]) -> u64 {
 /// How long the oldest waiting event has waited, at most: it was received after the one that was stored last, since each
 /// queue keeps the order, and after nothing waited.
 fn oldest(
-    seen: Option<&follow::Tenant>,
+    seen: Option<&pipeline::Tenant>,
     rates: Option<&Known>,
     in_hand: u64,
     now: Instant,
@@ -126,7 +126,7 @@ fn oldest(
 
 fn card(
     name: &str,
-    seen: Option<follow::Tenant>,
+    seen: Option<pipeline::Tenant>,
     rates: Option<&Known>,
     peers: &[Announcement],
     of: &safety::Tenant,
@@ -207,7 +207,7 @@ fn ingest(peer: &Announcement) -> Option<Ingest> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::console::follow::Lengths;
+    use shared::pipeline::Lengths;
 
     #[test]
     fn accepted_is_what_was_stored_and_what_waits_since() {
@@ -221,7 +221,7 @@ mod tests {
     fn the_oldest_event_came_after_the_latest_stored_one_and_after_nothing_waited() {
         let now = Instant::now() + Duration::from_mins(10);
         let lengths = |waiting| Lengths { waiting: Some(waiting), dead: None, quarantined: None };
-        let seen = |waiting, empty: Option<u64>| follow::Tenant {
+        let seen = |waiting, empty: Option<u64>| pipeline::Tenant {
             lengths: lengths(waiting),
             growth: None,
             empty_at: empty.and_then(|seconds| now.checked_sub(Duration::from_secs(seconds))),
@@ -234,7 +234,7 @@ mod tests {
             }),
             at: now,
         };
-        let seconds = |seen: follow::Tenant, known: Option<Known>, in_hand| {
+        let seconds = |seen: pipeline::Tenant, known: Option<Known>, in_hand| {
             oldest(Some(&seen), known.as_ref(), in_hand, now).map(|age| age.as_secs())
         };
         assert_eq!(seconds(seen(0, None), Some(stored(90)), 0), None);
