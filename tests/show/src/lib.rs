@@ -1,32 +1,11 @@
 //! A tenant's documents as people read them.
 
 use mongodb::bson::{Bson, Document};
-use serde_json::{Value, json};
+pub use worker::console::pretty::readable;
 
 /// The collections of the contract.
 pub const COLLECTIONS: [&str; 6] =
     ["webhook_events", "messages", "conversations", "contacts", "internal_notes", "calls"];
-
-/// JSON with dates as people read them.
-#[must_use]
-pub fn readable(value: Bson) -> Value {
-    match value {
-        Bson::Document(document) => document
-            .into_iter()
-            .map(|(name, value)| (name, readable(value)))
-            .collect::<serde_json::Map<_, _>>()
-            .into(),
-        Bson::Array(list) => list.into_iter().map(readable).collect::<Vec<_>>().into(),
-        Bson::DateTime(at) => at.try_to_rfc3339_string().unwrap_or_default().into(),
-        Bson::String(text) => text.into(),
-        Bson::Boolean(flag) => flag.into(),
-        Bson::Int32(number) => number.into(),
-        Bson::Int64(number) => number.into(),
-        Bson::Double(number) => json!(number),
-        Bson::Null => Value::Null,
-        other => other.to_string().into(),
-    }
-}
 
 /// What a document of a collection is, in a few words.
 #[must_use]

@@ -7,7 +7,8 @@ use anyhow::{Context, bail};
 use futures_util::TryStreamExt;
 use mongodb::Client;
 use mongodb::bson::{Document, doc};
-use penstock_show::{COLLECTIONS, readable, summary};
+use penstock_show::{COLLECTIONS, summary};
+use worker::console::pretty;
 
 /// Longest wait for the events.
 const EVENTS_TIMEOUT: Duration = Duration::from_secs(30);
@@ -36,8 +37,7 @@ async fn main() -> anyhow::Result<()> {
             let (id, what) = (id.unwrap_or_default(), summary(collection, &document));
             println!("       {collection:<15} {id:<38} {what}");
             if in_full {
-                let text = serde_json::to_string_pretty(&readable(document.into()));
-                println!("{}", text.context("a document as JSON")?);
+                println!("{}", pretty::document(document));
             }
         }
     }

@@ -79,7 +79,9 @@ pub fn document(document: Document) -> String {
     serde_json::to_string_pretty(&readable(Bson::Document(document))).unwrap_or_default()
 }
 
-fn readable(value: Bson) -> Value {
+/// JSON with dates as people read them.
+#[must_use]
+pub fn readable(value: Bson) -> Value {
     match value {
         Bson::Document(document) => {
             let members = document.into_iter().map(|(name, value)| (name, readable(value)));
