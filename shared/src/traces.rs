@@ -165,6 +165,13 @@ fn context(traceparent: &str) -> Context {
 pub struct Span(sdk::Span);
 
 impl Span {
+    /// The id of its trace, if that is recorded.
+    #[must_use]
+    pub fn trace_id(&self) -> Option<String> {
+        let context = self.0.span_context();
+        context.is_sampled().then(|| context.trace_id().to_string())
+    }
+
     /// The W3C `traceparent` for what happens within it.
     #[must_use]
     pub fn traceparent(&self) -> String {

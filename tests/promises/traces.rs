@@ -2,6 +2,7 @@
 
 use penstock_tests::broker;
 use penstock_tests::collector::Collector;
+use penstock_tests::console::Console;
 use penstock_tests::database::Database;
 use penstock_tests::http::{metric, post_received, send};
 use penstock_tests::poll;
@@ -43,6 +44,18 @@ async fn both_binaries_tell_a_collector_of_their_part_in_the_callers_trace() {
         assert!(span.took > 0, "{span:?}");
     }
     assert!(!format!("{spans:?}").contains("15550100"), "{spans:?}");
+    let database = Database::of(&place, "faster").await;
+    let entry = database.get("webhook_events", "traced").await;
+    assert_eq!(entry.get_str("trace_id").unwrap(), TRACE);
+    let console = Console::start(&place, &[]).await;
+    assert!(console.log_in("Ada").await.open("/t/faster/event?key=traced").await.html.contains(TRACE));
+
+    // What a caller doesn't record can't be found by its id.
+    let unrecorded = traceparent.replace("-01", "-00");
+    let body = json!({"event_id": "unrecorded"}).to_string();
+    send(Method::POST, &ingest.path("/webhook/faster"), &[("traceparent", &unrecorded)], body).await;
+    database.until_stored(2).await;
+    assert!(!database.get("webhook_events", "unrecorded").await.contains_key("trace_id"));
 
     // The rest is sent when a process ends.
     post_received(&ingest.path("/webhook/faster"), json!({"event_id": "last"}).to_string()).await;

@@ -80,6 +80,7 @@ impl Taken {
         // A defect that one body brings to light must not take with it all that is in hand.
         let content = match catch_unwind(|| Event::decode(&data, envelope)) {
             Ok(Ok(mut event)) => {
+                event.trace_id = span.as_ref().and_then(Span::trace_id);
                 if event.is_large() {
                     event.shed_members();
                 }

@@ -111,6 +111,8 @@ pub struct Event {
     pub at_ms: i64,
     /// The conversation it belongs to, if it names one.
     pub chat_id: Option<String>,
+    /// The id of the trace of its way here, if that is recorded.
+    pub trace_id: Option<String>,
 }
 
 impl Event {
@@ -129,6 +131,7 @@ impl Event {
             received_at_ms: envelope.received_at_ms,
             at_ms: moment::event_time(told_time(kind, &members), envelope.received_at_ms),
             chat_id: chat_id(&members),
+            trace_id: None,
             event_type,
             members: Arc::new(members),
             body: str::from_utf8(body).map_err(|_| Unusable::Invalid)?.to_owned(),

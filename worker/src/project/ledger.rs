@@ -88,9 +88,11 @@ fn entry(event: &Event, now: DateTime) -> Record {
         ("body_sha256", event.digest.as_str().into()),
         ("body", event.body.as_str().into()),
     ]);
-    // For whoever looks for a conversation's events.
-    if let Some(chat_id) = &event.chat_id {
-        entry.set("chat_id", chat_id.as_str());
+    // For whoever looks for a conversation's events, or for what took an event so long.
+    for (name, value) in [("chat_id", &event.chat_id), ("trace_id", &event.trace_id)] {
+        if let Some(value) = value {
+            entry.set(name, value.as_str());
+        }
     }
     entry
 }

@@ -145,13 +145,15 @@ fn facts(entry: &Document) -> Vec<(&'static str, String)> {
     let took = received
         .zip(stored)
         .map_or_else(String::new, |(from, to)| format!(", {} later", words::between(from, to)));
-    vec![
+    let all = [
         ("Received", format!("{} UTC", moment(received))),
         ("Stored", format!("{} UTC{took}", moment(stored))),
         ("Signature", text(entry, "signature")),
         ("Stream", text(entry, "stream")),
         ("SHA-256 of the body", text(entry, "body_sha256")),
-    ]
+        ("Trace id", text(entry, "trace_id")),
+    ];
+    all.into_iter().filter(|(_, value)| !value.is_empty()).collect()
 }
 
 /// What isn't stored may have been set aside.
