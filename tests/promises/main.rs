@@ -24,6 +24,7 @@ mod holding;
 mod hostile;
 mod keys;
 mod ledger;
+mod many_events;
 mod memory;
 mod migration;
 mod mongodb;

@@ -162,10 +162,10 @@ impl Store {
     }
 
     fn console_indexes(&self) -> [(&str, Document); 3] {
-        let by_type = doc! {"name": "event_type_stored_at", "key": {"event_type": 1, "stored_at": -1}};
+        let by_type = doc! {"name": "event_type_stored_at", "key": by_type()};
         let by_chat = doc! {
             "name": "chat_id_stored_at",
-            "key": {"chat_id": 1, "stored_at": -1},
+            "key": by_chat(),
             // Entries of events without a conversation, and those of earlier releases, take no room in it.
             "partialFilterExpression": {"chat_id": {"$exists": true}},
         };
@@ -226,6 +226,18 @@ impl Store {
     pub fn ledger(&self) -> Collection<Document> {
         self.database.collection(&self.names.ledger)
     }
+}
+
+/// The keys of the ledger's index by conversation.
+#[must_use]
+pub fn by_chat() -> Document {
+    doc! {"chat_id": 1, "stored_at": -1}
+}
+
+/// The keys of the ledger's index by event type.
+#[must_use]
+pub fn by_type() -> Document {
+    doc! {"event_type": 1, "stored_at": -1}
 }
 
 /// The command `update` succeeds even where single updates don't.

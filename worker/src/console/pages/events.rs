@@ -93,8 +93,10 @@ async fn found(pages: &Arc<TenantPages>, fields: &Fields) -> Result<(Vec<Entry>,
         let _ = timeout(INDEX_PATIENCE, made).await;
     }
     let search = search_for(fields)?;
-    let found = async { ledger::search(pages.database.store().await?, &search).await }.await;
+    let has_indexes = pages.database.missing_indexes().is_none();
+    let found = async { ledger::search(pages.database.store().await?, &search, has_indexes).await }.await;
     found.map_err(|failure| {
+        pages.database.doubt_indexes();
         let why = chain(&failure);
         format!("MongoDB did not answer: {why}. Does a search by key, or within a shorter time, do?")
     })

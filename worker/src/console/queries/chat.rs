@@ -6,6 +6,19 @@ use super::{Find, PAGE, Place, millis, page_of, text};
 use crate::store::Store;
 use crate::store::failure::Failure;
 
+/// What the page of a conversation shows of a message.
+const MESSAGE_FIELDS: [&str; 9] = [
+    "event_id",
+    "message_type",
+    "type",
+    "ts",
+    "status",
+    "sender",
+    "sender_info",
+    "raw_message",
+    "attachment",
+];
+
 /// A message, by its id.
 pub async fn message(store: &Store, id: &str) -> Result<Option<Document>, Failure> {
     let fields = doc! {"chat_id": 1, "event_id": 1};
@@ -55,7 +68,8 @@ pub async fn messages(
         sort: doc! {"ts": -1},
         skip: place.map_or(0, |place| place.shown),
         limit: PAGE + 1,
-        fields: doc! {"_merge": 0},
+        fields: MESSAGE_FIELDS.iter().map(|name| ((*name).to_owned(), Bson::Int32(1))).collect(),
+        ..Find::default()
     };
     let found = find.run(store, &store.names.messages).await?;
     Ok(page_of(found, |message| millis(message, "ts").unwrap_or_default(), place))

@@ -4,8 +4,8 @@ use mongodb::bson::{Bson, DateTime, Document, doc};
 
 use super::chat;
 use super::{Find, PAGE, Place, millis, page_of, text};
-use crate::store::Store;
 use crate::store::failure::Failure;
+use crate::store::{self, Store};
 
 /// What is searched for: all that is given has to fit.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -44,7 +44,11 @@ pub struct Entry {
 }
 
 /// The entries of a page, and where the next one begins.
-pub async fn search(store: &Store, search: &Search) -> Result<(Vec<Entry>, Option<Place>), Failure> {
+pub async fn search(
+    store: &Store,
+    search: &Search,
+    has_indexes: bool,
+) -> Result<(Vec<Entry>, Option<Place>), Failure> {
     let mut chats = None;
     let mut own = None;
     if let Some(id) = &search.message {
@@ -54,7 +58,7 @@ pub async fn search(store: &Store, search: &Search) -> Result<(Vec<Entry>, Optio
     } else if let Some(contact) = &search.contact {
         chats = Some(chat::ids(store, contact).await?);
     }
-    let found = find(search, chats.as_deref()).run(store, &store.names.ledger).await?;
+    let found = find(search, chats.as_deref(), has_indexes).run(store, &store.names.ledger).await?;
     let (mut page, next) =
         page_of(found.iter().map(entry).collect(), |entry| entry.stored_at_ms, search.place);
     // Entries of earlier releases aren't found by their conversation; the message knows the first of them.
@@ -73,7 +77,7 @@ pub async fn get(store: &Store, key: &str) -> Result<Option<Document>, Failure> 
 }
 
 /// The question for a page. Pure.
-fn find(search: &Search, chats: Option<&[String]>) -> Find {
+fn find(search: &Search, chats: Option<&[String]>, has_indexes: bool) -> Find {
     let Search { key, message, event_type, from_ms, to_ms, place, .. } = search;
     let mut filter = Document::new();
     if let Some(key) = key {
@@ -98,14 +102,16 @@ fn find(search: &Search, chats: Option<&[String]>) -> Find {
     if !stored.is_empty() {
         filter.insert("stored_at", stored);
     }
+    let index = match (key, chats, event_type) {
+        (Some(_), ..) => Some(doc! {"_id": 1}),
+        (_, Some(_), _) if has_indexes => Some(store::by_chat()),
+        (.., Some(_)) if has_indexes => Some(store::by_type()),
+        _ => None,
+    };
     Find {
         filter,
-        // Among the few of a conversation, by key as well: whichever index MongoDB takes for a page, the order is the same.
-        sort: if chats.is_some() {
-            doc! {"stored_at": -1, "_id": -1}
-        } else {
-            doc! {"stored_at": -1}
-        },
+        sort: doc! {"stored_at": -1},
+        index,
         skip: place.map_or(0, |place| place.shown),
         limit: PAGE + 1,
         fields: listed(),
@@ -150,15 +156,28 @@ mod tests {
             ..Search::default()
         };
         let stored = doc! {"$gte": at(1), "$lt": at(9), "$lte": at(7)};
-        let found = find(&search, Some(&["+155".to_owned()]));
+        let found = find(&search, Some(&["+155".to_owned()]), true);
         let expected = doc! {"chat_id": {"$in": ["+155"]}, "event_type": "call.ended", "stored_at": stored};
         assert_eq!((found.filter, found.skip, found.limit), (expected, 3, PAGE + 1));
-        assert_eq!(find(&Search::default(), None).filter, doc! {});
+        assert_eq!(find(&Search::default(), None, true).filter, doc! {});
+    }
+
+    #[test]
+    fn each_search_follows_an_index() {
+        let some = || Some("x".to_owned());
+        let by_key = Search { key: some(), event_type: some(), ..Search::default() };
+        let by_type = Search { event_type: some(), ..Search::default() };
+        let (chats, by_chat) = (["x".to_owned()], Some(store::by_chat()));
+        assert_eq!(find(&by_key, Some(&chats), false).index, Some(doc! {"_id": 1}));
+        assert_eq!(find(&by_type, Some(&chats), true).index, by_chat);
+        assert_eq!(find(&by_type, None, true).index, Some(store::by_type()));
+        assert_eq!(find(&by_type, Some(&chats), false).index, None, "it may not be there yet");
+        assert_eq!(find(&Search::default(), None, true).index, None, "that of stored_at, by the order");
     }
 
     #[test]
     fn what_is_searched_for_is_never_a_pattern() {
         let search = Search { message: Some("a.*$1_é\\E".into()), ..Search::default() };
-        assert_eq!(find(&search, None).filter, doc! {"body": {"$regex": r"a\.\*\$1\_é\\E"}});
+        assert_eq!(find(&search, None, true).filter, doc! {"body": {"$regex": r"a\.\*\$1\_é\\E"}});
     }
 }

@@ -5,7 +5,9 @@ use std::sync::PoisonError;
 use std::time::Duration;
 
 use futures_util::TryStreamExt;
+use mongodb::action::Action;
 use mongodb::bson::{Document, doc};
+use mongodb::options::Hint;
 use shared::telemetry::chain;
 use tokio::sync::OnceCell;
 use tracing::{info, warn};
@@ -23,6 +25,8 @@ pub mod rates;
 pub const DEADLINE: Duration = Duration::from_secs(3);
 /// Lines of a page.
 pub const PAGE: usize = 50;
+/// MongoDB counts what it leaves out, one by one. More aren't stored in one moment.
+const MAX_SHOWN: u64 = 100_000;
 
 /// A tenant's MongoDB, contacted when it is first asked.
 pub struct Database {
@@ -91,6 +95,11 @@ impl Database {
         *self.indexes.lock().unwrap_or_else(PoisonError::into_inner) = state;
     }
 
+    /// Has them looked for again: somebody may have dropped one.
+    pub fn doubt_indexes(&self) {
+        *self.indexes.lock().unwrap_or_else(PoisonError::into_inner) = Indexes::Unknown;
+    }
+
     fn indexes(&self) -> Indexes {
         self.indexes.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -109,6 +118,9 @@ pub struct Find {
     pub limit: usize,
     /// Which fields of them; all, if it is empty.
     pub fields: Document,
+    /// The keys of the index to use; whichever MongoDB takes, if there is none. With another one the order within a moment
+    /// would be another, too.
+    pub index: Option<Document>,
 }
 
 impl Find {
@@ -122,7 +134,7 @@ impl Find {
 
     /// What a collection answers.
     pub async fn run(self, store: &Store, collection: &str) -> Result<Vec<Document>, Failure> {
-        let Self { filter, sort, skip, limit, fields } = self;
+        let Self { filter, sort, skip, limit, fields, index } = self;
         if limit == 0 {
             return Ok(Vec::new());
         }
@@ -130,7 +142,9 @@ impl Find {
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         let running = tokio::spawn(async move {
             let find = collection.find(filter).sort(sort).skip(skip).limit(limit).max_time(DEADLINE);
-            find.projection(fields).await?.try_collect::<Vec<Document>>().await
+            let find =
+                find.projection(fields).optional(index.map(Hint::Keys), |find, index| find.hint(index));
+            find.await?.try_collect::<Vec<Document>>().await
         });
         Ok(within(DEADLINE, running).await??)
     }
@@ -151,7 +165,8 @@ impl Place {
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let (at_ms, shown) = text.split_once('.')?;
-        Some(Self { at_ms: at_ms.parse().ok()?, shown: shown.parse().ok()? })
+        let place = Self { at_ms: at_ms.parse().ok()?, shown: shown.parse().ok()? };
+        (place.shown <= MAX_SHOWN).then_some(place)
     }
 
     /// For an address.
@@ -215,6 +230,8 @@ mod tests {
             assert_eq!(from, Some(next));
         }
         assert_eq!(seen, all);
-        assert_eq!(Place::parse("no place"), None);
+        for text in ["no place", "1", "1.-1", "1.100001"] {
+            assert_eq!(Place::parse(text), None, "{text}");
+        }
     }
 }
