@@ -17,10 +17,12 @@ use penstock_tests::stack::Place;
 use reqwest::Method;
 use serde_json::json;
 use sha2::Sha256;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 const MARKUP: &str = r#"<script>alert(1)</script><img src=x onerror="alert(2)">"#;
 
-fn message(key: &str, id: &str, text: &str) -> String {
+pub fn message(key: &str, id: &str, text: &str) -> String {
     json!({
         "event_id": key, "event_type": "message.received",
         "contact": {"id": 4711, "phone": "+15550100142", "firstName": "Ada"},
@@ -66,6 +68,42 @@ async fn nobody_gets_in_without_the_token() {
     let log = console.process.log_text();
     assert!(log.contains("logged in") && log.contains("wrong token") && !log.contains(TOKEN), "{log}");
     console.process.stop().await;
+    place.remove().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_login_ends_the_earlier_session_and_leads_nowhere_else() {
+    let place = Place::new().await;
+    let console = Console::start(&place, &[]).await;
+    let ada = console.log_in("Ada").await;
+    let enter = async |next: &str| {
+        let form = [("name", "Ada"), ("token", TOKEN), ("next", next)];
+        console.ask(Method::POST, "/login", &[("cookie", &ada.cookie)], &form).await
+    };
+    for elsewhere in ["//evil.example", "/t/vip\r\nx: y", "https://evil.example"] {
+        let entered = enter(elsewhere).await;
+        assert_eq!((entered.status, entered.location()), (303, "/"), "{elsewhere}");
+        assert!(!entered.headers.contains_key("x"), "{:?}", entered.headers);
+    }
+    assert_eq!(ada.get("/").await.location(), "/login?ended=1");
+    place.remove().await;
+}
+
+/// As many connections as the console takes must not wait for clients that send nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_form_that_is_too_slow_or_too_large_is_given_up() {
+    let place = Place::new().await;
+    let console = Console::start(&place, &[]).await;
+    let large = "x".repeat(100 << 10);
+    let refused = console.ask(Method::POST, "/login", &[], &[("name", &large)]).await;
+    assert!(refused.status == 400 && refused.html.contains("too large"), "{refused:?}");
+    let mut slow = TcpStream::connect(console.url.trim_start_matches("http://")).await.unwrap();
+    let begun = "POST /login HTTP/1.1\r\nhost: localhost\r\ncontent-length: 99\r\n\
+        content-type: application/x-www-form-urlencoded\r\nconnection: close\r\n\r\nname=";
+    slow.write_all(begun.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    slow.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 400") && answer.contains("too slowly"), "{answer}");
     place.remove().await;
 }
 
@@ -160,6 +198,10 @@ async fn events_are_found_and_whatever_they_hold_is_text() {
         let chat = ada.open(&format!("/t/faster/conversation?{}", encoded(&[("chat", asked)]))).await.html;
         assert!(chat.contains("Hello") && chat.contains("Ada") && !chat.contains("<script>alert"), "{chat}");
     }
+    for path in ["/t/faster/dead?from=18446744073709551615", "/t/faster/events?before=1.18446744073709551615"]
+    {
+        ada.open(path).await;
+    }
     let absent = ada.get("/t/faster/event?key=none").await;
     assert!(absent.status == 404 && absent.html.contains("No stored event has this key"), "{}", absent.html);
     place.remove().await;
@@ -220,7 +262,8 @@ async fn dead_letters(place: &Place, number: u32) -> (Ingest, Worker, Database) 
     (ingest, worker, database)
 }
 
-async fn rule(database: &Database, rule: Document) {
+/// Makes a rule for messages, as a customer may.
+pub async fn rule(database: &Database, rule: Document) {
     database.0.run_command(doc! {"collMod": "messages", "validator": rule}).await.unwrap();
 }
 
@@ -325,15 +368,21 @@ async fn forms_that_are_not_ours_do_nothing() {
     place.remove().await;
 }
 
+/// How respond.io signs a body with a key.
+pub fn signature(key: &str, body: &str) -> String {
+    let mac = Hmac::<Sha256>::new_from_slice(key.as_bytes()).unwrap().chain_update(body);
+    STANDARD.encode(mac.finalize().into_bytes())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn quarantined_webhooks_that_verify_with_the_new_key_go_on() {
     let place = Place::new().await;
     let ingest = Ingest::start(&place, &[("SIGNING_KEYS", "the old key")]).await;
     let _worker = Worker::start(&place, &[]).await;
     let body = message("good", "1", "Hello");
-    let mac = Hmac::<Sha256>::new_from_slice(b"the new key").unwrap().chain_update(&body);
-    let signature = STANDARD.encode(mac.finalize().into_bytes());
-    for (signature, body) in [(signature.as_str(), body), ("bad", message("bad", "2", "Hello"))] {
+    for (signature, body) in
+        [(&*signature("the new key", &body), body), ("bad", message("bad", "2", "Hello"))]
+    {
         let headers = [("x-webhook-signature", signature)];
         let answer = send(Method::POST, &ingest.path("/webhook/faster"), &headers, body).await;
         assert_eq!(answer.body["status"], "quarantined");

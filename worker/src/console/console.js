@@ -18,6 +18,8 @@ const refresh = async () => {
 if (live) setInterval(refresh, 2000);
 
 for (const button of document.querySelectorAll("[data-copy]")) {
+  // Browsers have a clipboard for pages by TLS, or of the same machine, alone.
+  button.hidden = !navigator.clipboard;
   button.addEventListener("click", async () => {
     await navigator.clipboard.writeText(document.getElementById(button.dataset.copy).textContent);
     button.textContent = "Copied";

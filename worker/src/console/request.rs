@@ -1,14 +1,16 @@
 //! Who asks, for which tenant, with which values.
 
 use std::future::{Ready, ready};
+use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use actix_web::dev::Payload;
 use actix_web::error::InternalError;
 use actix_web::http::StatusCode;
 use actix_web::http::header::{COOKIE, HOST, HeaderName, ORIGIN};
 use actix_web::{Error, FromRequest, HttpRequest, Responder, web};
+use tokio::time::timeout;
 
 use super::fields::{self, Fields};
 use super::origin;
@@ -19,6 +21,9 @@ use super::state::{Console, TenantPages};
 
 /// The name of the cookie that holds a session's id.
 pub const SESSION_COOKIE: &str = "penstock_console";
+
+/// A form has to arrive within this time: otherwise, a few clients could take all connections.
+const FORM_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A request of an operator who has logged in.
 pub struct Request {
@@ -45,8 +50,7 @@ impl Request {
 
     /// The same request with what a form brought; none if the form isn't one of ours.
     #[must_use]
-    pub fn with_form(self, form: Vec<(String, String)>) -> Option<Self> {
-        let fields = Fields(form);
+    pub fn with_form(self, fields: Fields) -> Option<Self> {
         let is_ours = !self.is_foreign && fields.get("csrf") == self.operator.csrf;
         is_ours.then_some(Self { fields, ..self })
     }
@@ -71,11 +75,39 @@ impl FromRequest for Request {
     type Future = Ready<Result<Self, Error>>;
 
     fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
-        ready(read(request).map_err(|reply| {
-            let response = reply.respond_to(request);
-            InternalError::from_response("not logged in", response).into()
-        }))
+        ready(read(request).map_err(|reply| instead(request, reply)))
     }
+}
+
+/// What a form brings.
+pub struct Form(pub Fields);
+
+impl FromRequest for Form {
+    type Error = Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Self, Error>>>>;
+
+    fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
+        let reading = web::Form::<Vec<(String, String)>>::from_request(request, payload);
+        let request = request.clone();
+        Box::pin(async move {
+            let unread = |what| instead(&request, problem(StatusCode::BAD_REQUEST, what));
+            let form =
+                timeout(FORM_TIMEOUT, reading).await.map_err(|_| unread("The form came too slowly."))?;
+            let form = form.map_err(|_| unread("This is no form of the console, or it is too large."))?;
+            Ok(Self(Fields(form.into_inner())))
+        })
+    }
+}
+
+fn instead(request: &HttpRequest, reply: Reply) -> Error {
+    InternalError::from_response("the request isn't answered", reply.respond_to(request)).into()
+}
+
+/// The values that a URL brings.
+#[must_use]
+pub fn query(request: &HttpRequest) -> Fields {
+    let fields = web::Query::<Vec<(String, String)>>::from_query(request.query_string());
+    Fields(fields.map(web::Query::into_inner).unwrap_or_default())
 }
 
 fn read(request: &HttpRequest) -> Result<Request, Reply> {
@@ -90,9 +122,7 @@ fn read(request: &HttpRequest) -> Result<Request, Reply> {
     if !tenant.is_empty() && !console.tenants.contains_key(&tenant) {
         return Err(problem(StatusCode::NOT_FOUND, "There is no such tenant."));
     }
-    let fields = web::Query::<Vec<(String, String)>>::from_query(request.query_string());
-    let fields = Fields(fields.map(web::Query::into_inner).unwrap_or_default());
-    let console = console.clone().into_inner();
+    let (console, fields) = (console.clone().into_inner(), query(request));
     Ok(Request { console, operator, session, tenant, fields, is_foreign: is_foreign(request) })
 }
 

@@ -18,7 +18,7 @@ use super::pages::{
     self, actions, aside, conversation, erase, event, events, login, overview, problem, runbook,
 };
 use super::reply::Reply;
-use super::request::Request;
+use super::request::{Form, Request};
 use super::state::Console;
 
 /// Longest time for a page, and for an action: both say what they have done by then.
@@ -132,9 +132,9 @@ where
     F: Fn(Request) -> R + Clone + 'static,
     R: Future<Output = Reply> + Send + 'static,
 {
-    web::post().to(move |request: Request, form: web::Form<Vec<(String, String)>>| {
+    web::post().to(move |request: Request, Form(form): Form| {
         let runtime = request.console.runtime.clone();
-        let checked = request.with_form(form.into_inner());
+        let checked = request.with_form(form);
         let done = checked.map(|request| {
             let action = action(request);
             runtime.spawn(async move { timeout(ACTION_TIMEOUT, action).await })

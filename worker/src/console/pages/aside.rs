@@ -121,7 +121,8 @@ async fn list(request: Request, kind: Kind) -> Reply {
     };
     let from: usize = request.fields.get("from").parse().unwrap_or(0);
     let here = request.path(part);
-    let next = (looked.items.len() > from + PAGE).then(|| (from + PAGE).to_string());
+    let behind = from.saturating_add(PAGE);
+    let next = (looked.items.len() > behind).then(|| behind.to_string());
     let shows_bodies = request.console.settings.shows_bodies;
     Reply::page(&List {
         page: request.page(format!("{title} of {}", request.tenant), part),

@@ -13,7 +13,7 @@ use tracing::{error, info, warn};
 use super::{FOREIGN_FORM, problem};
 use crate::console::fields::Fields;
 use crate::console::reply::Reply;
-use crate::console::request::{Request, SESSION_COOKIE, header, is_foreign};
+use crate::console::request::{self, Form, Request, SESSION_COOKIE, header, is_foreign, query};
 use crate::console::state::Console;
 
 /// Longest name of an operator, in characters.
@@ -29,8 +29,8 @@ struct Login<'a> {
 }
 
 /// The form.
-pub async fn form(console: web::Data<Console>, query: web::Query<Vec<(String, String)>>) -> Reply {
-    let fields = Fields(query.into_inner());
+pub async fn form(request: HttpRequest, console: web::Data<Console>) -> Reply {
+    let fields = query(&request);
     let has_ended = !fields.get("ended").is_empty();
     let notice =
         if has_ended { "Your session has ended. Please log in again; nothing was changed." } else { "" };
@@ -46,20 +46,16 @@ fn shown(status: StatusCode, console: &Console, fields: &Fields, notice: &str) -
 /// The page to go to: one of ours.
 fn next(fields: &Fields) -> &str {
     let next = fields.get("next");
-    // Two slashes begin the name of another host, and browsers take a backslash for a slash.
-    if next.starts_with("/t/") && !next.contains('\\') { next } else { "/" }
+    // Two slashes begin the name of another host, and browsers take a backslash for a slash. Nothing else may be in a header.
+    let is_plain = |byte: u8| byte.is_ascii_graphic() && byte != b'\\';
+    if next.starts_with("/t/") && next.bytes().all(is_plain) { next } else { "/" }
 }
 
 /// What the form does.
-pub async fn enter(
-    request: HttpRequest,
-    console: web::Data<Console>,
-    form: web::Form<Vec<(String, String)>>,
-) -> Reply {
+pub async fn enter(request: HttpRequest, console: web::Data<Console>, Form(fields): Form) -> Reply {
     if is_foreign(&request) {
         return problem(StatusCode::FORBIDDEN, FOREIGN_FORM);
     }
-    let fields = Fields(form.into_inner());
     let name: String = fields.get("name").chars().filter(|c| !c.is_control()).take(MAX_NAME).collect();
     if name.is_empty() {
         return shown(StatusCode::BAD_REQUEST, &console, &fields, "Please give your name.");
@@ -76,6 +72,7 @@ pub async fn enter(
     }
     match console.sessions.begin(name.clone(), Instant::now()) {
         Ok(session) => {
+            request::cookie(&request).inspect(|earlier| console.sessions.end(earlier));
             info!(by = name, %address, "logged in");
             Reply::see(next(&fields).to_owned()).with_cookie(cookie(&session, is_secure(&request)))
         }
@@ -117,9 +114,16 @@ mod tests {
     fn a_login_leads_to_pages_of_ours_only() {
         let next_of = |to: &str| next(&Fields(vec![("next".to_owned(), to.to_owned())])).to_owned();
         assert_eq!(next_of("/t/vip/dead?reason=stuck"), "/t/vip/dead?reason=stuck");
-        for elsewhere in
-            ["", "//evil.example", "https://evil.example", "/\\evil.example", "/t/\\evil", "/logout"]
-        {
+        for elsewhere in [
+            "",
+            "//evil.example",
+            "https://evil.example",
+            "/\\evil.example",
+            "/t/\\evil",
+            "/logout",
+            "/t/a\r\nb: c",
+            "/t/é",
+        ] {
             assert_eq!(next_of(elsewhere), "/", "{elsewhere}");
         }
     }
