@@ -490,7 +490,7 @@ async fn what_is_wrong_is_said_plainly_and_the_token_never() {
             answer.status,
             answer.errors
         );
-        let all = answer.out + &answer.errors;
+        let all = answer.out + &*answer.errors;
         assert!(!all.contains(TOKEN) && !all.contains("s3cret"), "{all}");
     }
     // 401 and 404 are said at once, since time won't change them.

@@ -7,6 +7,7 @@ mod backfill;
 mod balancer;
 mod bench;
 mod bridge;
+mod browser;
 mod clusters;
 mod commands;
 mod confirms;

@@ -1,0 +1,218 @@
+//! Chromium, used as a person would use it.
+
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use penstock_tests::poll;
+use penstock_tests::stack::Place;
+use serde_json::{Value, json};
+use thirtyfour::LoggingPrefsLogLevel;
+use thirtyfour::prelude::*;
+
+/// Finds what a person would stumble over in a page.
+const EXAMINE: &str = include_str!("examine.js");
+
+/// A browser window.
+#[derive(Debug)]
+pub struct Browser {
+    window: WebDriver,
+    // Chromium ends with it.
+    _driver: Driver,
+}
+
+/// How a page is looked at.
+#[derive(Clone, Copy, Debug)]
+pub struct Screen {
+    /// Its name.
+    pub name: &'static str,
+    /// In CSS pixels.
+    pub width: u32,
+    /// Whether the person prefers dark colours.
+    pub is_dark: bool,
+}
+
+impl Browser {
+    /// Starts one, with a profile of its own.
+    pub async fn start(place: &Place) -> Self {
+        let driver = Driver::start(&place.folder).await;
+        let mut wanted = DesiredCapabilities::chrome();
+        let profile = format!("--user-data-dir={}", driver.folder.join("profile").display());
+        // By the pipe Chromium notices that its driver is gone.
+        for argument in ["--headless=new", "--remote-debugging-pipe", "--disable-dev-shm-usage", &profile] {
+            wanted.add_arg(argument).expect("an argument");
+        }
+        if std::fs::metadata("/proc/self").expect("Linux").uid() == 0 {
+            wanted.set_no_sandbox().expect("an argument");
+        }
+        wanted.set_browser_log_level(LoggingPrefsLogLevel::All).expect("a level");
+        let window = WebDriver::new(driver.url.clone(), wanted).await.expect("Chromium starts");
+        // Dropped, it would otherwise wait for a driver that may be gone.
+        window.clone().leak().expect("it runs");
+        Self { window, _driver: driver }
+    }
+
+    /// Goes to an address.
+    pub async fn open(&self, url: &str) {
+        self.window.goto(url).await.unwrap_or_else(|error| panic!("{url}: {error}"));
+    }
+
+    /// Goes to the same page once more.
+    pub async fn reload(&self) {
+        self.window.refresh().await.expect("a page");
+    }
+
+    /// Opens another tab and goes there.
+    pub async fn new_tab(&self) {
+        let tab = self.window.new_tab().await.expect("a tab");
+        self.window.switch_to_window(tab).await.expect("a tab");
+    }
+
+    /// Goes to a tab, by its number.
+    pub async fn tab(&self, number: usize) {
+        let tabs = self.window.windows().await.expect("tabs");
+        self.window.switch_to_window(tabs[number].clone()).await.expect("a tab");
+    }
+
+    /// The path and query of the page.
+    pub async fn path(&self) -> String {
+        let url = self.window.current_url().await.expect("an address");
+        url.query().map_or_else(|| url.path().to_owned(), |query| format!("{}?{query}", url.path()))
+    }
+
+    /// The words that the page shows.
+    pub async fn text(&self) -> String {
+        self.script("return document.body.innerText").await.as_str().expect("text").to_owned()
+    }
+
+    /// Fails unless the page shows these words.
+    pub async fn sees(&self, words: &str) {
+        let text = self.text().await;
+        assert!(text.contains(words), "{words:?} in {}: {text}", self.path().await);
+    }
+
+    /// Waits until the page shows these words, without loading it again.
+    pub async fn will_see(&self, words: &str) {
+        poll::until(words, true, async || self.text().await.contains(words)).await;
+    }
+
+    /// How many elements the page has of a kind.
+    pub async fn count(&self, css: &str) -> usize {
+        self.window.find_all(By::Css(css)).await.expect("a page").len()
+    }
+
+    /// Clicks the first element of a kind.
+    pub async fn click(&self, css: &str) {
+        let found = self.window.find(By::Css(css)).await.unwrap_or_else(|error| panic!("{css}: {error}"));
+        found.click().await.unwrap_or_else(|error| panic!("{css}: {error}"));
+    }
+
+    /// Clicks the first button or link with these words.
+    pub async fn press(&self, words: &str) {
+        let path = format!("//*[(self::a or self::button or self::summary) and normalize-space()='{words}']");
+        let found = self.window.find(By::XPath(path)).await;
+        let found = match found {
+            Ok(found) => found,
+            Err(error) => panic!("{words:?} in {}: {error}", self.path().await),
+        };
+        found.click().await.unwrap_or_else(|error| panic!("{words}: {error}"));
+    }
+
+    /// Writes into the first field of this name, in the place of what is there.
+    pub async fn fill(&self, name: &str, text: &str) {
+        let css = format!("input[name={name}]:not([type=hidden])");
+        let field = self.window.find(By::Css(&*css)).await.unwrap_or_else(|error| panic!("{css}: {error}"));
+        field.clear().await.expect("a field");
+        field.send_keys(text).await.expect("a field");
+    }
+
+    /// Presses keys, wherever the focus is.
+    pub async fn keys(&self, keys: impl Into<TypingData>) {
+        let keys: TypingData = keys.into();
+        self.window.action_chain().send_keys(keys).perform().await.expect("a keyboard");
+    }
+
+    /// Runs a script in the page and gives its answer.
+    pub async fn script(&self, script: &str) -> Value {
+        let answer = self.window.execute(script, Vec::new()).await;
+        answer.unwrap_or_else(|error| panic!("{script}: {error}")).json().clone()
+    }
+
+    /// Looks at pages in this way from now on, also at the one that is open.
+    pub async fn look_at(&self, screen: Screen) {
+        let colours = if screen.is_dark { "dark" } else { "light" };
+        let media = json!({"features": [{"name": "prefers-color-scheme", "value": colours}]});
+        // As on a phone the page decides how wide it is.
+        let size = json!({"width": screen.width, "height": 900, "deviceScaleFactor": 1, "mobile": screen.width < 600});
+        for (command, values) in
+            [("Emulation.setEmulatedMedia", media), ("Emulation.setDeviceMetricsOverride", size)]
+        {
+            self.window.cdp().send_raw(command, values).await.expect("Chromium obeys");
+        }
+    }
+
+    /// What a person would stumble over in this page: what is too wide, too pale, or has no name.
+    pub async fn obstacles(&self) -> Vec<String> {
+        let found = self.script(EXAMINE).await;
+        found.as_array().expect("a list").iter().map(Value::to_string).collect()
+    }
+
+    /// What the browser has complained about since it was asked last, such as a violated policy.
+    pub async fn complaints(&self) -> Vec<String> {
+        let log = self.window.browser_log().await.expect("a log");
+        log.into_iter().map(|entry| entry.message).collect()
+    }
+
+    /// Keeps a picture of the whole page in the folder `PENSTOCK_PICTURES`, if there is one.
+    pub async fn picture(&self, name: &str) {
+        let Ok(folder) = std::env::var("PENSTOCK_PICTURES") else { return };
+        let values = json!({"captureBeyondViewport": true});
+        let answer = self.window.cdp().send_raw("Page.captureScreenshot", values).await.expect("a picture");
+        let png = base64::Engine::decode(
+            &base64::engine::general_purpose::STANDARD,
+            answer["data"].as_str().expect("a picture"),
+        );
+        let file = Path::new(&folder).join(format!("{name}.png"));
+        std::fs::write(file, png.expect("a picture")).expect("a folder");
+    }
+}
+
+/// `chromedriver`, on a port of its choice. Killed when dropped.
+#[derive(Debug)]
+struct Driver {
+    process: Child,
+    folder: PathBuf,
+    url: String,
+}
+
+impl Driver {
+    async fn start(place: &Path) -> Self {
+        let folder = place.join(format!("browser-{:08x}", fastrand::u32(..)));
+        std::fs::create_dir(&folder).expect("a folder for the browser");
+        let log = folder.join("log");
+        // The kernel kills it when the test's thread ends, even if nothing of ours is left to do so.
+        let process = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", "chromedriver", "--port=0"])
+            .env("HOME", &folder)
+            .stdin(Stdio::null())
+            .stdout(File::create(&log).expect("a log file"))
+            .spawn()
+            .expect("chromedriver starts: tests/run installs it");
+        let mut driver = Self { process, folder, url: String::new() };
+        let port = || {
+            let text = std::fs::read_to_string(&log).unwrap_or_default();
+            text.split_once("successfully on port ")?.1.split('.').next().map(str::to_owned)
+        };
+        poll::until("chromedriver listens", true, async || port().is_some()).await;
+        driver.url = format!("http://127.0.0.1:{}", port().expect("a port"));
+        driver
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
