@@ -108,7 +108,7 @@ async fn found(store: &Store, selection: &Selection) -> Result<Vec<Entry>, Comma
     };
     let mut entries = Vec::new();
     loop {
-        let (page, next) = ledger::search(store, &search).await?;
+        let (page, next) = ledger::search(store, &search, true).await?;
         entries.extend(page);
         if next.is_none() || entries.len() >= *limit {
             entries.truncate(*limit);
