@@ -134,6 +134,11 @@ require_cargo() {
   command -v cargo >/dev/null || fail "cargo is missing; please install Rust (rustup) first"
 }
 
+# What cargo compiles for checks and tests. The whole workspace each time: with fewer packages it would choose other features,
+# and compile most of it again. Without jemalloc, which takes as long to build as all of ours.
+# shellcheck disable=SC2034 # used by those who source this
+readonly WORKSPACE=(--locked --workspace --no-default-features --features worker/srv)
+
 # Builds, with one line of progress instead of one for each crate. What cargo says is in the log.
 compile() { # LOG CARGO_ARGUMENT...
   local log=$1 part
