@@ -51,7 +51,7 @@ use settings::Settings;
 use spool::{OpenError, Spool, drain};
 
 /// Requests under way get this long when stopping: body and publish have shorter deadlines.
-const FINISHING: Duration = Duration::from_secs(10);
+const REQUESTS_TIMEOUT: Duration = Duration::from_secs(10);
 /// Connections of the public port at the same time, if as many files may be open. Each can hold a small body.
 const MAX_CONNECTIONS: u64 = 8192;
 /// Open files that are kept for others than the public port's connections: RabbitMQ, the spool, the admin port.
@@ -59,22 +59,22 @@ const OTHER_FILES: u64 = 128;
 /// Connections of the public port in any case.
 const MIN_CONNECTIONS: u64 = 16;
 /// What is in the spool when stopping is published as long as that goes on, at most with such gaps.
-const DRAIN_PATIENCE: Duration = Duration::from_secs(1);
+const DRAIN_STALL_TIMEOUT: Duration = Duration::from_secs(1);
 /// Announcements published and not confirmed yet.
 const MAX_ANNOUNCEMENTS: u32 = 1;
 /// Confirms under way get this long when stopping.
-const CONFIRM_PATIENCE: Duration = Duration::from_secs(2);
+const LAST_CONFIRMS_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Time to drain a spool from which RabbitMQ takes, at least; and to close the admin port.
-const DRAINING: Duration = Duration::from_secs(6);
+const FINAL_DRAIN_TIMEOUT: Duration = Duration::from_secs(6);
 
 /// How long stopping may take after `DRAIN_DELAY`. What is in the spool by then stays there.
 const STOPPING: Duration = Duration::from_secs(
-    FINISHING.as_secs()
-        + drain::PATIENCE.as_secs()
-        + DRAIN_PATIENCE.as_secs()
-        + DRAINING.as_secs()
-        + CONFIRM_PATIENCE.as_secs()
+    REQUESTS_TIMEOUT.as_secs()
+        + drain::CONFIRM_TIMEOUT.as_secs()
+        + DRAIN_STALL_TIMEOUT.as_secs()
+        + FINAL_DRAIN_TIMEOUT.as_secs()
+        + LAST_CONFIRMS_TIMEOUT.as_secs()
         + traces::FLUSH_TIMEOUT.as_secs(),
 );
 
@@ -150,7 +150,7 @@ fn bind_public(gateway: &web::Data<Gateway>, stop: CancellationToken) -> Result<
     };
     let bound = listen::bind(host, *port).and_then(|listeners| {
         let addresses = listeners.iter().map(TcpListener::local_addr).collect::<io::Result<Vec<_>>>()?;
-        Ok((addresses, listen::serve(listeners, gateway, FINISHING, stopped)?))
+        Ok((addresses, listen::serve(listeners, gateway, REQUESTS_TIMEOUT, stopped)?))
     });
     let (addresses, server) = bound.map_err(|source| StartError::bind(host, *port, source))?;
     log_addresses("public", &addresses);
@@ -195,7 +195,7 @@ impl Ingest {
             let (gateway, gone) = (gateway.clone(), gone.clone());
             tokio::spawn(async move {
                 status::announce(&announcer, &gone, |leaving| gateway.announcement(leaving)).await;
-                announcer.close(CONFIRM_PATIENCE).await;
+                announcer.close(LAST_CONFIRMS_TIMEOUT).await;
             })
         };
         let admin_handle = admin.handle();
@@ -203,16 +203,16 @@ impl Ingest {
         let served = public.await;
         let durable = &gateway.durable;
         // A replica that is gone for good takes its spool along.
-        let grace = DRAINING.saturating_add(gateway.settings.spare_grace);
-        let draining = drain::to_the_end(durable, gateway.settings.partitions, DRAIN_PATIENCE);
+        let grace = FINAL_DRAIN_TIMEOUT.saturating_add(gateway.settings.spare_grace);
+        let draining = drain::to_the_end(durable, gateway.settings.partitions, DRAIN_STALL_TIMEOUT);
         let drained = tokio::time::timeout(grace, draining).await;
         if drained != Ok(true) {
             let records = durable.spool().size().records;
             warn!(records, "webhooks stay in the spool: start ingest again, or run `ingest spool drain`");
         }
         gone.cancel();
-        let last_word = tokio::time::timeout(2 * CONFIRM_PATIENCE, announcing);
-        let _ = tokio::join!(durable.close(CONFIRM_PATIENCE), last_word);
+        let last_word = tokio::time::timeout(2 * LAST_CONFIRMS_TIMEOUT, announcing);
+        let _ = tokio::join!(durable.close(LAST_CONFIRMS_TIMEOUT), last_word);
         gateway.status_link.close().await;
         admin_handle.stop(true).await;
         let _ = admin.await;

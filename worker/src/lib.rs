@@ -64,7 +64,7 @@ const WATCH_INTERVAL: Duration = Duration::from_secs(2);
 /// Pause before MongoDB is tried again at start.
 const PREPARE_PAUSE: Duration = Duration::from_secs(2);
 /// Confirms under way get this long when stopping.
-const CONFIRM_PATIENCE: Duration = Duration::from_secs(2);
+const LAST_CONFIRMS_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The worker, bound to its port and ready to run.
 pub struct Worker {
@@ -157,7 +157,7 @@ impl Worker {
         for link in links.values() {
             link.close().await;
         }
-        publisher.close(CONFIRM_PATIENCE).await;
+        publisher.close(LAST_CONFIRMS_TIMEOUT).await;
         admin_handle.stop(true).await;
         traces.stop().await;
         info!("stopped");

@@ -19,7 +19,7 @@ use crate::webhook::{Metadata, Webhook};
 
 const PUBLISH_TIMEOUT: Duration = Duration::from_millis(250);
 const APPEND_TIMEOUT: Duration = Duration::from_secs(1);
-const DRAIN_PATIENCE: Duration = Duration::from_secs(5);
+const DRAIN_CONFIRM_TIMEOUT: Duration = Duration::from_secs(5);
 const BUDGET: usize = 3;
 const WINDOW: Duration = Duration::from_mins(1);
 /// Some records.
@@ -204,7 +204,7 @@ impl World {
 
     async fn drain(&mut self) {
         for (id, n) in self.spooled() {
-            match self.publish(n, DRAIN_PATIENCE).await {
+            match self.publish(n, DRAIN_CONFIRM_TIMEOUT).await {
                 Ok(()) => self.file().delete(&[id]).unwrap(),
                 Err(PublishError::Nacked) => {}
                 Err(_) => return,

@@ -21,10 +21,10 @@ use crate::settings::Settings;
 use crate::webhook::Metadata;
 
 /// A drain that gets nothing through for so long gives up.
-const PATIENCE: Duration = Duration::from_secs(30);
+const STALL_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What is in flight then gets this long to be confirmed.
-const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
+const LAST_CONFIRMS_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What can be done with a spool.
 #[derive(Clone, Copy, Debug, Subcommand)]
@@ -67,7 +67,7 @@ pub enum CommandError {
     #[error("can't define the metrics")]
     Metrics(#[from] prometheus::Error),
     /// Not everything went through.
-    #[error("{0} webhooks are still in the spool, since RabbitMQ took nothing of a tenant for {PATIENCE:?}")]
+    #[error("{0} webhooks are still in the spool, since RabbitMQ took nothing of a tenant for {STALL_TIMEOUT:?}")]
     Left(u64),
 }
 
@@ -167,8 +167,8 @@ async fn drain(settings: &Settings, json: bool) -> Result<(), CommandError> {
     let durable = crate::durable(settings, &metrics)?;
     durable.spool().opened().await?;
     let before = durable.spool().to_be_published();
-    let is_empty = drain::to_the_end(&durable, settings.partitions, PATIENCE).await;
-    durable.close(CLOSE_PATIENCE).await;
+    let is_empty = drain::to_the_end(&durable, settings.partitions, STALL_TIMEOUT).await;
+    durable.close(LAST_CONFIRMS_TIMEOUT).await;
     let left = durable.spool().to_be_published();
     let published = before.saturating_sub(left);
     let told = if json {

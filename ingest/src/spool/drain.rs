@@ -27,7 +27,7 @@ const PAGE: usize = 64;
 /// record.
 const MAX_PAGES: usize = 4;
 /// Longest wait for a confirm. Longer than any caller would wait, since here nobody does.
-pub const PATIENCE: Duration = Duration::from_secs(5);
+pub const CONFIRM_TIMEOUT: Duration = Duration::from_secs(5);
 /// First and longest pause after RabbitMQ has taken nothing.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 /// While the spool is being drained, tenants that aren't are looked for this often.
@@ -150,7 +150,7 @@ async fn once(durable: &Durable, tenant: &str, partitions: u16, pages: &Semaphor
 /// meanwhile.
 async fn publish(durable: &Durable, webhook: &Webhook, partitions: u16) -> Result<(), PublishError> {
     let queue = partition::queue_of_body(&webhook.metadata.key, &webhook.body, partitions);
-    durable.route(&webhook.metadata.tenant).publish_patiently(webhook, queue, PATIENCE).await
+    durable.route(&webhook.metadata.tenant).publish_patiently(webhook, queue, CONFIRM_TIMEOUT).await
 }
 
 fn ids(records: &[Record], outcomes: &[Result<(), PublishError>]) -> Vec<i64> {

@@ -19,7 +19,7 @@ use shared::topology::{self, WEBHOOKS_EXCHANGE};
 use tokio::time::timeout;
 
 use super::set_aside::message::{self, SetAside};
-use super::set_aside::queue::{PATIENCE, QueueError};
+use super::set_aside::queue::{ANSWER_TIMEOUT, QueueError};
 use super::{CommandError, printable, say};
 
 /// Events that wait for a slow reader, and their bytes, at most: the oldest of them are dropped first.
@@ -58,7 +58,7 @@ pub async fn run(arguments: Arguments, mut env: Env, out: &mut impl Write) -> Re
     let address = env.finish(address)?;
     let link = Link::start(address, "worker tail", Purpose::Consume, [].into(), 0);
     let mut sessions = link.sessions();
-    let first = timeout(PATIENCE, amqp::next_session(&mut sessions)).await.ok().flatten();
+    let first = timeout(ANSWER_TIMEOUT, amqp::next_session(&mut sessions)).await.ok().flatten();
     let mut session = first.ok_or(QueueError::NotConnected)?;
     if !arguments.json {
         say(out, heading())?;
@@ -75,7 +75,7 @@ pub async fn run(arguments: Arguments, mut env: Env, out: &mut impl Write) -> Re
 
 /// Shows events until the session is lost.
 async fn follow(session: &Session, arguments: &Arguments, out: &mut impl Write) -> Result<(), CommandError> {
-    let mut events = timeout(PATIENCE, subscribe(session, arguments)).await.map_err(QueueError::from)??;
+    let mut events = timeout(ANSWER_TIMEOUT, subscribe(session, arguments)).await.map_err(QueueError::from)??;
     while let Some(Ok(event)) = events.next().await {
         say(out, if arguments.json { as_json(&event).to_string() } else { line(&event) })?;
         out.flush().map_err(super::unwritten)?;

@@ -19,7 +19,7 @@ use crate::store::failure::Failure;
 /// Longest wait for an answer of MongoDB.
 pub const DEADLINE: Duration = Duration::from_mins(1);
 /// While MongoDB fails it is asked again for this long.
-pub const PATIENCE: Duration = Duration::from_mins(2);
+pub const RETRY_TIMEOUT: Duration = Duration::from_mins(2);
 /// Pause before that.
 pub const PAUSE: Duration = Duration::from_millis(500);
 /// Most ids asked for at once.
@@ -137,7 +137,7 @@ async fn find(
         loop {
             match find_once(&collection, ids, &fields).await {
                 Ok(found) => break all.extend(found),
-                Err(failure) if started.elapsed() > PATIENCE => return Err(failure),
+                Err(failure) if started.elapsed() > RETRY_TIMEOUT => return Err(failure),
                 Err(_) => sleep(PAUSE).await,
             }
         }

@@ -11,7 +11,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::BackfillError;
-use super::known::{DEADLINE, PATIENCE, PAUSE};
+use super::known::{DEADLINE, RETRY_TIMEOUT, PAUSE};
 use super::progress::{Place, Task};
 use crate::store::Store;
 use crate::store::failure::Failure;
@@ -105,7 +105,7 @@ impl Lease {
             match within(async { update.await }).await {
                 Ok(updated) if updated.matched_count == 0 => return Err(BackfillError::Taken),
                 Ok(_) => return Ok(()),
-                Err(failure) if started.elapsed() > PATIENCE => return Err(failure.into()),
+                Err(failure) if started.elapsed() > RETRY_TIMEOUT => return Err(failure.into()),
                 Err(_) => sleep(PAUSE).await,
             }
         }

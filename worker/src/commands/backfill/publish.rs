@@ -19,7 +19,7 @@ use crate::decode::BACKFILLED;
 /// Longest wait for a confirm.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(10);
 /// An event that RabbitMQ doesn't take is published again for this long: twice does no harm.
-const PATIENCE: Duration = Duration::from_mins(2);
+const RETRY_TIMEOUT: Duration = Duration::from_mins(2);
 /// Pause before that.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -46,7 +46,7 @@ impl Outlet {
             let message = self.message(body, read_at_ms).map_err(QueueError::Name)?;
             match self.broker.publish(message, CONFIRM_TIMEOUT).await {
                 Ok(()) => return Ok(()),
-                Err(error) if started.elapsed() > PATIENCE => return Err(error.into()),
+                Err(error) if started.elapsed() > RETRY_TIMEOUT => return Err(error.into()),
                 Err(_) => sleep(PAUSE).await,
             }
         }

@@ -20,7 +20,7 @@ use shared::topology::{self, ASIDE_EXCHANGE, WEBHOOKS_EXCHANGE, is_soft};
 use tokio::time::timeout;
 
 use super::MigrationError;
-use crate::commands::set_aside::queue::{PATIENCE, QueueError};
+use crate::commands::set_aside::queue::{ANSWER_TIMEOUT, QueueError};
 
 /// Messages in hand.
 const BATCH: u16 = 64;
@@ -84,7 +84,7 @@ impl Broker {
     /// A channel, which is of no more use when something is refused.
     async fn channel(&self) -> Result<Channel, QueueError> {
         let session = self.publisher.link().session().ok_or(QueueError::NotConnected)?;
-        Ok(timeout(PATIENCE, session.channel()).await??)
+        Ok(timeout(ANSWER_TIMEOUT, session.channel()).await??)
     }
 
     /// Keeps others from migrating while the channel is held.
@@ -154,7 +154,7 @@ impl Broker {
         let channel = self.channel().await?;
         // RabbitMQ deletes no quorum queue only if it is empty; nothing leads to this one any more.
         let deleted = channel.queue_delete(short(name)?, QueueDeleteOptions::default());
-        timeout(PATIENCE, deleted).await.map_err(QueueError::from)?.map_err(QueueError::from)?;
+        timeout(ANSWER_TIMEOUT, deleted).await.map_err(QueueError::from)?.map_err(QueueError::from)?;
         Ok(close(&channel).await?)
     }
 
@@ -174,7 +174,7 @@ impl Broker {
             let Some(last) = taken.last() else { continue };
             let options = BasicAckOptions { multiple: true };
             let removed = channel.basic_ack(last.delivery_tag, options);
-            timeout(PATIENCE, removed).await.map_err(QueueError::from)?.map_err(QueueError::from)?;
+            timeout(ANSWER_TIMEOUT, removed).await.map_err(QueueError::from)?.map_err(QueueError::from)?;
         }
     }
 
@@ -203,16 +203,16 @@ impl Broker {
 
 /// Takes this many messages, and no more: of one that is on its way to us, no length tells.
 async fn take(channel: &Channel, from: &str, count: u16) -> Result<Vec<Delivery>, QueueError> {
-    timeout(PATIENCE, channel.basic_qos(count, BasicQosOptions::default())).await??;
+    timeout(ANSWER_TIMEOUT, channel.basic_qos(count, BasicQosOptions::default())).await??;
     let (options, none) = (BasicConsumeOptions::default(), FieldTable::default());
     let consumed = channel.basic_consume(short(from)?, ShortString::default(), options, none);
-    let mut consumer = timeout(PATIENCE, consumed).await??;
+    let mut consumer = timeout(ANSWER_TIMEOUT, consumed).await??;
     let mut taken = Vec::with_capacity(count.into());
     for _ in 0..count {
-        let next = timeout(PATIENCE, consumer.next()).await?;
+        let next = timeout(ANSWER_TIMEOUT, consumer.next()).await?;
         taken.push(next.ok_or(QueueError::NotRemoved)??);
     }
-    timeout(PATIENCE, channel.basic_cancel(consumer.tag(), BasicCancelOptions::default())).await??;
+    timeout(ANSWER_TIMEOUT, channel.basic_cancel(consumer.tag(), BasicCancelOptions::default())).await??;
     Ok(taken)
 }
 
@@ -229,12 +229,12 @@ fn properties(delivery: &Delivery) -> BasicProperties {
 
 async fn declare(channel: &Channel, name: &str, options: QueueDeclareOptions) -> Result<Queue, QueueError> {
     let declared = channel.queue_declare(short(name)?, options, FieldTable::default());
-    let queue = timeout(PATIENCE, declared).await??;
+    let queue = timeout(ANSWER_TIMEOUT, declared).await??;
     Ok(Queue { messages: queue.message_count(), consumers: queue.consumer_count() })
 }
 
 async fn close(channel: &Channel) -> Result<(), QueueError> {
-    Ok(timeout(PATIENCE, channel.close(200, short("done")?)).await??)
+    Ok(timeout(ANSWER_TIMEOUT, channel.close(200, short("done")?)).await??)
 }
 
 fn short(name: &str) -> Result<ShortString, QueueError> {

@@ -37,7 +37,7 @@ use ledger::{MARGIN, Reading, before};
 /// Longest time for one transaction, and for a part of the ledger to be read.
 const DEADLINE: Duration = Duration::from_mins(1);
 /// So long is tried again while MongoDB fails, or while workers write the same documents.
-const PATIENCE: Duration = Duration::from_mins(2);
+const RETRY_TIMEOUT: Duration = Duration::from_mins(2);
 /// After so many failures the groups of a batch are tried one by one: a smaller one has fewer rivals.
 const FAILURES_TOGETHER: u32 = 5;
 /// Bodies in a batch, in bytes.
@@ -340,7 +340,7 @@ impl Rebuild {
             let Err(failure) = written else { return written };
             failed += 1;
             let is_too_late =
-                failed >= failures || started.elapsed() > PATIENCE || self.started.elapsed() > LONGEST_RUN;
+                failed >= failures || started.elapsed() > RETRY_TIMEOUT || self.started.elapsed() > LONGEST_RUN;
             match attempts.failed(&failure, Duration::ZERO).1 {
                 Next::Again(pause) | Next::HalveIfProbed(pause) if !is_too_late => sleep(pause).await,
                 _ => return Err(failure),

@@ -18,9 +18,9 @@ use tokio::time::error::Elapsed;
 use tokio::time::{Instant, sleep, timeout};
 
 /// Longest wait for a connection, and for each answer.
-pub const PATIENCE: Duration = Duration::from_secs(15);
+pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 /// Longest wait for messages to be seen in their queue again; others may have taken them.
-const RETURN_PATIENCE: Duration = Duration::from_secs(2);
+const RETURN_TIMEOUT: Duration = Duration::from_secs(2);
 /// Messages that are returned at once. RabbitMQ keeps the order of at most 32: what it can't pass on to the
 /// queue at once it collects by consumer, and each message that was got is a consumer's own.
 const RETURNED_TOGETHER: usize = 24;
@@ -31,10 +31,10 @@ pub const WINDOW: u32 = 64;
 #[derive(Debug, thiserror::Error)]
 pub enum QueueError {
     /// There is no connection.
-    #[error("can't connect to RabbitMQ within {PATIENCE:?}")]
+    #[error("can't connect to RabbitMQ within {ANSWER_TIMEOUT:?}")]
     NotConnected,
     /// An answer didn't come.
-    #[error("RabbitMQ doesn't answer within {PATIENCE:?}")]
+    #[error("RabbitMQ doesn't answer within {ANSWER_TIMEOUT:?}")]
     Silent(#[from] Elapsed),
     /// The channel failed.
     #[error("RabbitMQ")]
@@ -53,7 +53,7 @@ pub enum QueueError {
 /// Connects, declaring nothing for any tenant: an operator's slip of the pen must not leave queues behind.
 pub async fn connect(address: Address) -> Result<Publisher, QueueError> {
     let link = Link::start(address, "worker command", Purpose::Publish { channels: 1 }, [].into(), 0);
-    let connected = timeout(PATIENCE, next_session(&mut link.sessions())).await;
+    let connected = timeout(ANSWER_TIMEOUT, next_session(&mut link.sessions())).await;
     connected.ok().flatten().ok_or(QueueError::NotConnected)?;
     Ok(Publisher::new(link, WINDOW))
 }
@@ -61,11 +61,11 @@ pub async fn connect(address: Address) -> Result<Publisher, QueueError> {
 /// Declares the queues to which a tenant's events are published: an event must not meet one that isn't there.
 pub async fn declare_work(broker: &Publisher, tenant: &str, partitions: u16) -> Result<(), QueueError> {
     let session = broker.link().session().ok_or(QueueError::NotConnected)?;
-    let channel = timeout(PATIENCE, session.channel()).await??;
+    let channel = timeout(ANSWER_TIMEOUT, session.channel()).await??;
     for queue in WorkQueue::all(partitions) {
-        timeout(PATIENCE, TenantQueue::Work(queue).declare(&channel, tenant)).await??;
+        timeout(ANSWER_TIMEOUT, TenantQueue::Work(queue).declare(&channel, tenant)).await??;
     }
-    timeout(PATIENCE, channel.close(200, topology::short("done")?)).await??;
+    timeout(ANSWER_TIMEOUT, channel.close(200, topology::short("done")?)).await??;
     Ok(())
 }
 
@@ -86,7 +86,7 @@ impl Queue {
     /// Opens a queue; none if it doesn't exist.
     pub async fn open(broker: &Publisher, name: &str) -> Result<Option<Self>, QueueError> {
         let session = broker.link().session().ok_or(QueueError::NotConnected)?;
-        let channel = timeout(PATIENCE, session.channel()).await??;
+        let channel = timeout(ANSWER_TIMEOUT, session.channel()).await??;
         let length = topology::length(&channel, name).await?;
         Ok(length.map(|length| Self {
             channel,
@@ -105,14 +105,14 @@ impl Queue {
         }
         self.left -= 1;
         let get = self.channel.basic_get(topology::short(&self.name)?, BasicGetOptions::default());
-        let message = timeout(PATIENCE, get).await??;
+        let message = timeout(ANSWER_TIMEOUT, get).await??;
         self.taken().extend(message.as_ref().map(|message| message.delivery.delivery_tag));
         Ok(message)
     }
 
     /// Removes a message for good.
     pub async fn remove(&self, message: &BasicGetMessage) -> Result<(), QueueError> {
-        if !timeout(PATIENCE, message.delivery.acker.ack(BasicAckOptions::default())).await?? {
+        if !timeout(ANSWER_TIMEOUT, message.delivery.acker.ack(BasicAckOptions::default())).await?? {
             return Err(QueueError::NotRemoved);
         }
         self.taken().remove(&message.delivery.delivery_tag);
@@ -135,19 +135,19 @@ impl Queue {
         for some in tags.chunks(RETURNED_TOGETHER) {
             let options = BasicNackOptions { multiple: true, requeue: true };
             let last = some.last().copied().unwrap_or_default();
-            timeout(PATIENCE, self.channel.basic_nack(last, options)).await??;
+            timeout(ANSWER_TIMEOUT, self.channel.basic_nack(last, options)).await??;
             expected = expected.saturating_add(u32::try_from(some.len()).unwrap_or(u32::MAX));
             // Once others take them meanwhile, it can't be seen.
             is_seen = is_seen && self.is_as_long(expected).await?;
         }
-        timeout(PATIENCE, self.channel.close(200, topology::short("done")?)).await??;
+        timeout(ANSWER_TIMEOUT, self.channel.close(200, topology::short("done")?)).await??;
         Ok(())
     }
 
     /// Waits until the queue has this many messages. RabbitMQ puts them back after it has answered; whoever looks
     /// at once, such as a next command, would miss some.
     async fn is_as_long(&self, expected: u32) -> Result<bool, QueueError> {
-        let until = Instant::now() + RETURN_PATIENCE;
+        let until = Instant::now() + RETURN_TIMEOUT;
         while let Some(length) = topology::length(&self.channel, &self.name).await?
             && length < expected
         {

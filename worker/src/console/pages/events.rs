@@ -20,7 +20,7 @@ use crate::console::words;
 use crate::decode::BACKFILLED;
 
 /// How long a search waits for the indexes that it needs.
-const INDEX_PATIENCE: Duration = Duration::from_secs(1);
+const INDEX_TIMEOUT: Duration = Duration::from_secs(1);
 /// The fields of the form.
 const NAMES: [&str; 7] = ["key", "message", "contact", "type", "from", "to", "outcome"];
 
@@ -90,7 +90,7 @@ async fn found(pages: &Arc<TenantPages>, fields: &Fields) -> Result<(Vec<Entry>,
         let pages = pages.clone();
         let made = tokio::spawn(async move { pages.database.make_indexes().await });
         // Mostly they are there, or soon will be.
-        let _ = timeout(INDEX_PATIENCE, made).await;
+        let _ = timeout(INDEX_TIMEOUT, made).await;
     }
     let search = search_for(fields)?;
     let has_indexes = pages.database.missing_indexes().is_none();

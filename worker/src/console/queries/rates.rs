@@ -19,7 +19,7 @@ const WEEK_MS: i64 = 7 * 24 * 60 * MINUTE_MS;
 /// What is older is asked for again.
 const FRESH: Duration = Duration::from_secs(5);
 /// How long a page waits for news before it shows what is known.
-const PATIENCE: Duration = Duration::from_millis(800);
+const NEWS_TIMEOUT: Duration = Duration::from_millis(800);
 /// More than this many in a minute are "at least this many": counting is bounded, too.
 pub const MOST_COUNTED: i64 = 1_000_000;
 
@@ -63,7 +63,7 @@ pub async fn known(pages: Arc<TenantPages>) -> Option<Known> {
         if !pages.rates.is_asking.swap(true, Ordering::AcqRel) {
             tokio::spawn(ask(pages.clone()));
         }
-        let _ = timeout(PATIENCE, known.wait_for(is_fresh)).await;
+        let _ = timeout(NEWS_TIMEOUT, known.wait_for(is_fresh)).await;
     }
     known.borrow().clone()
 }
