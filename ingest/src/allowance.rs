@@ -1,5 +1,5 @@
-//! How much evidence is kept? A flood of unusable requests must neither fill RabbitMQ nor push out what lies in the
-//! quarantine. Pure.
+//! How much evidence is kept? A flood of unusable requests must neither fill RabbitMQ nor push older evidence
+//! out of the quarantine. Pure.
 
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,7 @@ pub struct Allowance {
     reported: Option<Instant>,
 }
 
-/// What becomes of a piece of evidence.
+/// What to do with a piece of evidence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision {
     /// It is kept.
@@ -44,7 +44,7 @@ impl Allowance {
         (self.left, self.updated) = ((self.left + gained).min(self.burst), now);
         #[expect(clippy::cast_precision_loss, reason = "bodies are bounded")]
         let parts = (bytes / PART_BYTES + 1) as f64;
-        // Something larger than all there can be gets all of it.
+        // A piece that is larger than the whole bucket empties it.
         let cost = parts.min(self.burst.max(1.0));
         if self.left >= cost {
             self.left -= cost;

@@ -10,14 +10,14 @@ use sha2::{Digest, Sha256};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
-/// A body that isn't there by then never comes. With the time to publish and the time to spool (a second
+/// The deadline for a body. With the time to publish and the time to spool (a second
 /// each at most) a reply stays below respond.io's deadline of 5 seconds.
 const BODY_TIMEOUT: Duration = Duration::from_millis(2500);
-/// As much of a body that is over the limit is kept as evidence, in bytes.
+/// How much of a body over the limit is kept as evidence, in bytes.
 const EVIDENCE_BYTES: usize = 64 << 10;
 /// Bodies up to this size need not ask for memory: the number of connections bounds them. In bytes.
 const SMALL_BODY_BYTES: usize = 16 << 10;
-/// More of a body isn't even read: it takes time from others, and no webhook is so large. In bytes.
+/// ingest stops reading a body here: it takes time from others, and no webhook is that large. In bytes.
 const MAX_SENT_BYTES: usize = 64 << 20;
 /// What larger bodies may take beyond that at the same time, in KiB.
 const LARGE_BODIES_KIB: usize = 64 << 10;
@@ -92,7 +92,7 @@ async fn read_all(
     limit: usize,
     budget: &BodyBudget,
 ) -> Option<Body> {
-    // A buffer that has to grow takes twice the memory. What isn't written to takes none.
+    // A buffer that has to grow takes twice the memory. Pages that nothing is written to take none.
     let mut bytes = Vec::with_capacity(announced.length.unwrap_or(0).min(limit));
     let end = announced.length.filter(|_| announced.ends).unwrap_or(usize::MAX);
     let (mut sent, mut share) = (0, Vec::new());
@@ -111,7 +111,7 @@ async fn read_all(
             return None;
         } else {
             hash.get_or_insert_with(|| Sha256::new().chain_update(&bytes)).update(&chunk);
-            // The rest is read all the same: a sender that is cut off sees an error, not our 200.
+            // The rest is still read: a sender that is cut off sees an error, not our 200.
             let missing = EVIDENCE_BYTES.saturating_sub(bytes.len()).min(chunk.len());
             bytes.extend_from_slice(&chunk[..missing]);
             bytes.truncate(EVIDENCE_BYTES);

@@ -11,10 +11,10 @@ use shared::verify::{Keys, Match, Untrusted};
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: ingest verify --tenant faster --signature 'qZk…=' < body.json")]
 pub struct Arguments {
-    /// The tenant whose keys are tried
+    /// The tenant whose keys to try
     #[arg(long, value_name = "TENANT")]
     tenant: String,
-    /// What the header `X-Webhook-Signature` held
+    /// The value of the header `X-Webhook-Signature`
     #[arg(long, value_name = "SIGNATURE")]
     signature: String,
     /// Write JSON
@@ -34,16 +34,16 @@ pub enum VerifyError {
     /// There is nothing to check it with.
     #[error("tenant {0:?} has no signing keys")]
     NoKeys(String),
-    /// None made it.
+    /// No key made the signature.
     #[error("no key of tenant {0:?} makes this signature of this body, in any form")]
     Invalid(String),
     /// The signature is blank.
     #[error("the signature is blank")]
     Blank,
-    /// It is the right value, written otherwise than ingest takes it.
+    /// The signature has the right value, in a spelling that ingest doesn't accept.
     #[error(
         "the right value in another spelling ({spelling}), made by key {key} of {tenant}, form {form}: ingest refuses it; \
-         the header has to hold the base64 of the 32 bytes with its padding, and nothing else"
+         the header must hold the base64 of the 32 bytes with its padding, and nothing else"
     )]
     Respelled {
         /// The tenant.
@@ -86,7 +86,7 @@ pub fn run(arguments: &Arguments, mut env: Env) -> Result<String, VerifyError> {
 /// What some senders write before a signature.
 const PREFIX: &str = "sha256=";
 
-/// A signature in another spelling as ingest would take it, and what is different about it. Pure.
+/// A signature in the spelling that ingest accepts, and what is different about the given one. Pure.
 fn as_expected(text: &str) -> Option<(String, String)> {
     let text = text.trim();
     let mut differences = Vec::new();

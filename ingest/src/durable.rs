@@ -36,8 +36,7 @@ impl Via {
         }
     }
 
-    /// The order in which the two are tried. Under suspicion RabbitMQ comes last: once the spool has failed,
-    /// nothing is left to be saved by sparing it.
+    /// The order in which the two are tried. Under suspicion RabbitMQ comes last, if the spool has failed.
     #[must_use]
     pub fn order(is_suspect: bool) -> [Self; 2] {
         if is_suspect { [Self::Spool, Self::Broker] } else { [Self::Broker, Self::Spool] }
@@ -68,7 +67,7 @@ pub async fn first_durable(
 #[derive(Debug)]
 pub struct Durable {
     routes: BTreeMap<String, Route>,
-    // Connected only when the spool has something of a tenant that isn't in the settings any more.
+    // Connected only when the spool has records of a tenant that isn't in the settings any more.
     others: OnceLock<Route>,
     make: Routes,
     spool: Spool,

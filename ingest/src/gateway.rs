@@ -1,4 +1,4 @@
-//! What the handlers share, and what others are told of it.
+//! What the handlers share, and what ingest reports of it.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -34,9 +34,9 @@ pub struct Gateway {
     pub durable: Arc<Durable>,
     /// The name under which this process announces itself.
     pub name: String,
-    /// The connection on which others are listened to.
+    /// The connection that receives the announcements of other processes.
     pub status_link: Link,
-    /// What is behind RabbitMQ.
+    /// The state of queues and workers.
     pub pipeline: Arc<Pipeline>,
     /// The metrics.
     pub metrics: Arc<Metrics>,
@@ -95,8 +95,9 @@ impl Gateway {
         Announcement { name: self.name.clone(), partitions: self.settings.partitions, leaving, role }
     }
 
-    /// Why this process shouldn't get webhooks, if there is a reason: only that it stops. If all were unready because
-    /// RabbitMQ and the spools take nothing, the load balancer would refuse every webhook, and no budget would hold.
+    /// Why this process shouldn't get webhooks, if there is a reason: only that it stops. If all were unready
+    /// because RabbitMQ and the spools take nothing, the load balancer would refuse every webhook, and no
+    /// budget would hold.
     #[must_use]
     pub fn unready(&self) -> Option<String> {
         self.stop.is_cancelled().then(|| "stopping".to_owned())
@@ -139,14 +140,14 @@ impl Gateway {
             Decision::Keep => true,
             Decision::Drop(dropped) => {
                 if let Some(dropped) = dropped {
-                    warn!(tenant, dropped, "too much to be quarantined or logged, left some out");
+                    warn!(tenant, dropped, "too many unusable webhooks: some were neither quarantined nor logged");
                 }
                 false
             }
         }
     }
 
-    /// Neither RabbitMQ nor the spool has it, and it is evidence alone: not worth a refusal, of which there are few.
+    /// Neither RabbitMQ nor the spool has this evidence. It isn't worth a refusal, of which there are few.
     pub fn drop_evidence(&self, metadata: &Metadata, reason: Reason, why: &NotDurable) {
         self.metrics.evidence_dropped(&metadata.tenant, reason);
         error!(
@@ -159,8 +160,9 @@ impl Gateway {
         );
     }
 
-    /// Neither RabbitMQ nor the spool has it. A refusal makes respond.io send it again, but only so many
-    /// refusals are harmless; beyond them one webhook is given up to keep the others coming.
+    /// Neither RabbitMQ nor the spool has this webhook. After a refusal respond.io sends it again, but too
+    /// many refusals disable the webhook. Beyond the budget ingest gives this one up, so that the others
+    /// still come.
     #[must_use]
     pub fn refuse_or_lose(&self, metadata: &Metadata, why: &NotDurable) -> HttpResponse {
         let Metadata { tenant, key: event_key, event_type, .. } = metadata;

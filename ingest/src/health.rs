@@ -21,7 +21,8 @@ pub const ENDPOINTS: [&str; 7] = [
     "GET /",
 ];
 
-/// Bytes that an event takes in the spool, as long as those in there aren't larger. Most are below half of it.
+/// Bytes that an event takes in the spool, unless the events in there are larger. Most take less than half of
+/// it.
 const ASSUMED_EVENT_BYTES: u64 = 4096;
 
 /// What is known at this moment.
@@ -33,11 +34,12 @@ pub struct Seen<'a> {
     pub test_mode: bool,
     /// How long each tenant's queues are, if that is known.
     pub lengths: &'a BTreeMap<String, Lengths>,
-    /// The ingests and workers that are there; nobody, not even this one, while RabbitMQ passes nothing on.
+    /// The ingests and workers that announce themselves; none, not even this one, while RabbitMQ delivers
+    /// nothing.
     pub peers: &'a [Announcement],
     /// The largest number of partitions that anybody has.
     pub partitions: u16,
-    /// Shown while no worker is there to say.
+    /// Shown while no worker announces it.
     pub breaker_threshold: u32,
     /// The ways into RabbitMQ, by tenant.
     pub routes: &'a BTreeMap<String, RouteState>,
@@ -98,7 +100,7 @@ fn queue(seen: &Seen<'_>) -> Value {
     let workers: Vec<&Announcement> = seen.peers.iter().filter(|peer| peer.served().is_some()).collect();
     // This ingest hears itself, too.
     let is_heard = !seen.peers.is_empty();
-    // Each partition is written by one worker at a time, whoever it is.
+    // One worker at a time writes each partition.
     let batches = workers.iter().map(|worker| worker.partitions).max().unwrap_or(0);
     let sum = |of: fn(&Lengths) -> Option<u64>| {
         seen.tenants.iter().map(|tenant| length(tenant, seen, of)).sum::<Option<u64>>()
@@ -144,8 +146,8 @@ fn statuses<'a>(tenant: &str, peers: &'a [Announcement]) -> impl Iterator<Item =
     peers.iter().filter_map(move |peer| peer.served()?.get(tenant))
 }
 
-/// Events that can be taken for sure: those that fit into the spool. What fits into RabbitMQ's queues depends on its
-/// disk and policies, and while RabbitMQ is down, nothing does.
+/// Events that can be taken for sure: those that fit into the spool. What fits into RabbitMQ's queues depends
+/// on its disk and policies, and while RabbitMQ is down, nothing does.
 fn capacity(seen: &Seen<'_>) -> u64 {
     let mean = seen.spool.bytes / seen.spool.records.max(1);
     seen.spool_room / mean.max(ASSUMED_EVENT_BYTES)
@@ -159,7 +161,7 @@ fn worst(tenant: &str, peers: &[Announcement]) -> Option<TenantStatus> {
         failures: a.failures.max(b.failures),
         threshold: a.threshold.min(b.threshold),
         mongodb_connected: a.mongodb_connected && b.mongodb_connected,
-        // It is the tenant's MongoDB that succeeded, whoever asked it.
+        // The tenant's MongoDB has answered, no matter which worker asked.
         success_age_ms: [a.success_age_ms, b.success_age_ms].into_iter().flatten().min(),
         in_flight: a.in_flight + b.in_flight,
         half_open_successes: if a.breaker >= b.breaker {
@@ -214,7 +216,7 @@ fn circuit_breaker(threshold: u32, tenants: &[(&String, Option<TenantStatus>)]) 
 }
 
 fn signatures(tenant: &String, seen: &Seen<'_>) -> Value {
-    // Whoever knows the URL can send events of this tenant.
+    // Everybody who knows the URL can send events of this tenant.
     if seen.unchecked.contains(tenant) { "unchecked" } else { "checked" }.into()
 }
 

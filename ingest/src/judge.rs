@@ -24,7 +24,7 @@ pub enum Reason {
     MissingSignature,
     /// Signed by somebody else.
     InvalidSignature,
-    /// Nobody knows: judging it has failed, a defect of ours.
+    /// Judging it has failed, a defect of ours.
     Defect,
 }
 
@@ -68,7 +68,7 @@ impl From<Untrusted> for Reason {
     }
 }
 
-/// What a request turned out to be.
+/// What a request is.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// An event, to be published for the workers.
@@ -92,10 +92,10 @@ pub struct Identity {
     pub signature: &'static str,
 }
 
-/// Stands in place of how a signature was found good, where it wasn't.
+/// Stands for the form of a signature that wasn't good.
 const UNTRUSTED: &str = "untrusted";
 
-/// Decides what a request is. A body on which that fails is kept for those who can mend it.
+/// Decides what a request is. If that fails for a body, the body is kept for those who correct the defect.
 #[must_use]
 pub fn judge(tenant: &str, signing: &Signing, headers: &HeaderMap, body: &Body, limit: usize) -> Verdict {
     or_defect(tenant, body, || decide(tenant, signing, headers, body, limit))
@@ -112,7 +112,7 @@ fn or_defect(tenant: &str, body: &Body, decide: impl FnOnce() -> Verdict) -> Ver
 
 fn decide(tenant: &str, signing: &Signing, headers: &HeaderMap, body: &Body, limit: usize) -> Verdict {
     if body.sent > limit {
-        // Only a part of what was signed is at hand.
+        // Only a part of what was signed was kept.
         let identity = identify(tenant, &Scan::default(), &body.bytes, Form::Unchecked.name());
         return Verdict::Quarantine(identity, Reason::TooLarge);
     }

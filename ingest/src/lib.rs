@@ -1,7 +1,8 @@
 //! ingest: takes webhooks in and answers 200 once they are durable.
 //!
-//! The way of a webhook: [`connections`] → [`routes`] → [`receive`] → [`body`] → [`mod@judge`] (with [`shared::json::Scan`] and
-//! [`shared::verify`]) → [`webhook`] → [`mod@durable`] (RabbitMQ by [`route`], else [`spool`]) → [`reply`].
+//! The way of a webhook: [`connections`] → [`routes`] → [`receive`] → [`body`] → [`mod@judge`] (with
+//! [`shared::json::Scan`] and [`shared::verify`]) → [`webhook`] → [`mod@durable`] (RabbitMQ by [`route`],
+//! else [`spool`]) → [`reply`].
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -50,22 +51,22 @@ use refusals::Refusals;
 use settings::Settings;
 use spool::{OpenError, Spool, drain};
 
-/// Requests under way get this long when stopping: body and publish have shorter deadlines.
+/// When ingest stops, open requests get this long: body and publish have shorter deadlines.
 const REQUESTS_TIMEOUT: Duration = Duration::from_secs(10);
 /// Connections of the public port at the same time, if as many files may be open. Each can hold a small body.
 const MAX_CONNECTIONS: u64 = 8192;
-/// Open files that are kept for others than the public port's connections: RabbitMQ, the spool, the admin port.
+/// Open files for everything but the public port's connections: RabbitMQ, the spool, the admin port.
 const OTHER_FILES: u64 = 128;
 /// Connections of the public port in any case.
 const MIN_CONNECTIONS: u64 = 16;
-/// What is in the spool when stopping is published as long as that goes on, at most with such gaps.
+/// When ingest stops, it gives up draining the spool after this long without progress.
 const DRAIN_STALL_TIMEOUT: Duration = Duration::from_secs(1);
 /// Announcements published and not confirmed yet.
 const MAX_ANNOUNCEMENTS: u32 = 1;
-/// Confirms under way get this long when stopping.
+/// When ingest stops, it waits this long for the confirms of published messages.
 const LAST_CONFIRMS_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Time to drain a spool from which RabbitMQ takes, at least; and to close the admin port.
+/// When ingest stops, it drains the spool for at most this long, or longer if `TERMINATION_GRACE` allows.
 const FINAL_DRAIN_TIMEOUT: Duration = Duration::from_secs(6);
 
 /// How long stopping may take after `DRAIN_DELAY`. What is in the spool by then stays there.
@@ -98,8 +99,8 @@ fn link(settings: &Settings, name: &str, purpose: Purpose) -> Link {
     Link::start(settings.rabbitmq.clone(), name, purpose, tenants, settings.partitions)
 }
 
-/// Opens the spool, binds the ports and starts connecting to RabbitMQ, under a name that no other process has. Needs a
-/// tokio runtime.
+/// Opens the spool, binds the ports and starts connecting to RabbitMQ, under a name that no other process
+/// has. Needs a tokio runtime.
 pub fn build(settings: Settings, name: String, stop: CancellationToken) -> Result<Ingest, StartError> {
     let tenants: Vec<String> = settings.tenants.keys().cloned().collect();
     let metrics = Arc::new(Metrics::new(tenants.iter().map(String::as_str))?);
@@ -134,8 +135,8 @@ pub fn build(settings: Settings, name: String, stop: CancellationToken) -> Resul
     tokio::spawn(connections::sweep(gateway.connections.clone()));
     let public = bind_public(&gateway, stop)?;
     let admin = bind_admin(&gateway)?;
-    // A connection of its own: where publishing to the queues takes all that is allowed in flight, or is refused, this
-    // goes on.
+    // A connection of its own: announcements continue while all places in flight are taken, or RabbitMQ
+    // refuses webhooks.
     let announcing = link(&gateway.settings, "ingest announce", Purpose::Publish { channels: 1 });
     let announcer = Publisher::new(announcing, MAX_ANNOUNCEMENTS);
     Ok(Ingest { gateway, public, admin, announcer })
@@ -157,7 +158,8 @@ fn bind_public(gateway: &web::Data<Gateway>, stop: CancellationToken) -> Result<
     Ok(server)
 }
 
-/// How many connections the public port may have, by how many files may be open. Each tenant's publishes take one.
+/// How many connections the public port may have, by how many files may be open. Each tenant's publishes take
+/// one.
 fn max_connections(tenants: usize) -> usize {
     let most = open_files::raise_limit().saturating_sub(OTHER_FILES).saturating_sub(tenants as u64);
     let most = most.clamp(MIN_CONNECTIONS, MAX_CONNECTIONS);
@@ -189,7 +191,7 @@ impl Ingest {
     /// Serves until told to stop, then finishes what is under way.
     pub async fn run(self) -> io::Result<()> {
         let Self { gateway, public, admin, announcer } = self;
-        // It publishes until the spool is drained, and so long its partitions count.
+        // ingest publishes until the spool is drained, and until then the others must know its partitions.
         let gone = CancellationToken::new();
         let announcing = {
             let (gateway, gone) = (gateway.clone(), gone.clone());
@@ -202,7 +204,7 @@ impl Ingest {
         let admin = tokio::spawn(admin);
         let served = public.await;
         let durable = &gateway.durable;
-        // A replica that is gone for good takes its spool along.
+        // If this replica never starts again, nobody publishes its spool.
         let grace = FINAL_DRAIN_TIMEOUT.saturating_add(gateway.settings.spare_grace);
         let draining = drain::to_the_end(durable, gateway.settings.partitions, DRAIN_STALL_TIMEOUT);
         let drained = tokio::time::timeout(grace, draining).await;

@@ -21,7 +21,7 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 async fn main() -> ExitCode {
     let arguments = Arguments::parse();
     if let Some(Command::Completions { shell }) = arguments.command {
-        // Into memory first: it panics where it can't write.
+        // Into memory first: clap_complete panics if it can't write.
         let mut script = Vec::new();
         clap_complete::generate(shell, &mut Arguments::command(), "ingest", &mut script);
         start::say(String::from_utf8_lossy(&script).trim_end());

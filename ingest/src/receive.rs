@@ -1,4 +1,4 @@
-//! Takes a webhook in, step by step: `Arrival::of` → read → judge → make a webhook of it → keep → reply.
+//! Receives a webhook, step by step: `Arrival::of` → read → judge → make a webhook of it → keep → reply.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -24,7 +24,7 @@ use crate::webhook::{self, Evidence, Metadata, Webhook};
 const MAX_SIGNATURE_LENGTH: usize = 200;
 /// Longer than a connection takes to be closed after a reply.
 const CLOSING_TIME: Duration = Duration::from_secs(5);
-/// By this name the README has operators switch on a line in the log for each webhook.
+/// Operators use this name in `RUST_LOG` to get a log line for each webhook; the README says so.
 const LOG_TARGET: &str = "ingest::routes";
 
 /// A webhook: answered 200 once it is durable.
@@ -77,7 +77,7 @@ impl End {
     }
 }
 
-/// A request for a tenant that there is.
+/// A request for a known tenant.
 struct Arrival<'a> {
     gateway: &'a Gateway,
     request: &'a HttpRequest,
@@ -231,8 +231,8 @@ fn stream_of(segment: Option<&str>) -> Option<Stream> {
     segment.map_or(Some(Stream::Any), Stream::from_path)
 }
 
-/// When the unread rest of a chunked body is dropped, actix-web waits for it without end; while somebody has
-/// it, it closes the connection instead.
+/// When the unread rest of a chunked body is dropped, actix-web waits for it without end; while it is held,
+/// actix-web closes the connection instead.
 fn keep_until_closed(payload: web::Payload) {
     actix_web::rt::spawn(async move {
         tokio::time::sleep(CLOSING_TIME).await;

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::judge::Reason;
 
-/// Seconds after which respond.io may try again; it does after about 30 of its own accord.
+/// Seconds after which respond.io may try again; it does so after about 30 s anyway.
 const RETRY_AFTER_SECONDS: &str = "30";
 
 /// The payload is durable.
@@ -45,7 +45,7 @@ pub fn lost() -> HttpResponse {
 /// The sender didn't finish its body.
 #[must_use]
 pub fn incomplete() -> HttpResponse {
-    // What still comes of the body would otherwise be waited for.
+    // Otherwise actix-web would wait for the rest of the body.
     HttpResponse::RequestTimeout()
         .force_close()
         .json(json!({"status": "error", "error": "the body is incomplete"}))
@@ -57,13 +57,13 @@ pub fn not_found(what: &str) -> HttpResponse {
     HttpResponse::NotFound().json(json!({"status": "error", "error": format!("unknown {what}")}))
 }
 
-/// What can be asked for here.
+/// The endpoints of this service.
 #[must_use]
 pub fn options(allow: &'static str) -> HttpResponse {
     HttpResponse::NoContent().insert_header((ALLOW, allow)).finish()
 }
 
-/// The path exists, but not for this method; or the method is a question for those that are allowed.
+/// The path exists, but not for this method; or the method is `OPTIONS`, which asks for the allowed ones.
 #[must_use]
 pub fn other_method(method: &Method, allow: &'static str) -> HttpResponse {
     if method == Method::OPTIONS {

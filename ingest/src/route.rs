@@ -16,8 +16,8 @@ use crate::metrics::Metrics;
 use crate::settings::Settings;
 use crate::webhook::Webhook;
 
-/// A tenant's messages published and not confirmed yet. RabbitMQ's rate hardly rises beyond, its latency
-/// does.
+/// A tenant's messages published and not confirmed yet. With more, RabbitMQ's rate hardly rises, but its
+/// latency does.
 const MAX_IN_FLIGHT: u32 = 512;
 /// Channels for publishing: RabbitMQ has a process for each.
 const PUBLISH_CHANNELS: usize = 2;
@@ -127,7 +127,7 @@ impl Route {
         self.publish_patiently(webhook, queue, self.publish_timeout).await
     }
 
-    /// The same with another patience.
+    /// The same with another timeout.
     pub async fn publish_patiently(
         &self,
         webhook: &Webhook,
@@ -137,7 +137,7 @@ impl Route {
         let message = match webhook.message(queue) {
             Ok(message) => message,
             Err(error) => {
-                // Names are bounded well below what AMQP allows, so this is a defect of ours.
+                // Names are bounded well below AMQP's limit, so this is a defect of ours.
                 let (event_key, trace_id) = (&webhook.metadata.key, webhook.metadata.trace_id());
                 error!(event_key, trace_id, error = chain(&error), "a webhook can't be published");
                 return Err(PublishError::Nacked);
@@ -149,8 +149,8 @@ impl Route {
         self.metrics.published(outcome.as_ref().map_or_else(PublishError::outcome, |()| "confirmed"), took);
         let tenant = &self.name;
         match self.suspicion.observe(&outcome, took, self.publish_timeout) {
-            Some(true) => warn!(tenant, "RabbitMQ didn't confirm in time, spooling until it does"),
-            Some(false) => info!(tenant, "RabbitMQ confirms in time again, publishing to it"),
+            Some(true) => warn!(tenant, "RabbitMQ didn't confirm in time: webhooks go to the spool until it does"),
+            Some(false) => info!(tenant, "RabbitMQ confirms in time again: webhooks go to it"),
             None => {}
         }
         outcome
@@ -162,8 +162,8 @@ impl Route {
     }
 }
 
-/// Raised when RabbitMQ was silent once. While it is, only the drain tries: a frozen queue costs the first
-/// callers their patience, and nobody else.
+/// Raised by one late confirm. While it is raised, only the drain publishes: so only the first callers wait
+/// for a frozen queue.
 #[derive(Debug, Default)]
 pub struct Suspicion(AtomicBool);
 
@@ -182,7 +182,7 @@ impl Suspicion {
         publish_timeout: Duration,
     ) -> Option<bool> {
         let raised = match outcome {
-            // A late confirm shows that callers would wait in vain; only the drain is so patient.
+            // After a late confirm, callers would wait in vain; only the drain waits that long.
             Ok(()) if took <= publish_timeout => false,
             Err(PublishError::TimedOut) => true,
             _ => return None,

@@ -78,7 +78,8 @@ pub async fn observe(
     if gateway.stop.is_cancelled() || so_far >= REQUESTS_PER_CONNECTION {
         response.response_mut().head_mut().set_connection_type(ConnectionType::Close);
     } else if response.request().head().upgrade() {
-        // The offer of another protocol is not taken up. Left alone, the connection would end here.
+        // ingest doesn't accept an offer of another protocol. Without this, actix-web would end the
+        // connection.
         response.response_mut().head_mut().set_connection_type(ConnectionType::KeepAlive);
     }
     if let Some(connection) = connection {

@@ -26,7 +26,7 @@ pub struct Settings {
     pub tenants: BTreeMap<String, Signing>,
     /// Partitions of each tenant's work.
     pub partitions: u16,
-    /// Shown by `/health`; the workers act on it.
+    /// Shown by `/health`; the workers use it.
     pub test_mode: bool,
     /// Largest body accepted, in bytes.
     pub max_body_bytes: usize,
@@ -46,19 +46,19 @@ pub struct Settings {
     pub breaker_threshold: u32,
     /// How long a connection may be idle.
     pub keep_alive: Duration,
-    /// How long a stopping ingest goes on serving, unready, so that load balancers notice.
+    /// How long a stopping ingest keeps serving, unready, so that load balancers notice.
     pub drain_delay: Duration,
     /// How much longer it may take to drain the spool when stopping.
     pub spare_grace: Duration,
     /// Where traces go.
     pub traces: Export,
-    /// What was noticed while they were read.
+    /// Warnings about the settings.
     pub noticed: Vec<String>,
-    /// Where they come from, and what was left at its default.
+    /// Where the settings come from, and which have their default.
     pub origins: Vec<String>,
 }
 
-/// What becomes of a webhook without a good signature.
+/// What to do with a webhook without a good signature.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Policy {
     /// It is answered 200 and set aside.
@@ -70,7 +70,7 @@ pub enum Policy {
 }
 
 impl Policy {
-    /// The policy of this name.
+    /// The policy with this name.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
         match name {
@@ -97,20 +97,20 @@ impl Policy {
 /// How a tenant's signatures are checked.
 #[derive(Debug)]
 pub struct Signing {
-    /// What becomes of a webhook without a good signature.
+    /// What to do with a webhook without a good signature.
     pub policy: Policy,
     /// The keys of the tenant's webhooks.
     pub keys: Keys,
 }
 
 impl Settings {
-    /// Reads the settings, or reports all that is wrong with them.
+    /// Reads the settings, or reports everything that is wrong with them.
     pub fn read(mut env: Env) -> Result<Self, Problems> {
         let settings = Self::read_from(&mut env);
         env.finish(settings)
     }
 
-    /// Reads the settings; what is wrong with them is left in `env`.
+    /// Reads the settings; `env` collects what is wrong with them.
     pub fn read_from(env: &mut Env) -> Self {
         env.read_by(Binary::Ingest);
         let drain_delay = env.duration("DRAIN_DELAY");
@@ -175,7 +175,7 @@ impl Settings {
         self.tenants.iter().filter(|(_, signing)| signing.policy == Policy::Off).map(|(tenant, _)| tenant)
     }
 
-    /// What is not forbidden, but should be known.
+    /// Warnings.
     #[must_use]
     pub fn warnings(&self) -> Vec<String> {
         let unchecked = self.unchecked().map(|tenant| {
@@ -204,7 +204,7 @@ impl Signing {
         let names = tenant::setting_names(tenant, "SIGNING_KEYS");
         let spelled = tenant::spelled(env, tenant, "SIGNING_KEYS");
         if names.iter().any(|name| env.is_given(name)) {
-            // Not if the file that should hold them can't be read, which has been said.
+            // No second problem if the file with the keys can't be read.
             if !env.is_wrong(&spelled) {
                 env.problem(format!("{spelled}: names no key"));
             }

@@ -1,5 +1,5 @@
-//! A webhook as it is kept: the sender's bytes and what is known of them. It becomes a message for RabbitMQ,
-//! now or, by way of the spool, later; either way it is the same message.
+//! A webhook as it is kept: the sender's bytes and their metadata. It becomes the same message for RabbitMQ,
+//! whether it is published at once or from the spool.
 
 use bytes::Bytes;
 use lapin::BasicProperties;
@@ -17,7 +17,7 @@ pub struct Metadata {
     pub tenant: String,
     /// The stream it came on.
     pub stream: String,
-    /// When it came first, in milliseconds since 1970.
+    /// When ingest received it, in milliseconds since 1970.
     pub received_at_ms: i64,
     /// The event key.
     pub key: String,
@@ -27,7 +27,7 @@ pub struct Metadata {
     pub signature: String,
     /// The W3C trace context.
     pub traceparent: String,
-    /// Set if it can't be used.
+    /// Why it can't be used; none for an event.
     pub evidence: Option<Evidence>,
 }
 

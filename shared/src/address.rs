@@ -75,7 +75,7 @@ impl Address {
         format!("{}, virtual host {}", host::with_port(&authority.host, authority.port), self.url.vhost)
     }
 
-    /// A warning, if the password in `AMQP_URL` goes to another machine for everybody on the way to read.
+    /// A warning, if the password in `AMQP_URL` goes to another machine unencrypted.
     #[must_use]
     pub fn exposed(&self) -> Option<String> {
         let is_exposed = self.url.scheme == AMQPScheme::AMQP && !host::is_local(self.host());

@@ -52,9 +52,9 @@ fn page(path: &str) -> Resource {
     web::resource(path).guard(methods)
 }
 
-/// An answer, or what else can be asked for in its place.
+/// An answer for `GET`, the allowed methods for others.
 fn asked(method: &Method, answer: HttpResponse) -> HttpResponse {
-    // Some load balancers ask for no more, so this, too, must tell whether all is well.
+    // Some load balancers send only this, so it, too, must fail while the process is unready.
     if method == Method::OPTIONS && answer.status().is_success() {
         return HttpResponse::NoContent().insert_header((ALLOW, "GET, HEAD, OPTIONS")).finish();
     }

@@ -23,7 +23,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// First and longest pause between attempts to connect.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
-/// lapin tells of a lost connection by an event; this is how often we look ourselves, should one be missing.
+/// lapin reports a lost connection by an event. In case one is missing, we look ourselves this often.
 const CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
 /// What a connection is for; each is one of its own, since a connection that RabbitMQ blocks for publishing
@@ -66,7 +66,7 @@ impl Session {
         self.connection.status().blocked()
     }
 
-    /// Done when this connection is of no more use.
+    /// Completes when this connection can't be used any more.
     #[must_use]
     pub fn lost(&self) -> &CancellationToken {
         &self.lost
@@ -86,8 +86,8 @@ pub struct Link {
 }
 
 impl Link {
-    /// Starts connecting, in the background. Everything that these tenants need, with so many partitions each, is declared
-    /// on each connection before it is used.
+    /// Starts connecting, in the background. Everything that these tenants need, with this many partitions
+    /// each, is declared on each connection before it is used.
     #[must_use]
     pub fn start(
         address: Address,
@@ -103,7 +103,7 @@ impl Link {
         Self { session, stop }
     }
 
-    /// The session of this moment.
+    /// The present session.
     #[must_use]
     pub fn session(&self) -> Option<Arc<Session>> {
         self.session.borrow().clone()
@@ -195,7 +195,7 @@ async fn in_time<T>(opening: impl Future<Output = Result<T, OpenError>>) -> Resu
     timeout(CONNECT_TIMEOUT, opening).await.unwrap_or(Err(OpenError::TimedOut))
 }
 
-/// What keeps the connections of this process from working: all of them meet the same.
+/// Causes for which the connections of this process fail: all of them have the same.
 static CAUSES: Causes = Causes::new();
 
 async fn supervise(opener: Opener, sender: watch::Sender<Option<Arc<Session>>>, stop: CancellationToken) {
@@ -270,6 +270,6 @@ async fn until_unusable(session: &Session, stop: &CancellationToken) -> String {
 
 async fn close(session: &Session) {
     let Ok(goodbye) = topology::short("bye") else { return };
-    // Fails if the connection is gone, which is what is wanted.
+    // Fails if the connection is gone, which is fine here.
     let _ = timeout(CLOSE_TIMEOUT, session.connection.close(200, goodbye)).await;
 }

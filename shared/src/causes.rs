@@ -1,4 +1,4 @@
-//! One line in the log for one cause, though many may meet it.
+//! One line in the log for one cause, however many connections have it.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -20,7 +20,7 @@ impl Causes {
         Self(Mutex::new(BTreeMap::new()))
     }
 
-    /// Whether a cause deserves a line; then it counts as logged.
+    /// Whether to log a cause; if so, it counts as logged.
     pub fn deserves_line(&self, cause: &str, now: Instant) -> bool {
         let mut logged = self.lock();
         logged.retain(|_, at| now.duration_since(*at) < REMINDER);
@@ -31,7 +31,7 @@ impl Causes {
         is_new
     }
 
-    /// What comes from now on is another matter.
+    /// From now on, every cause is logged again.
     pub fn are_over(&self) {
         self.lock().clear();
     }

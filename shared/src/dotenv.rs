@@ -6,12 +6,12 @@
 
 use std::collections::BTreeMap;
 
-/// What a `.env` file comes to.
+/// The content of a `.env` file.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Dotenv {
     /// The variables that it sets.
     pub variables: BTreeMap<String, String>,
-    /// Numbers of the lines in which something begins that can't be understood, and is ignored.
+    /// Numbers of the lines that can't be read and are ignored.
     pub ignored: Vec<usize>,
 }
 
@@ -42,7 +42,7 @@ pub fn parse(text: &str, known: &BTreeMap<String, String>) -> Dotenv {
         };
         rest = after.trim_start_matches(is_space);
     }
-    // The last word on a name counts, also if that takes its value away.
+    // The last statement on a name counts, also if it removes the value.
     let set = read.into_iter().filter_map(|(name, value)| Some((name, value?)));
     Dotenv { variables: set.collect(), ignored }
 }

@@ -14,13 +14,13 @@ pub const EXIT_BAD_CONFIGURATION: u8 = 64;
 /// What some editors write before a text.
 const BYTE_ORDER_MARK: char = '\u{feff}';
 
-/// Everything that is wrong with a configuration, a line each, and what else should be known. Never holds a
-/// setting's value if that could be a secret.
+/// Everything that is wrong with a configuration, a line each, and warnings. Never has a setting's value if
+/// that could be a secret.
 #[derive(Debug, thiserror::Error)]
 pub struct Problems {
     /// What is wrong.
     pub problems: Vec<String>,
-    /// What may be the reason.
+    /// Warnings, which may name the reason.
     pub warnings: Vec<String>,
 }
 
@@ -62,7 +62,7 @@ pub struct InForce {
     pub value: Option<String>,
     /// Where the value comes from.
     pub origin: Origin,
-    /// Whether nobody may see the value.
+    /// Whether the value is a secret.
     pub is_secret: bool,
 }
 
@@ -87,7 +87,7 @@ impl Env {
     pub fn of_process() -> Self {
         let mut env = Self::default();
         for (name, value) in std::env::vars_os() {
-            // Neither a name nor a value of ours is anything but UTF-8; others' variables are their business.
+            // Names and values of ours are UTF-8; variables of other programs don't matter.
             if let (Ok(name), Ok(value)) = (name.into_string(), value.into_string()) {
                 env.environment.insert(name, value);
             }
@@ -107,7 +107,7 @@ impl Env {
         Self { environment, ..Self::default() }
     }
 
-    /// Adds what a `.env` text assigns, where it isn't set already.
+    /// Adds the variables of a `.env` text, unless they are set already.
     pub fn add_dotenv(&mut self, text: &str) {
         let Dotenv { variables, ignored } = dotenv::parse(text, &self.environment);
         self.dotenv = variables;
@@ -122,12 +122,12 @@ impl Env {
         }
     }
 
-    /// From now on, settings mean what they mean to this binary.
+    /// From now on, settings are those of this binary.
     pub fn read_by(&mut self, binary: Binary) {
         self.binary = Some(binary);
     }
 
-    /// Notes something that is wrong, in the form `NAME: what`.
+    /// Records a problem, in the form `NAME: what`.
     pub fn problem(&mut self, problem: impl Into<String>) {
         let problem = problem.into();
         self.wrong.extend(names_in(&problem).map(str::to_owned));
@@ -137,7 +137,7 @@ impl Env {
         }
     }
 
-    /// Notes something that isn't forbidden, but should be known, in the form `NAME: what`.
+    /// Records a warning, in the form `NAME: what`.
     pub fn warning(&mut self, warning: impl Into<String>) {
         let warning = self.with_origin(warning.into());
         if !self.warnings.contains(&warning) {
@@ -145,7 +145,7 @@ impl Env {
         }
     }
 
-    /// Where the setting that this is about comes from, behind it.
+    /// Adds to a remark where its setting comes from.
     fn with_origin(&self, remark: String) -> String {
         let origin = names_in(&remark).find_map(|name| self.origin(name));
         match origin {
@@ -154,7 +154,7 @@ impl Env {
         }
     }
 
-    /// Whether something is wrong with this setting.
+    /// Whether this setting has a problem.
     #[must_use]
     pub fn is_wrong(&self, name: &str) -> bool {
         self.wrong.contains(name)
@@ -197,7 +197,7 @@ impl Env {
     fn given(&mut self, name: &str) -> Option<(String, Origin)> {
         let (text, origin) = match self.source(name)? {
             (path, Origin::File(_)) => self.in_file(name, path)?,
-            // Of these quotes, python-dotenv has taken off what it takes off.
+            // python-dotenv has removed quotes from values of `.env` already.
             (value, Origin::Dotenv) => return Some((value, Origin::Dotenv)),
             given => given,
         };
@@ -227,7 +227,7 @@ impl Env {
         self.read(name, setting)
     }
 
-    /// A setting's text, or its default, or nothing.
+    /// A setting's text, its default, or none.
     pub fn text_or_default(&mut self, name: &str) -> String {
         self.text(name).unwrap_or_default()
     }
@@ -248,7 +248,7 @@ impl Env {
         value
     }
 
-    /// The address to listen on; an IPv6 address without the brackets that it may stand in.
+    /// The address to listen on; an IPv6 address without its brackets.
     pub fn host(&mut self, name: &str) -> String {
         let text = self.text_or_default(name);
         let Some(host) = host::parse(&text) else {
@@ -301,7 +301,7 @@ impl Env {
         is_on
     }
 
-    /// What a setting comes to, if that is not what is written.
+    /// Sets the value in force, if it isn't the given one.
     pub fn set_in_force(&mut self, name: &str, value: impl fmt::Display) {
         if let Some(read) = self.in_force.get_mut(name) {
             read.value = Some(value.to_string());
@@ -314,7 +314,8 @@ impl Env {
         &self.in_force
     }
 
-    /// Warns of variables whose names are nearly those of settings, or of tenants that aren't served.
+    /// Warns about variables whose names are similar to settings, or that belong to tenants that aren't
+    /// served.
     pub fn warn_of_similar_names(&mut self, tenants: &[String]) {
         if self.is_wrong("TENANTS") {
             return;
@@ -330,7 +331,7 @@ impl Env {
         }
     }
 
-    /// Where the settings come from, and which of these, that matter most, were left at their defaults.
+    /// Where the settings come from, and which of these important ones have their defaults.
     #[must_use]
     pub fn origins(&self, important: &[&str]) -> Vec<String> {
         let read =
@@ -343,7 +344,7 @@ impl Env {
         origins
     }
 
-    /// What isn't forbidden, but should be known.
+    /// The warnings.
     #[must_use]
     pub fn warnings(&self) -> &[String] {
         &self.warnings

@@ -55,13 +55,13 @@ impl Stream {
         }
     }
 
-    /// The stream of a message; anything unheard of counts as [`Stream::Any`].
+    /// The stream of a message; an unknown name counts as [`Stream::Any`].
     #[must_use]
     pub fn from_name(name: &str) -> Self {
         Self::ALL.into_iter().find(|stream| stream.name() == name).unwrap_or(Self::Any)
     }
 
-    /// The stream of a URL, if there is such a one.
+    /// The stream of a URL; none if the name is unknown.
     #[must_use]
     pub fn from_path(segment: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|stream| *stream != Self::Any && stream.name() == segment)
@@ -103,8 +103,8 @@ pub fn body_digest(body: &[u8], signature: &str) -> String {
     hex::encode(hash_body(Sha256::new(), body, signature).finalize())
 }
 
-/// Hashes what was signed. Everybody can write a body in another way of which the same re-serialised form is
-/// well signed; that must not make another event of it.
+/// Hashes what was signed. If only the compact JSON was signed, anybody can write the body in another way
+/// with the same compact JSON; that must not make another event.
 fn hash_body(hash: Sha256, body: &[u8], signature: &str) -> Sha256 {
     if Form::is_reserialised(signature) {
         let mut compact = hash.clone();

@@ -18,7 +18,7 @@ pub fn parse(text: &str) -> Option<String> {
 
 fn is_name(text: &str) -> bool {
     let is_allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
-    // Resolvers take what consists of digits and dots for an address in one of its older spellings.
+    // Resolvers take a text of digits and dots for an address in one of its older spellings.
     let is_numeric = text.bytes().all(|b| b.is_ascii_digit() || b == b'.');
     (1..=MAX_NAME).contains(&text.len())
         && text.chars().all(is_allowed)
@@ -32,7 +32,8 @@ pub fn with_port(host: &str, port: u16) -> String {
     if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
 }
 
-/// Whether one process can't listen at both. A host that stands for all addresses stands for the other one, too.
+/// Whether one process can't listen at both. A host that stands for all addresses stands for the other one,
+/// too.
 #[must_use]
 pub fn is_same_port((host, port): (&str, u16), (other, other_port): (&str, u16)) -> bool {
     let is_all = |host: &str| host.parse().is_ok_and(|ip: IpAddr| ip.is_unspecified());

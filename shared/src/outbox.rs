@@ -1,4 +1,5 @@
-//! The task that publishes over a connection: it takes what waits, sends groups, and hands confirms back.
+//! The task that publishes over a connection: it takes waiting messages, sends groups, and returns the
+//! confirms.
 //!
 //! RabbitMQ wakes up, writes to disk and confirms once for a group. With single messages, that is most of its
 //! work.
@@ -15,11 +16,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::publisher::{Message, Place, PublishError};
 
-/// A group this large leaves at once. Measured: twice as many leave RabbitMQ idle meanwhile, half as many cost
-/// it a tenth more.
+/// A group of this size is sent at once. Measured: with twice as many RabbitMQ is idle meanwhile, half as
+/// many cost it a tenth more.
 const LARGE_GROUP: usize = 16;
-/// Least time between smaller groups, and so the longest wait of a message. After a silence one leaves at
-/// once. Measured at 1,000/s: with half of it RabbitMQ works a fifth more.
+/// Shortest time between smaller groups, and so the longest wait of a message. After a silence a message is
+/// sent at once. Measured at 1,000/s: with half of this time RabbitMQ works a fifth more.
 const PAUSE: Duration = Duration::from_millis(8);
 /// Messages that the task hasn't taken yet: more than any publisher has in flight.
 const MAX_QUEUED: usize = 1024;
@@ -29,14 +30,14 @@ const MAX_QUEUED: usize = 1024;
 pub(crate) struct Outgoing {
     /// The message.
     pub(crate) message: Message,
-    /// Kept until RabbitMQ has spoken, however late: until then it has work with the message.
+    /// Kept until RabbitMQ has answered, however late: until then the message takes its place in flight.
     pub(crate) place: Place,
-    /// Told what became of the message.
+    /// Gets the result.
     pub(crate) outcome: oneshot::Sender<Result<(), PublishError>>,
 }
 
-/// Opens channels, and starts the task that publishes over them until the connection is lost. Dropping what it
-/// holds tells those who wait then: lapin doesn't resolve every confirm of a lost connection.
+/// Opens channels, and starts the task that publishes over them until the connection is lost. Then the task
+/// drops its messages, which ends every wait: lapin doesn't resolve every confirm of a lost connection.
 pub(crate) async fn open(
     connection: &Connection,
     channels: usize,

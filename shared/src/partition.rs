@@ -88,8 +88,8 @@ pub fn queue_of_body(event_key: &str, body: &[u8], partitions: u16) -> WorkQueue
     queue_of(chat_id.as_deref(), event_key, body.len(), partitions)
 }
 
-/// Written out, since every ingest and worker of every release has to agree on it; the standard library's
-/// hashes promise nothing.
+/// FNV-1a, written out, since every ingest and worker of every release must agree on it; the standard library
+/// may change its hashes.
 #[must_use]
 pub fn fnv_1a(bytes: &[u8]) -> u64 {
     bytes.iter().fold(FNV.0, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(FNV.1))

@@ -1,5 +1,5 @@
-//! What RabbitMQ tells of the pipeline by itself: who is there, how long the queues are. Learnt in the background, so that
-//! whoever asks is answered at once whatever is down.
+//! The state of the pipeline: which processes announce themselves, and how long the queues are. A task in the
+//! background asks RabbitMQ, so that `/health` and the console answer at once, whatever is down.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -19,14 +19,14 @@ use crate::topology::{self, DeclareError};
 
 /// How often each queue is asked for its length: each answer costs RabbitMQ a third of a millisecond.
 const INTERVAL: Duration = Duration::from_secs(2);
-/// Between two questions passes at least this time, since each is answered by the queue's leader: with many queues each
-/// is asked less often.
+/// Shortest time between two questions, since the queue's leader answers each: with many queues, each is
+/// asked less often.
 const QUESTION_PAUSE: Duration = Duration::from_millis(5);
 /// Longest wait for a channel, and for the queue of announcements.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-/// After a silence of this length nothing is known any more.
+/// After this long without an answer, the state is unknown.
 const FRESH: Duration = Duration::from_secs(4);
-/// How far back the number of waiting events is known.
+/// How long numbers of waiting events are kept.
 const HISTORY: Duration = Duration::from_mins(1);
 
 /// How long a tenant's queues are.
@@ -48,11 +48,11 @@ pub struct Tenant {
     pub lengths: Lengths,
     /// How many more events wait, here or in workers, than a minute ago; none before that is known.
     pub growth: Option<i64>,
-    /// When nothing waited last; none if that was never seen.
+    /// When the queues were last empty; none if they never were.
     pub empty_at: Option<Instant>,
 }
 
-/// The state of the pipeline as last heard.
+/// The state of the pipeline, as far as RabbitMQ has told.
 #[derive(Debug, Default)]
 pub struct Pipeline(Mutex<Known>);
 
@@ -60,7 +60,7 @@ pub struct Pipeline(Mutex<Known>);
 struct Known {
     peers: Peers,
     tenants: BTreeMap<String, Measured>,
-    /// When a queue's length was told last.
+    /// When RabbitMQ last told a queue's length.
     answered_at: Option<Instant>,
 }
 
@@ -108,7 +108,7 @@ impl Pipeline {
     fn answered(&self, now: Instant) {
         let mut known = self.lock();
         if !known.is_fresh(now) {
-            // Nobody knows what was between.
+            // Nobody knows the numbers in between.
             known.tenants.clear();
         }
         known.answered_at = Some(now);
@@ -273,7 +273,7 @@ mod tests {
     fn after_a_silence_nothing_is_known() {
         let (pipeline, start) = (Pipeline::default(), Instant::now());
         measured(&pipeline, 0, start);
-        // With many queues it takes long until each was asked, but some answer comes.
+        // With many queues it takes long to ask each of them, but some answer comes.
         let later = start + FRESH * 3;
         for n in 1..=10 {
             pipeline.answered(start + FRESH * n / 3);

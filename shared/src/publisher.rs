@@ -1,4 +1,4 @@
-//! Publishing with confirms: a message counts as taken only when RabbitMQ has said so.
+//! Publishing with confirms: a message counts as published only after RabbitMQ's confirm.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,7 +41,7 @@ impl Message {
     }
 }
 
-/// Why a message wasn't confirmed. After all but the first three it may arrive nevertheless.
+/// Why a message wasn't confirmed. Except for the first three reasons, it may still arrive.
 #[derive(Debug, thiserror::Error)]
 pub enum PublishError {
     /// RabbitMQ can't be reached.

@@ -10,7 +10,7 @@ use tokio::sync::OnceCell;
 
 use crate::address::Address;
 
-/// The oldest major version that has everything that is relied on.
+/// The oldest major version that has everything that Penstock needs.
 const OLDEST_MAJOR: u32 = 4;
 /// What a client says first: AMQP 0-9-1.
 const PROTOCOL_HEADER: &[u8] = b"AMQP\0\0\x09\x01";

@@ -1,4 +1,4 @@
-//! One path to the end, whoever asks for it.
+//! One path to the end, for every signal.
 
 use std::time::Duration;
 

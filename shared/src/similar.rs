@@ -1,4 +1,4 @@
-//! Variables whose names are nearly those of settings: most likely misspelt, and not read. Pure.
+//! Variables whose names are similar to those of settings: most likely misspelt, and not read. Pure.
 
 use std::collections::BTreeSet;
 
@@ -33,7 +33,7 @@ fn known(tenants: &[String]) -> BTreeSet<String> {
 
 fn warning(name: &str, given: &BTreeSet<&str>, known: &BTreeSet<String>) -> Option<String> {
     let upper = name.to_ascii_uppercase();
-    // What is set as well is not what was meant.
+    // A setting that is set, too, isn't the one that was meant.
     let free = known.iter().filter(|known| !given.contains(known.as_str()));
     let near = free.map(|known| (osa_distance(&upper, known), known)).min();
     if let Some((_, meant)) = near.filter(|(distance, meant)| *distance <= tolerance(meant)) {

@@ -47,7 +47,7 @@ pub fn refuse(problems: &Problems) -> ExitCode {
     ExitCode::from(EXIT_BAD_CONFIGURATION)
 }
 
-/// Says what is in force, for whoever has asked to check it.
+/// Prints what is in force, for `--check`.
 pub fn say_in_force(lines: &[String]) {
     say(lines.join("\n"));
 }
@@ -57,19 +57,19 @@ pub fn log_in_force(lines: &[String]) {
     info!(in_force = lines.join("; "), "starting");
 }
 
-/// Says what should be known of settings that are checked.
+/// Prints the warnings about settings, for `--check`.
 pub fn say_warnings<T: Display>(warnings: impl IntoIterator<Item = T>) {
     for warning in warnings {
         eprintln!("warning: {warning}");
     }
 }
 
-/// Writes an answer. Whoever reads it, such as `head`, may have seen enough.
+/// Writes an answer. Its reader, such as `head`, may stop reading.
 pub fn say(answer: impl Display) {
     let _ = writeln!(io::stdout(), "{answer}");
 }
 
-/// How a service ended, for the log and for whoever has started it.
+/// How a service ended, for the log and as exit status.
 #[must_use]
 pub fn ended(service: &str, how: anyhow::Result<()>) -> ExitCode {
     let Err(error) = how else { return ExitCode::SUCCESS };
@@ -77,7 +77,7 @@ pub fn ended(service: &str, how: anyhow::Result<()>) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// How a command ended that has failed, for whoever has called it.
+/// How a command failed, for standard error and as exit status.
 #[must_use]
 pub fn command_failed(binary: &str, error: &(dyn std::error::Error + 'static)) -> ExitCode {
     eprintln!("{binary}: {}", chain(error));

@@ -1,4 +1,4 @@
-//! What ingests and workers tell each other about themselves, over the broker.
+//! The announcements of ingests and workers, which they exchange over RabbitMQ.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -30,11 +30,11 @@ pub struct Announcement {
     pub partitions: u16,
     /// True when this is the last announcement, because the process stops.
     pub leaving: bool,
-    /// What it does, and how that goes.
+    /// What it does, and its state.
     pub role: Role,
 }
 
-/// What a process does, and how that goes.
+/// What a process does, and its state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
@@ -87,8 +87,8 @@ pub enum MongoState {
     Unknown,
 }
 
-/// A MongoDB that was silent for so long may be frozen: an idle one is asked more often. Another second passes before
-/// that is announced.
+/// A MongoDB that hasn't answered for this long may be frozen: an idle one is asked more often. The next
+/// announcement follows within a second.
 const SILENCE_MS: u64 = 4000;
 
 impl TenantStatus {
@@ -121,7 +121,7 @@ pub struct SpoolStatus {
 pub struct Peers(BTreeMap<String, (Announcement, Instant)>);
 
 impl Peers {
-    /// Takes note of an announcement.
+    /// Records an announcement.
     pub fn record(&mut self, announcement: Announcement, now: Instant) {
         self.0.retain(|_, (_, heard)| is_recent(*heard, now));
         if announcement.leaving {
@@ -176,7 +176,7 @@ pub enum BreakerState {
     Closed,
     /// MongoDB is tried.
     HalfOpen,
-    /// MongoDB is left alone.
+    /// MongoDB isn't called.
     Open,
 }
 
@@ -239,7 +239,7 @@ async fn publish(publisher: &Publisher, announcement: &Announcement) {
     let message = Message::new(topology::STATUS_EXCHANGE, String::new(), properties, body);
     let Ok(message) = message else { return };
     if let Err(error) = publisher.publish(message, ANNOUNCE_INTERVAL).await {
-        // The next one will do; the connection's supervisor has logged what is wrong.
+        // The next announcement is enough; the connection's supervisor has logged the cause.
         debug!(error = chain(&error), "an announcement was not confirmed");
     }
 }

@@ -19,7 +19,7 @@ const QUIET: &str = "info,lapin=off,actix_server=warn,actix_http=off,mongodb=war
 const VERBOSE: &str =
     "info,lapin=off,actix_server=warn,actix_http=off,mongodb=warn,ingest=debug,worker=debug,shared=debug";
 
-/// For commands: their answer says what they did. Who has erased a person, and when, has to be on record.
+/// For commands: their output says what they did. The log must record who has erased a person, and when.
 const COMMAND: &str = "error,lapin=off,actix_server=off,mongodb=off,worker::commands::erase=info";
 
 /// Our crates.
@@ -109,8 +109,8 @@ fn matches_nothing(filter: &str, krate: &str) -> bool {
     !is_off && !matches
 }
 
-/// Below `info`, libraries log what passes through them: bodies, and with them names and phone numbers. Whatever
-/// `RUST_LOG` says, only our own crates may be that talkative.
+/// Below `info`, libraries log what passes through them: bodies, and with them names and phone numbers.
+/// Whatever `RUST_LOG` says, only our own crates may be that talkative.
 fn is_discreet(metadata: &Metadata<'_>) -> bool {
     let krate = metadata.target().split("::").next().unwrap_or_default();
     *metadata.level() <= Level::INFO || OURS.contains(&krate)

@@ -57,7 +57,7 @@ pub fn setting(env: &mut Env, tenant: &str, setting: &str) -> Option<String> {
     env.text_of_tenant(&setting_names(tenant, setting), setting)
 }
 
-/// The name under which a tenant's setting is given, or all under which it may be, for telling people.
+/// The name under which a tenant's setting is given, or all possible names, for messages.
 #[must_use]
 pub fn spelled(env: &Env, tenant: &str, setting: &str) -> String {
     let names = setting_names(tenant, setting);

@@ -8,13 +8,14 @@ use crate::topology::{
     ASIDE_EXCHANGE, DeclareError, WEBHOOKS_EXCHANGE, bind, dead_queue, quarantine_queue, queue, text,
 };
 
-/// After this many returns to the queue a message is taken for one that kills workers, and dead-lettered.
+/// After this many returns to the queue, RabbitMQ dead-letters a message: it probably kills workers.
 const DELIVERY_LIMIT: i64 = 20;
-/// How long a worker may hold a delivery, in milliseconds: seven days. A worker whose MongoDB fails holds what it has
-/// for as long as it takes. RabbitMQ's own limit, half an hour, would close its channel, and each time count a delivery.
+/// How long a worker may hold a delivery, in milliseconds: seven days. While MongoDB fails, a worker holds
+/// its deliveries. RabbitMQ's own limit, half an hour, would close its channel, and count a delivery each
+/// time.
 const CONSUMER_TIMEOUT_MS: i64 = 7 * 24 * 60 * 60 * 1000;
-/// How long RabbitMQ 4.3 waits for the workers that were connected to a lost node of its cluster before the next ones take
-/// over, in milliseconds; otherwise a minute. Earlier releases ignore this, and don't wait.
+/// How long RabbitMQ 4.3 waits for the workers that were connected to a lost node of its cluster before the
+/// next ones take over, in milliseconds; otherwise a minute. Earlier releases ignore this, and don't wait.
 const CONSUMER_DISCONNECTED_TIMEOUT_MS: i64 = 10_000;
 /// Operators look at set-aside messages by taking and returning them, which RabbitMQ counts as well; its
 /// own limit (20 from 4.0 on) would throw evidence away.
@@ -35,7 +36,8 @@ pub enum TenantQueue {
 }
 
 impl TenantQueue {
-    /// Every queue of a tenant that has this many partitions. The dead letters' comes first, since the others need it.
+    /// Every queue of a tenant that has this many partitions. The dead letters' comes first, since the others
+    /// need it.
     pub fn all(partitions: u16) -> impl Iterator<Item = Self> {
         [Self::Dead, Self::Quarantine].into_iter().chain(WorkQueue::all(partitions).map(Self::Work))
     }
@@ -108,7 +110,7 @@ impl TenantQueue {
         let copy = self.copy_name(tenant);
         let arguments = [
             ("x-delivery-limit", UNLIMITED_DELIVERIES.into()),
-            // Should a policy bound it, it must say no, not drop.
+            // If a policy bounds this queue, it must refuse messages, not drop them.
             ("x-overflow", text("reject-publish")),
         ];
         queue(channel, &copy, &arguments).await?;
@@ -119,9 +121,10 @@ impl TenantQueue {
 
 fn work_arguments(tenant: &str) -> Vec<(&'static str, AMQPValue)> {
     vec![
-        // A conversation's events go to one worker at a time. The queue for large bodies has it too: it is what makes
-        // consumer priorities decide who is served, and so what spreads these queues over the workers; and of two
-        // large events of one conversation, which would conflict, none is written beside the other.
+        // A conversation's events go to one worker at a time. The queue for large bodies has it too: it is
+        // what makes consumer priorities decide who is served, and so what spreads these queues over the
+        // workers; and of two large events of one conversation, which would conflict, none is written beside
+        // the other.
         ("x-single-active-consumer", true.into()),
         ("x-delivery-limit", DELIVERY_LIMIT.into()),
         // Through the default exchange, which needs no binding that could be missing.
@@ -129,7 +132,7 @@ fn work_arguments(tenant: &str) -> Vec<(&'static str, AMQPValue)> {
         ("x-dead-letter-routing-key", text(&dead_queue(tenant))),
         // Otherwise dead-lettering may lose the message when a node fails at that moment.
         ("x-dead-letter-strategy", text("at-least-once")),
-        // A full queue must say no, not drop; at-least-once dead-lettering requires it too.
+        // A full queue must refuse messages, not drop them; at-least-once dead-lettering requires it too.
         ("x-overflow", text("reject-publish")),
         // Otherwise all leaders are on the node that the first ingest happened to connect to.
         ("x-queue-leader-locator", text("balanced")),

@@ -1,4 +1,4 @@
-//! Text for people's eyes.
+//! Text for people.
 
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -10,7 +10,8 @@ pub fn printable(text: &str) -> String {
     text.chars().map(escaped).collect()
 }
 
-/// A moment in milliseconds since 1970 as people read it, and as programs do; empty if it is beyond the year 9999.
+/// A moment in milliseconds since 1970 as people read it, and as programs do; empty if it is beyond the year
+/// 9999.
 #[must_use]
 pub fn rfc3339(ms: i64) -> String {
     let at = OffsetDateTime::from_unix_timestamp_nanos(i128::from(ms) * 1_000_000).ok();

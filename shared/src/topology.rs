@@ -1,5 +1,5 @@
-//! Exchanges and queues. Both binaries declare them with the same arguments, each flag with its reason; those of a
-//! tenant's queues are in [`crate::tenant_queue`].
+//! Exchanges and queues. Both binaries declare them with the same arguments, each flag with its reason; those
+//! of a tenant's queues are in [`crate::tenant_queue`].
 
 use std::time::Duration;
 
@@ -11,15 +11,16 @@ use tokio::time::timeout;
 
 use crate::tenant_queue::{TenantQueue, UNLIMITED_DELIVERIES};
 
-/// Every accepted event goes here, with the [routing key](crate::partition::WorkQueue::routing_key) of its queue.
+/// Every accepted event goes here, with the [routing key](crate::partition::WorkQueue::routing_key) of its
+/// queue.
 pub const WEBHOOKS_EXCHANGE: &str = "webhooks";
-/// Catches what no tenant's queue is bound for: exchange and queue have the same name.
+/// Gets the messages for which no tenant's queue is bound: exchange and queue have the same name.
 pub const UNROUTABLE: &str = "unroutable";
 /// Dead letters and quarantined requests go here, with their queue's name as routing key. Unlike the default
 /// exchange it has an alternate exchange: a message for a queue that somebody has deleted is not confirmed
 /// and dropped.
 pub const ASIDE_EXCHANGE: &str = "webhooks.aside";
-/// Every ingest and every worker announces here how it is.
+/// Every ingest and every worker announces its state here.
 pub const STATUS_EXCHANGE: &str = "penstock.status";
 
 /// Header with the reason, on each message in a dead letter or quarantine queue.
@@ -32,11 +33,12 @@ pub const BODY_SHA256_HEADER: &str = "body_sha256";
 /// Header of a quarantined message: the signature that was sent.
 pub const SENT_SIGNATURE_HEADER: &str = "sent_signature";
 
-/// The reason of what RabbitMQ dead-letters itself, after too many deliveries. It can't add a header when it does so:
-/// every event carries this one from the start, and a worker that has another reason replaces it.
+/// The reason of what RabbitMQ dead-letters itself, after too many deliveries. It can't add a header when it
+/// does so: every event carries this one from the start, and a worker that has another reason replaces it.
 pub const DELIVERY_LIMIT_REASON: &str = "delivery_limit";
 
-/// Longest wait for each answer. All of them together have no limit: many tenants with many partitions take minutes, once.
+/// Longest wait for each answer. All of them together have no limit: many tenants with many partitions take
+/// minutes, once.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Events that can't be stored, until an operator decides.
@@ -62,8 +64,8 @@ pub enum DeclareError {
     /// A name is too long. Tenant names are bounded, so this doesn't happen.
     #[error("a name is too long for AMQP")]
     Name(#[from] ShortStringError),
-    /// The broker refused. `PRECONDITION_FAILED` stays so until the queue is migrated, or the exchange deleted, that
-    /// something else has declared with other arguments.
+    /// The broker refused. `PRECONDITION_FAILED` stays so until the queue is migrated, or the exchange
+    /// deleted, that something else has declared with other arguments.
     #[error(
         "can't declare {name} (PRECONDITION_FAILED means that it exists with other arguments: run `worker queues migrate`)"
     )]
@@ -86,7 +88,7 @@ impl DeclareError {
     }
 }
 
-/// Declares everything that these tenants need, with so many partitions each. Does nothing where it exists already.
+/// Declares everything that these tenants need, with this many partitions each; what exists already stays.
 pub async fn declare(channel: &Channel, tenants: &[String], partitions: u16) -> Result<(), DeclareError> {
     // An event must not vanish because a binding is missing, and `mandatory` can't be relied on: under
     // concurrency lapin attaches returned messages to the wrong confirm.
@@ -107,14 +109,14 @@ pub async fn declare(channel: &Channel, tenants: &[String], partitions: u16) -> 
     Ok(())
 }
 
-/// Takes a binding away; does nothing if there is none.
+/// Removes a binding; does nothing if there is none.
 pub async fn unbind(channel: &Channel, queue: &str, exchange: &str, key: &str) -> Result<(), DeclareError> {
     let (name, exchange, key) = (short(queue)?, short(exchange)?, short(key)?);
     answered(queue, channel.queue_unbind(name, exchange, key, FieldTable::default())).await
 }
 
-/// Whether there is a queue of this name, which is of no more use for the channel if there is none; none if RabbitMQ
-/// doesn't say.
+/// Whether there is a queue of this name; none if RabbitMQ doesn't say. If there is no queue, the channel is
+/// closed.
 pub async fn exists(channel: &Channel, name: &str) -> Option<bool> {
     length(channel, name).await.ok().map(|length| length.is_some())
 }

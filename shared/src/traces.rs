@@ -49,7 +49,7 @@ impl Export {
                 "OTEL_EXPORTER_OTLP_ENDPOINT: is no URL like http://collector:4318; https needs a collector in between",
             );
         }
-        // Where nothing is exported, what others have set for their exporters is no concern of ours.
+        // If nothing is exported, settings for other exporters don't matter.
         if endpoint.is_none() {
             return Self { endpoint, service: String::new(), ratio: 1.0 };
         }
@@ -65,7 +65,7 @@ impl Export {
     }
 }
 
-/// Whether it names a server that is spoken to without encryption.
+/// Whether the collector is reached without encryption.
 fn is_http(url: &str) -> bool {
     let has_host = |url: &Uri| url.host().is_some_and(|host| !host.is_empty());
     url.parse().is_ok_and(|url| has_host(&url) && url.scheme_str() == Some("http"))
@@ -81,7 +81,7 @@ pub struct Traces {
 /// Why traces can't be exported. Not that the collector doesn't answer: it may do so later.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// There is no making a client of the settings.
+    /// The settings make no client.
     #[error("can't export traces")]
     Export(#[from] ExporterBuildError),
     /// The metrics are defined wrongly, a defect of ours.
@@ -90,7 +90,7 @@ pub enum StartError {
 }
 
 impl Traces {
-    /// Starts exporting, if there is where to; counts spans in this registry.
+    /// Starts exporting, if a collector is set; counts spans in this registry.
     pub fn start(export: &Export, registry: &Registry) -> Result<Self, StartError> {
         let spans =
             IntCounterVec::new(Opts::new("trace_spans_total", "Spans of traces by outcome"), &["outcome"])?;
@@ -103,7 +103,7 @@ impl Traces {
         Ok(Self { exporting, spans })
     }
 
-    /// A span that has begun at `started`, within what the W3C `traceparent` of the caller names.
+    /// A span that has begun at `started`, within the W3C `traceparent` of the caller.
     #[must_use]
     pub fn span(
         &self,
@@ -125,8 +125,8 @@ impl Traces {
     /// Sends what is left, for at most [`FLUSH_TIMEOUT`].
     pub async fn stop(&self) {
         let Some((provider, _)) = self.exporting.clone() else { return };
-        // A thread that nobody waits for: the exporter itself waits without end for a name that can't be resolved. What
-        // couldn't be sent is counted where that happens.
+        // A thread that nobody waits for: the exporter itself waits without end for a name that can't be
+        // resolved. What couldn't be sent is counted where that happens.
         let (sender, stopped) = tokio::sync::oneshot::channel();
         std::thread::spawn(move || {
             let _ = provider.shutdown_with_timeout(FLUSH_TIMEOUT);
@@ -180,12 +180,12 @@ impl Span {
         format!("00-{trace}-{span}-{:02x}", context.trace_flags().to_u8())
     }
 
-    /// Says something about it: never what is in a body.
+    /// Adds an attribute; never anything from a body.
     pub fn set(&mut self, name: &'static str, value: impl Into<Value>) {
         self.0.set_attribute(KeyValue::new(name, value));
     }
 
-    /// It didn't go well.
+    /// Marks it as failed.
     pub fn fail(&mut self, why: impl Into<String>) {
         self.0.set_status(Status::error(why.into()));
     }

@@ -1,8 +1,8 @@
 //! Is a webhook signed by respond.io?
 //!
-//! The header holds the base64 text of an HMAC-SHA256. Receivers in the field show two ways to use the
-//! key and two texts to sign, so all four are tried, the raw bytes first. Where only the re-serialised form is well signed,
-//! an event is told from others by that form too, see [`crate::event::body_digest`].
+//! The header has the base64 text of an HMAC-SHA256. Existing receivers use the key in two ways and sign two
+//! texts, so all four forms are tried, the raw bytes first. If only the compact JSON is well signed, the
+//! event key is made of it, too, see [`crate::event::body_digest`].
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;

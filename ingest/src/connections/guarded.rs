@@ -1,4 +1,4 @@
-//! A connection's bytes on their way, watched.
+//! A TCP connection that reports what it waits for.
 
 use std::io::{self, ErrorKind};
 use std::pin::Pin;
@@ -22,13 +22,13 @@ pub struct Guarded {
 }
 
 impl Guarded {
-    /// Takes a new connection in. Fails if there is no room, and all others are being served.
+    /// Accepts a new connection. Fails if there is no room, and all others are being served.
     pub fn admit(stream: TcpStream, all: &Arc<Connections>) -> io::Result<Self> {
         let (id, connection) = all.admit(Instant::now()).ok_or(ErrorKind::ConnectionRefused)?;
         Ok(Self { stream, connection, is_closed: false, id, all: all.clone() })
     }
 
-    /// What others know of it.
+    /// What other tasks see of this connection.
     #[must_use]
     pub fn connection(&self) -> &Arc<Connection> {
         &self.connection

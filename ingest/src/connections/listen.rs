@@ -1,5 +1,5 @@
-//! The server of the public port. actix-web's own takes plain sockets alone; this is the same with guarded
-//! ones.
+//! The server of the public port. actix-web's own accepts plain sockets only; this one accepts guarded
+//! connections.
 
 use std::future::ready;
 use std::io::{self, ErrorKind};
@@ -18,10 +18,10 @@ use super::Guarded;
 use crate::gateway::Gateway;
 use crate::routes;
 
-/// Connections that wait to be accepted: a burst, as when a load balancer connects anew.
+/// Connections that wait to be accepted: a burst, such as when a load balancer reconnects.
 const BACKLOG: u32 = 2048;
 
-/// How long what a sender still sends is read after a reply that is its last.
+/// After the last reply on a connection, ingest still reads for this long what the sender sends.
 const LINGERING: Duration = Duration::from_secs(1);
 
 /// Listens at every address of this host; fails if none can be used.

@@ -1,8 +1,8 @@
 //! The connections of the public port: how many there are, and how long each may keep us waiting.
 //!
-//! actix-web has a deadline for the first head of a connection alone, and answers 408 where nobody has asked
-//! for anything. So a connection tells here what it waits for ([`Phase`]), and a task closes those that are
-//! overdue, without a word. Where all places are taken, the next connection gets the place of the one that
+//! actix-web has a deadline only for the first head of a connection, and answers 408 even if no request has
+//! begun. So a connection reports here what it waits for ([`Phase`]), and a task closes overdue connections
+//! without a reply. If the number of connections is at its maximum, the next connection replaces the one that
 //! has waited longest for its sender.
 
 use std::collections::HashMap;
@@ -24,9 +24,9 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest time for the body of a request that nobody reads, such as one to an unknown path. Bodies of
 /// webhooks have a shorter deadline, after which they are answered 408.
 const BODY_TIMEOUT: Duration = Duration::from_secs(5);
-/// Longest time for a sender to take a reply.
+/// Longest time for a sender to read a reply.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(5);
-/// How the head of a request ends, and a body of chunks.
+/// The end of a request's head, and of a chunked body.
 pub const END_OF_HEAD: &[u8] = b"\r\n\r\n";
 /// How often overdue connections are looked for.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(250);
@@ -34,7 +34,7 @@ const SWEEP_INTERVAL: Duration = Duration::from_millis(250);
 /// What a connection waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// For the sender's next request: nothing of it has come.
+    /// For the first byte of the sender's next request.
     Idle,
     /// For the rest of a request's head.
     Head,
@@ -51,7 +51,7 @@ impl Phase {
         Self::ALL.into_iter().find(|phase| *phase as u64 == number).unwrap_or(Self::Ours)
     }
 
-    /// How long a connection may be in it.
+    /// How long a connection may be in this phase.
     fn deadline(self, keep_alive: Duration) -> Option<Duration> {
         match self {
             Self::Idle => Some(keep_alive),
@@ -99,8 +99,8 @@ pub struct Connection {
     tail: AtomicU32,
     // Whether more came than the request: the beginning of the next one.
     is_followed: AtomicBool,
-    // When the sender stopped taking replies, in milliseconds since the connection was opened. 0 while it
-    // takes them.
+    // When the sender stopped reading replies, in milliseconds since the connection was opened. 0 while it
+    // reads them.
     stuck: AtomicU64,
     requests: AtomicU32,
     // Why it must close: the number of the reason in [`Closed::ALL`], counted from 1. 0 while it stays open.
@@ -132,7 +132,7 @@ impl Connection {
         self.requests.fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    /// All of it is here. It ends like this; whatever came behind that belongs to the next one.
+    /// The whole request is here, and ends with these bytes. Bytes behind them belong to the next request.
     pub fn is_read(&self, end: &[u8]) {
         let end = &end[end.len().saturating_sub(4)..];
         let is_followed = !self.tail.load(Ordering::Relaxed).to_be_bytes().ends_with(end);
@@ -140,7 +140,7 @@ impl Connection {
         self.enter(Phase::Ours);
     }
 
-    /// It is answered. Where nobody has read its body, the rest of that is still waited for.
+    /// The request is answered. If nobody has read its body, the connection still waits for the rest.
     pub fn end(&self) {
         if self.phase().0 != Phase::Body {
             let is_followed = self.is_followed.load(Ordering::Relaxed);
@@ -148,7 +148,7 @@ impl Connection {
         }
     }
 
-    /// More of what the sender says.
+    /// More bytes came from the sender.
     fn came(&self, bytes: &[u8]) {
         let last = &bytes[bytes.len().saturating_sub(4)..];
         let tail =
@@ -158,7 +158,7 @@ impl Connection {
             // These bytes were there in time, and we read them late.
             self.enter(self.phase().0);
         }
-        // Some senders end a body with a line break that belongs to nothing.
+        // Some senders put a line break behind a body.
         if self.phase().0 == Phase::Idle && bytes.iter().any(|byte| !b"\r\n".contains(byte)) {
             self.enter(Phase::Head);
         }
@@ -174,7 +174,7 @@ impl Connection {
         (Phase::from_number(packed & 3), self.opened + Duration::from_millis(packed >> 2))
     }
 
-    /// Notes whether the sender takes what it is sent.
+    /// Records whether the sender reads what ingest writes.
     fn takes(&self, is_taking: bool) {
         if is_taking {
             self.stuck.store(0, Ordering::Relaxed);
@@ -188,7 +188,7 @@ impl Connection {
         u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// Why it should be closed by now, if it should.
+    /// Why the connection is overdue, if it is.
     fn overdue(&self, keep_alive: Duration, now: Instant) -> Option<Closed> {
         let (phase, since) = self.phase();
         let waited = now.saturating_duration_since(since);
@@ -205,7 +205,7 @@ impl Connection {
         Closed::ALL.get(usize::from(self.closing.load(Ordering::Relaxed)).checked_sub(1)?).copied()
     }
 
-    /// Ends it without a word, unless something has come meanwhile.
+    /// Closes the connection without a reply, unless something has come meanwhile.
     fn close(&self, why: Closed) {
         let _ = self.closing.compare_exchange(0, why as u8 + 1, Ordering::Relaxed, Ordering::Relaxed);
         self.waker.wake();
@@ -223,8 +223,8 @@ pub struct Connections {
 }
 
 impl Connections {
-    /// At most this many, each idle for at most `keep_alive`. Counts in `closed` those that are ended early, by
-    /// reason.
+    /// At most `most` connections, each idle for at most `keep_alive`. `closed` counts those that ingest
+    /// closes, by reason.
     #[must_use]
     pub fn new(most: usize, keep_alive: Duration, closed: IntCounterVec) -> Self {
         Self { most, keep_alive, closed, open: Mutex::default(), next: AtomicU64::new(0) }
@@ -242,8 +242,8 @@ impl Connections {
         self.most
     }
 
-    /// Takes a new connection in. If there are too many, the one goes that has waited longest for its sender;
-    /// none if all wait for us.
+    /// Accepts a new connection. If there are too many, closes the one that has waited longest for its
+    /// sender; none if all wait for us.
     fn admit(&self, now: Instant) -> Option<(u64, Arc<Connection>)> {
         let mut open = self.open();
         if open.len() >= self.most {
@@ -318,7 +318,7 @@ mod tests {
             admitted.each_ref().map(|connection| connection.closing()),
             [None, Some(Closed::Full), None]
         );
-        // Nothing is taken from whoever is being served.
+        // A connection whose request is being served is never closed.
         admitted[2].begin(true);
         admitted[2].is_read(b"{}");
         all.open()

@@ -76,7 +76,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// What is around the decisions, and what came of them.
+/// The inputs of the decisions, and their results.
 struct World {
     folder: PathBuf,
     file: Option<File>,

@@ -1,4 +1,4 @@
-//! What is damaged is set aside, never thrown away.
+//! Damaged files and records are set aside, never deleted.
 
 use std::fs;
 use std::io::{self, ErrorKind, Write};
@@ -23,18 +23,18 @@ const MARKER: &str = "setting-aside";
 /// SQLite's file, and those that belong to it.
 const SUFFIXES: [&str; 3] = ["-wal", "-shm", ""];
 
-/// Whether the file is damaged. If the disk can't read it, that is tried with one file only: on a disk that
-/// can't read at all, every new file would fail likewise.
+/// Whether to set the file aside as damaged. If the disk can't read it, only the first file is set aside: on
+/// a disk that can't read at all, every new file would fail, too.
 pub fn is_due(folder: &Path, error: &rusqlite::Error) -> bool {
     let is_first = || uncopied(folder).is_ok_and(|files| files.is_empty());
     is_corrupt(error) || is_unreadable(error) && is_first()
 }
 
-/// Sets the damaged file aside, and tells its new name.
+/// Sets the damaged file aside, and returns its new name.
 pub fn set_aside(folder: &Path, damage: &rusqlite::Error) -> io::Result<PathBuf> {
-    error!(error = chain(damage), "the spool is damaged, setting its file aside");
+    error!(error = chain(damage), "the spool is damaged: setting its file aside");
     let aside = move_aside(folder)?;
-    error!(file = %aside.display(), "the spool was damaged and is set aside, what can be read of it is copied");
+    error!(file = %aside.display(), "set the damaged spool aside: ingest copies what it can read");
     Ok(aside)
 }
 
@@ -53,7 +53,7 @@ fn move_aside(folder: &Path) -> io::Result<PathBuf> {
     Ok(aside)
 }
 
-/// Ends a move that was interrupted.
+/// Completes a move that was interrupted.
 pub fn finish_move(folder: &Path) -> io::Result<()> {
     interrupted_move(folder).map_or(Ok(()), |_| move_aside(folder).map(drop))
 }
@@ -97,14 +97,14 @@ pub fn uncopied(folder: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-/// Marks a damaged file as one of which everything was copied that can be read, and tells its new name.
+/// Marks a damaged file as completely copied, as far as it can be read, and returns its new name.
 pub fn mark_copied(path: &Path) -> io::Result<PathBuf> {
     let done = PathBuf::from(format!("{}{COPIED}", path.display()));
     rename_all(path, &done)?;
     Ok(done)
 }
 
-/// Writes records to a file of their own, and tells which.
+/// Writes records to a file of their own, and returns its name.
 pub fn copy_records(
     folder: &Path,
     connection: &Connection,
@@ -116,7 +116,7 @@ pub fn copy_records(
     Ok(written.map(|()| path))
 }
 
-/// Damaged records for the eyes of a person: a line of facts, a line of body, each.
+/// Damaged records for people: for each a line of facts, and a line of body.
 fn raw(connection: &Connection, ids: &[i64]) -> rusqlite::Result<Vec<u8>> {
     let mut text = Vec::new();
     let mut query = connection.prepare_cached("SELECT facts, body FROM records WHERE id = ?1")?;

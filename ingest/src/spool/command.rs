@@ -20,10 +20,10 @@ use crate::metrics::Metrics;
 use crate::settings::Settings;
 use crate::webhook::Metadata;
 
-/// A drain that gets nothing through for so long gives up.
+/// A drain gives up after this long without progress.
 const STALL_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What is in flight then gets this long to be confirmed.
+/// At the end, the command waits this long for the confirms of published messages.
 const LAST_CONFIRMS_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What can be done with a spool.
@@ -36,14 +36,14 @@ pub enum SpoolCommand {
         #[arg(long)]
         json: bool,
     },
-    /// Publishes the webhooks in the spool to RabbitMQ, and deletes each when it is confirmed
+    /// Publishes the webhooks in the spool to RabbitMQ, and deletes each one after its confirm
     #[command(after_help = "Example: ingest spool drain")]
     Drain {
         /// Write JSON, an object a line
         #[arg(long)]
         json: bool,
     },
-    /// Writes the webhooks in the spool with their bodies, as JSON, an object a line
+    /// Prints the webhooks in the spool with their bodies, as JSON, an object a line
     #[command(after_help = "Example: ingest spool export > spool.jsonl")]
     Export,
 }
@@ -54,7 +54,7 @@ pub enum CommandError {
     /// The spool can't be used.
     #[error(transparent)]
     Open(#[from] OpenError),
-    /// There is none, which must not be taken for one that is empty.
+    /// The folder has no spool, which isn't the same as an empty spool.
     #[error("SPOOL_DIR: {path} has no spool: is it the folder of the ingest that is gone?", path = .0.display())]
     NoSpool(PathBuf),
     /// The spool can't be read.
@@ -66,13 +66,13 @@ pub enum CommandError {
     /// The metrics are defined wrongly, a defect of ours.
     #[error("can't define the metrics")]
     Metrics(#[from] prometheus::Error),
-    /// Not everything went through.
+    /// RabbitMQ hasn't confirmed everything.
     #[error("{0} webhooks are still in the spool, since RabbitMQ took nothing of a tenant for {STALL_TIMEOUT:?}")]
     Left(u64),
 }
 
 impl CommandError {
-    /// Whether whoever reads the answer, such as `head`, has seen enough.
+    /// Whether the reader of the output, such as `head`, has stopped reading.
     #[must_use]
     pub fn is_closed_pipe(&self) -> bool {
         matches!(self, Self::Write(error) if error.kind() == io::ErrorKind::BrokenPipe)
@@ -82,7 +82,7 @@ impl CommandError {
 /// Runs a command.
 pub async fn run(command: SpoolCommand, settings: &Settings) -> Result<(), CommandError> {
     let folder = &settings.spool_dir;
-    // One that was set aside as damaged is a spool, too.
+    // A file that was set aside as damaged is a spool, too.
     if !folder.join(format::FILE).exists() && aside::uncopied(folder).unwrap_or_default().is_empty() {
         return Err(CommandError::NoSpool(folder.clone()));
     }
@@ -108,7 +108,7 @@ fn list(folder: &Path) -> Result<(), CommandError> {
 
 fn write_all(folder: &Path, mut line: impl FnMut(&Record) -> String) -> Result<(), CommandError> {
     let mut out = io::stdout().lock();
-    // A damaged one has been set aside, and no new one made yet.
+    // The damaged file was set aside, and there is no new one yet.
     if folder.join(format::FILE).exists() {
         let mut pages = Pages::open(folder)?;
         while let Some(records) = pages.next()? {

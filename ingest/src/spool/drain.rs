@@ -1,7 +1,6 @@
-//! Gives spooled webhooks to RabbitMQ, the oldest of each tenant first, whenever it takes them.
+//! Publishes spooled webhooks to RabbitMQ, the oldest of each tenant first, as soon as RabbitMQ takes them.
 //!
-//! Each tenant that has something in the spool is drained by itself: a queue that is silent or full delays
-//! nobody else.
+//! Each tenant has its own drain: a queue that doesn't answer or is full delays no other tenant.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -26,14 +25,14 @@ const PAGE: usize = 64;
 /// Tenants that have a page in memory at the same time, not counting those under suspicion: these have one
 /// record.
 const MAX_PAGES: usize = 4;
-/// Longest wait for a confirm. Longer than any caller would wait, since here nobody does.
+/// Longest wait for a confirm. Callers wait for a shorter time; here no caller waits.
 pub const CONFIRM_TIMEOUT: Duration = Duration::from_secs(5);
-/// First and longest pause after RabbitMQ has taken nothing.
+/// First and longest pause after RabbitMQ has confirmed nothing.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
-/// While the spool is being drained, tenants that aren't are looked for this often.
+/// How often the drain looks for tenants that it doesn't drain yet.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
-/// What became of an attempt to publish everything of a tenant.
+/// The result of an attempt to publish everything of a tenant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Drained {
     /// Nothing is left.
@@ -78,7 +77,7 @@ async fn drain(durable: &Durable, tenant: &str, partitions: u16, pages: &Semapho
     }
 }
 
-/// Drains until the spool is empty; false if of some tenant nothing went out for `patience`.
+/// Drains until the spool is empty; false if a tenant made no progress for `patience`.
 pub async fn to_the_end(durable: &Durable, partitions: u16, patience: Duration) -> bool {
     let pages = Semaphore::new(MAX_PAGES);
     let drain = async |tenant: String| {
@@ -110,11 +109,11 @@ pub async fn to_the_end(durable: &Durable, partitions: u16, patience: Duration) 
     false
 }
 
-/// Goes once through what the spool has of a tenant.
+/// Publishes the records of a tenant once, one after the other.
 async fn once(durable: &Durable, tenant: &str, partitions: u16, pages: &Semaphore) -> Drained {
     let (mut at, mut published, mut is_all) = (i64::MIN, 0, true);
     loop {
-        // A queue under suspicion is asked with a single record, which shows whether it confirms in time.
+        // A queue under suspicion gets a single record, which shows whether it confirms in time.
         let is_probe = durable.is_suspect(tenant) && published == 0;
         let _page = if is_probe { None } else { pages.acquire().await.ok() };
         let limit = if is_probe { 1 } else { PAGE };

@@ -23,8 +23,8 @@ pub struct Size {
     pub bytes: u64,
 }
 
-/// What damaged files hold is copied while less than this is in the spool, in bytes: so copying goes as fast
-/// as RabbitMQ takes what was copied, and the disk need not hold everything twice.
+/// Damaged files are copied while the spool has fewer bytes than this: so copying is as fast as RabbitMQ
+/// takes the records, and the disk need not hold everything twice.
 const COPY_WINDOW: u64 = 16 << 20;
 
 /// The file, within its folder.
@@ -36,10 +36,10 @@ pub struct File {
     oldest_ms: i64,
     corruptions: u64,
     damaged: VecDeque<Damaged>,
-    // The last record that was handed out. A new file numbers its records beyond, or what is deleted then
-    // might be another one.
+    // The last record that was read. A new file numbers its records from here on, so that no number means two
+    // records.
     last_read: i64,
-    // Of the records up to this one the tenants are entered, as far as they can be read.
+    // The records up to this one have their tenants, as far as they can be read.
     entered_up_to: i64,
     is_lost: bool,
 }
@@ -107,8 +107,7 @@ impl File {
         self.damaged.iter().map(Damaged::left).sum()
     }
 
-    /// A small step of what is left to be done with files of before; false if there is nothing to be done
-    /// now.
+    /// Takes a small step of the work that is left with older or damaged files; false if there is none now.
     pub fn catch_up(&mut self) -> Result<bool, SpoolError> {
         Ok(self.copy_some()? || self.enter_tenants()?)
     }
@@ -121,7 +120,7 @@ impl File {
         Ok(last.is_some())
     }
 
-    /// Copies some of what damaged files hold; false if there is nothing to be copied now.
+    /// Copies some records of damaged files; false if there is nothing to copy now.
     fn copy_some(&mut self) -> Result<bool, SpoolError> {
         let window = COPY_WINDOW.min(self.max_bytes / 2);
         let room = self.measure_room()?;
@@ -148,7 +147,7 @@ impl File {
     }
 
     /// Appends webhooks in their order, those for which there is room, and returns when they are on disk.
-    /// Tells of each what became of it.
+    /// Returns the result of each.
     pub fn append<'a>(&mut self, webhooks: impl Iterator<Item = &'a Webhook>) -> Vec<Result<(), SpoolError>> {
         let rows: Vec<Row> = webhooks.map(Row::of).collect();
         let mut room = match self.measure_room() {
@@ -163,8 +162,7 @@ impl File {
         admitted.into_iter().map(outcome).collect()
     }
 
-    /// Writes rows with one fsync. If the disk turns out to have no room for all of them, it takes what it
-    /// has room for.
+    /// Writes rows with one fsync. If the disk has no room for all of them, writes those that fit.
     fn write(&mut self, rows: &[&Row]) -> Vec<Result<(), SpoolError>> {
         let Err(error) = self.insert(rows) else { return vec![Ok(()); rows.len()] };
         let failure = self.failed(&error);
@@ -247,7 +245,7 @@ impl File {
         transaction.commit()
     }
 
-    /// Gives the room of deleted records back to the disk.
+    /// Returns the room of deleted records to the disk.
     fn give_room_back(&mut self) {
         let shrunk =
             self.connection.execute_batch("PRAGMA incremental_vacuum; PRAGMA wal_checkpoint(TRUNCATE)");
@@ -289,7 +287,7 @@ impl File {
         Ok(())
     }
 
-    /// Draws the consequences of a failure, and says what callers need to know of it.
+    /// Handles a failure, and returns what callers need to know of it.
     fn failed(&mut self, error: &rusqlite::Error) -> SpoolError {
         if error.sqlite_error_code() == Some(ErrorCode::DiskFull) {
             return SpoolError::DiskFull;
@@ -300,7 +298,7 @@ impl File {
         SpoolError::Failed(chain(error))
     }
 
-    /// What the disk can't read is as good as damaged.
+    /// Treats a file that the disk can't read as damaged.
     fn failed_to_read(&mut self, error: &rusqlite::Error) {
         if aside::is_due(self.folder.path(), error) {
             self.start_anew(error);
@@ -331,7 +329,7 @@ impl File {
         self.measure().map_err(sqlite)
     }
 
-    /// Writes records whose checksum is wrong to a file of their own, and forgets them.
+    /// Writes records whose checksum is wrong to a file of their own, and deletes them.
     fn set_records_aside(&mut self, ids: &[i64]) {
         match aside::copy_records(self.folder.path(), &self.connection, ids) {
             Ok(Ok(path)) => {

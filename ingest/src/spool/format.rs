@@ -17,7 +17,7 @@ pub const FILE: &str = "spool.db";
 /// What a record takes besides body and metadata, roughly, in bytes.
 const RECORD_OVERHEAD: u64 = 64;
 
-/// What is read at a time holds bodies of this size, at most one more. In bytes.
+/// A read returns bodies of this size together, or one body more. In bytes.
 pub const PAGE_BYTES: usize = 4 << 20;
 
 /// Tenants entered at a time, each of which writes the whole row.
@@ -76,7 +76,7 @@ fn index_tenants(connection: &Connection) -> rusqlite::Result<()> {
     let indexed =
         connection.execute_batch("CREATE INDEX IF NOT EXISTS records_of_tenant ON records (tenant, id)");
     match indexed {
-        // Without the index the file can be drained all the same, which makes room.
+        // The file can be drained without the index, which makes room.
         Err(error) if error.sqlite_error_code() == Some(ErrorCode::DiskFull) => {
             warn!(error = chain(&error), "the disk has no room for an index of the spool");
             Ok(())
@@ -96,7 +96,7 @@ pub fn is_corrupt(error: &rusqlite::Error) -> bool {
     matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
 }
 
-/// Whether this means that something can't be read, now or ever: damage to the file, or to the disk below it.
+/// Whether this means that something can't be read: the file, or the disk below it, is damaged.
 #[must_use]
 pub fn is_unreadable(error: &rusqlite::Error) -> bool {
     let by_disk = [

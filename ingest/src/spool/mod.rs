@@ -9,8 +9,8 @@
 //! - A caller waits 1 s at most. At most 64 MiB of bodies wait to be written.
 //! - The records count for at most `SPOOL_MAX_BYTES`: each for its body, its metadata and 64 bytes.
 //! - Nothing is appended while the disk has less than 4 MiB left besides: SQLite's log may need them.
-//! - Another 4 MiB are held by the file `reserve`, and given up when a delete finds the disk full: so a full
-//!   disk can be drained.
+//! - The file `reserve` takes another 4 MiB, and is deleted when a delete finds the disk full: so a full disk
+//!   can be drained.
 //! - One process has the folder, by a lock on the file `lock`. One thread of it has the file.
 //! - A tenant's records are read in the order in which they were appended, and deleted after RabbitMQ has
 //!   confirmed them. What was confirmed and not yet deleted when the process ended is published again; the
@@ -20,9 +20,9 @@
 //! - A file that SQLite finds damaged, or that the disk can't read, is kept under another name, which is done
 //!   at once. Records with the right checksum are copied into the new file, 256 or 4 MiB at a time, each step
 //!   in a transaction that also says how far it came. A step is taken while the new file holds less than 16
-//!   MiB, so the disk never holds everything twice. The damaged file isn't changed, but renamed when that is
-//!   done; until then it goes on at the next start.
-//! - A thread that is at one piece of work for more than 1 s, or has ended, is not waited for.
+//!   MiB, so the disk never holds everything twice. The damaged file isn't changed, but renamed when the copy
+//!   is complete; until then the next start continues the copy.
+//! - Nobody waits for a thread that has been at one operation for more than 1 s, or has ended.
 //! - Nobody but the owner may read the folder and its files. A folder that exists keeps its own mode.
 //!
 //! # On disk, in `SPOOL_DIR`
@@ -45,7 +45,7 @@
 //! - `setting-aside`: the name of a damaged file, while it is being renamed.
 //! - `damaged-records-{time}Z-{random}`: two lines for each damaged record, `facts` and `body`.
 //!
-//! [`drain`] gives the records to RabbitMQ when that takes them again.
+//! [`drain`] publishes the records when RabbitMQ takes them again.
 
 use std::io;
 use std::path::Path;
@@ -103,7 +103,7 @@ pub enum SpoolError {
     /// The file isn't open yet.
     #[error("the spool is still being opened and checked")]
     Opening,
-    /// The thread doesn't get on.
+    /// The thread hangs.
     #[error("the spool's thread hangs: the disk doesn't answer")]
     Hangs,
     /// The thread is gone.
@@ -168,7 +168,7 @@ impl Spool {
             self.jobs.send(Job::Append(Box::new(append))).map_err(|_| SpoolError::Ended)?;
             answer.await.unwrap_or(Err(SpoolError::Ended))
         };
-        // After the deadline it may be written all the same; then the event key makes it harmless.
+        // After the deadline the webhook may still be written; the event key makes that harmless.
         timeout(APPEND_TIMEOUT, append).await.unwrap_or(Err(SpoolError::TimedOut))
     }
 
@@ -201,7 +201,7 @@ impl Spool {
         answer.await.unwrap_or(false)
     }
 
-    /// Waits until something was appended since this was asked the last time.
+    /// Waits until something was appended since the last call.
     pub async fn appended(&self) {
         self.appended.notified().await;
     }
@@ -241,7 +241,7 @@ impl Spool {
         !self.stats.unwritable.load(Ordering::Relaxed) && self.stats.obstacle().is_none()
     }
 
-    /// For how long its thread has been at what it does.
+    /// How long the thread's present operation has taken.
     #[must_use]
     pub fn works_for(&self) -> Duration {
         self.stats.works_for()

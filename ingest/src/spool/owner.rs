@@ -1,5 +1,5 @@
-//! The thread that owns the file. It commits whatever has come in meanwhile at once, so that many callers
-//! share an fsync.
+//! The thread that owns the file. It commits everything that waits at once, so that many callers share an
+//! fsync.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use crate::webhook::Webhook;
 
 /// Most records in a commit.
 const MAX_GROUP: usize = 512;
-/// How often the file is looked at when nothing happens: is there room, can it be written?
+/// How often the thread checks the file when nothing happens: is there room, can it be written?
 const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
 /// What the owner is asked to do.
@@ -40,22 +40,22 @@ pub struct Append {
     pub done: oneshot::Sender<Result<(), SpoolError>>,
 }
 
-/// Has the file. All that is asked of it comes through one channel.
+/// Owns the file. All jobs come through one channel.
 pub struct Owner {
     path: PathBuf,
     max_bytes: u64,
-    // None while it can't be taken.
+    // None while the folder can't be taken.
     folder: Option<Arc<Folder>>,
-    // None until it is opened, and while it can't be.
+    // None until the file is open, and while it can't be opened.
     file: Option<File>,
     stats: Arc<Stats>,
-    // Told by the owner, not by the callers: those may have gone before their records are written.
+    // The owner counts, not the callers: these may have gone before their records are written.
     appended: Arc<Notify>,
     commits: Histogram,
     checked: Instant,
-    // Of files that were opened before.
+    // Damaged files among those that were opened before.
     corruptions: u64,
-    // The last one, if it hasn't passed.
+    // The last failure, if it still lasts.
     failure: Option<SpoolError>,
     cannot_catch_up: bool,
 }
@@ -84,7 +84,7 @@ impl Owner {
         }
     }
 
-    /// Works until nobody can ask for anything any more.
+    /// Works until all senders of jobs are gone.
     pub fn run(mut self, mut jobs: mpsc::UnboundedReceiver<Job>) {
         let Ok(clock) = tokio::runtime::Builder::new_current_thread().enable_time().build() else { return };
         self.check();
@@ -135,8 +135,7 @@ impl Owner {
         File::open(&folder, self.max_bytes)
     }
 
-    /// A small step of what is left to be done with files of before; false if there is nothing to be done
-    /// now.
+    /// Takes a small step of the work that is left with older or damaged files; false if there is none now.
     fn catch_up(&mut self) -> bool {
         let Some(file) = &mut self.file else { return false };
         let done = file.catch_up();
@@ -154,7 +153,7 @@ impl Owner {
         is_done
     }
 
-    /// Does a job, and with it whatever else waits to be written.
+    /// Does a job, and with it everything that waits to be written.
     fn work(&mut self, first: Job, jobs: &mut mpsc::UnboundedReceiver<Job>) {
         let (mut appends, mut next) = (Vec::new(), Some(first));
         while let Some(job) = next.take() {
@@ -166,7 +165,7 @@ impl Owner {
                     }
                 }
                 other => {
-                    // What was appended before must be seen by what was asked after.
+                    // A job must see what was appended before it.
                     self.append(std::mem::take(&mut appends));
                     self.read_or_delete(other);
                 }
@@ -186,7 +185,7 @@ impl Owner {
         };
         self.commits.observe(started.elapsed().as_secs_f64());
         self.record_outcome(outcomes.iter().find(|outcome| outcome.is_err()).unwrap_or(&Ok(())));
-        // Before the callers are told, so that whoever was told finds it there.
+        // Before the callers get their result, so that they find the record in the totals.
         self.update_stats();
         if outcomes.iter().any(Result::is_ok) {
             self.appended.notify_one();

@@ -10,7 +10,7 @@ use tracing::warn;
 use super::SpoolError;
 use super::folder::private;
 
-/// Room that is kept for deleting: on a full disk SQLite can't even do that, since its log grows. In bytes.
+/// Room for deleting, in bytes: on a full disk SQLite can't even delete, since its log grows.
 const RESERVE_BYTES: u64 = 4 << 20;
 /// What SQLite's log may take on top of the records, in bytes: appends stop while there is still room for it.
 pub const LOG_BYTES: u64 = 4 << 20;
@@ -49,7 +49,7 @@ fn path_of(folder: &Path) -> PathBuf {
     folder.join("reserve")
 }
 
-/// Takes room on disk that can be given up when it is needed for deleting.
+/// Reserves room on disk, for deleting.
 pub fn keep(folder: &Path) {
     let path = path_of(folder);
     let is_there = fs::metadata(&path).is_ok_and(|file| file.len() >= RESERVE_BYTES);
@@ -65,7 +65,7 @@ pub fn keep(folder: &Path) {
     }
 }
 
-/// Gives that room up.
+/// Frees that room.
 pub fn release(folder: &Path) {
     let _ = fs::remove_file(path_of(folder));
 }

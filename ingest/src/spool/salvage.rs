@@ -1,7 +1,7 @@
 //! What can still be read of a damaged file is copied into the new one.
 //!
-//! Copying takes small steps, and each leaves behind how far it came: in the new file, in the same
-//! transaction as the records. So it goes on wherever a process was killed.
+//! Copying takes small steps, and each stores its position in the new file, in the transaction of the
+//! records. So the copy continues wherever a process was killed.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -36,7 +36,7 @@ pub struct Damaged {
 }
 
 impl Damaged {
-    /// Opens a damaged file, to go on after what was copied of it into `to` before.
+    /// Opens a damaged file, to continue behind what was copied of it into `to` before.
     pub fn open(path: &Path, to: &Connection) -> rusqlite::Result<Self> {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(path, flags)?;
@@ -100,7 +100,7 @@ impl Damaged {
         Ok(step)
     }
 
-    /// Notes that everything was copied that can be read.
+    /// Records that everything was copied that can be read.
     pub fn close(self, to: &Connection) -> io::Result<()> {
         let Self { path, connection, copied, unreadable, .. } = self;
         drop(connection);
@@ -112,7 +112,7 @@ impl Damaged {
     }
 }
 
-/// What is copied at a time.
+/// The records of one step.
 #[derive(Default)]
 struct Step {
     webhooks: Vec<Webhook>,

@@ -1,4 +1,4 @@
-//! What others see of the spool, and of the thread that has it.
+//! What other threads see of the spool, and of the thread that owns it.
 
 use std::sync::Weak;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
@@ -10,12 +10,12 @@ use tracing::{error, info};
 
 use super::SpoolError;
 
-/// A thread that hasn't finished a piece of work by then is taken to hang. In milliseconds.
+/// A thread that takes longer for an operation counts as hanging. In milliseconds.
 const HANGS_AFTER_MS: u64 = 1000;
-/// How often it is looked at.
+/// How often the thread is checked.
 const WATCH_INTERVAL: Duration = Duration::from_millis(250);
 
-/// What the owner's thread tells.
+/// What the owner's thread reports.
 #[derive(Debug)]
 pub struct Stats {
     pub records: AtomicU64,
@@ -70,7 +70,7 @@ impl Stats {
         Duration::from_millis(self.now().saturating_sub(self.works_since.load(Ordering::Relaxed)))
     }
 
-    /// Why nobody needs to wait for the thread, if there is a reason.
+    /// Why nobody should wait for the thread, if there is a reason.
     pub fn obstacle(&self) -> Option<SpoolError> {
         if self.has_ended.load(Ordering::Relaxed) {
             return Some(SpoolError::Ended);
@@ -94,7 +94,7 @@ pub async fn watch(stats: Weak<Stats>) {
             (Some(obstacle), _) if known.as_ref() != Some(obstacle) => {
                 error!(error = chain(obstacle), "the spool can't be written");
             }
-            (None, Some(_)) => info!("the spool's thread goes on"),
+            (None, Some(_)) => info!("the spool's thread works again"),
             _ => {}
         }
         known = obstacle;

@@ -6,7 +6,7 @@ use super::{Quoted, Token, Tokens, Unusable, digits};
 const PIECE_BYTES: usize = 4 << 10;
 
 /// Hands a body to `sink` piece by piece, as JavaScript's `JSON.stringify` would write it: without white
-/// space, and with nothing escaped that needn't be. If it fails, what was handed over is worth nothing.
+/// space, and with nothing escaped that needn't be. If it fails, the pieces before must not be used.
 ///
 /// It has the same tokens as the body: a member that is there twice stays there twice.
 pub fn compact(body: &[u8], sink: impl FnMut(&[u8])) -> Result<(), Unusable> {

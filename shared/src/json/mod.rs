@@ -1,9 +1,9 @@
 //! JSON as senders really write it: half surrogate pairs and a byte order mark are fine, every digit is kept,
 //! depth is bounded.
 //!
-//! [`Tokens`] alone decides what is acceptable. Whoever reads a body reads its tokens, so no two can differ
-//! about that: [`Scan`] takes a few members out of it, [`compact()`] writes it anew, and the worker makes a
-//! tree of it.
+//! [`Tokens`] alone decides what is acceptable. All readers of a body read its tokens, so they agree:
+//! [`Scan`] reads a few members, [`compact()`] writes the body as compact JSON, and the worker makes a tree
+//! of it.
 
 mod compact;
 mod number;

@@ -96,7 +96,7 @@ enum Expected {
     End,
 }
 
-/// Reads a JSON text from front to back. What was read up to an error is worth nothing.
+/// Reads a JSON text from front to back. After an error, what was read before must not be used.
 #[derive(Clone, Debug)]
 pub struct Tokens<'a> {
     text: &'a str,

@@ -83,8 +83,8 @@ pub const SETTINGS: &[Setting] = &[
             "`true`, in upper or lower case, is on; anything else is off, as in the bridge. On: more logs, and the worker gives every collection the prefix `test_`",
         )
     },
-    // A body like [0,0,0] unfolds to six times its size, and a message holds its attachment twice: more could make a
-    // document that is beyond MongoDB's 16 MiB.
+    // A body like [0,0,0] unfolds to six times its size, and a message holds its attachment twice: more could
+    // make a document that is beyond MongoDB's 16 MiB.
     counting("bytes", number("MAX_BODY_BYTES", Ingest, "1048576", (1, 5 << 18), "largest body")),
     // With the time for the body and the spool, more would put respond.io's deadline at stake.
     duration(

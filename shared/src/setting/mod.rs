@@ -1,5 +1,6 @@
-//! Every setting, as data: what it means, its default, its range. The binaries read and check their settings by this
-//! table, show them by it, and the tables in ingest/README.md and worker/README.md are written from it.
+//! Every setting, as data: what it means, its default, its range. The binaries read and check their settings
+//! by this table, show them by it, and the tables in ingest/README.md and worker/README.md are written from
+//! it.
 
 use std::time::Duration;
 
