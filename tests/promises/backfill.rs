@@ -281,7 +281,7 @@ async fn what_a_webhook_that_was_off_has_missed_comes_back() {
         publish(&broker, &["faster", "vip"], late),
     );
     assert_eq!(resumed.status, 0, "{}", resumed.errors);
-    assert!(resumed.errors.contains("goes on after"), "{}", resumed.errors);
+    assert!(resumed.errors.contains("continues after"), "{}", resumed.errors);
     let asked = u64::try_from(api.requests().len() - asked).unwrap();
     assert!(asked < contacts, "{asked} requests for the rest of {contacts} contacts");
     let summary = resumed.json().remove(0);

@@ -209,7 +209,7 @@ async fn indexes_that_get_in_the_way_are_named_once() {
         let lines = worker.process.log_lines();
         lines
             .into_iter()
-            .filter(|line| line["message"].to_string().contains("get in the way"))
+            .filter(|line| line["message"].to_string().contains("make writes fail"))
             .collect::<Vec<_>>()
     };
     poll::until("a warning", 1, async || warnings().await.len()).await;

@@ -1,4 +1,4 @@
-//! Tells the others over the broker how this worker is.
+//! Announces this worker's state to the other processes, over RabbitMQ.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::state::TenantState;
 
-/// What this worker says of itself.
+/// What this worker announces.
 #[derive(Debug)]
 pub struct Announcer {
     /// Name of this process.
@@ -21,13 +21,13 @@ pub struct Announcer {
 }
 
 impl Announcer {
-    /// The state of each tenant at this moment.
+    /// The present state of each tenant.
     #[must_use]
     pub fn statuses(&self) -> BTreeMap<String, TenantStatus> {
         self.tenants.iter().map(|(name, state)| (name.clone(), state.status())).collect()
     }
 
-    /// The state of this moment.
+    /// The present state.
     #[must_use]
     pub fn announcement(&self, leaving: bool) -> Announcement {
         let role = Role::Worker { tenants: self.statuses() };

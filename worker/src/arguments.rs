@@ -4,18 +4,18 @@ use clap::Parser;
 
 use crate::commands::Command;
 
-/// Writes the events that wait in RabbitMQ into MongoDB. Configured by environment variables and .env.
+/// Writes events from RabbitMQ into MongoDB. Reads its settings from the environment and .env.
 #[derive(Debug, Parser)]
 #[command(name = "worker", version, args_conflicts_with_subcommands = true)]
 #[command(after_help = "Example: worker --check --connect")]
 pub struct Arguments {
-    /// Validate the configuration, print every problem, and exit with 0 or 64.
+    /// Check the settings, print every problem, and exit with 0 (none) or 64.
     #[arg(long)]
     pub check: bool,
-    /// With --check: connect to RabbitMQ and each MongoDB, too, and say what is wrong with them.
+    /// With --check: also connect to RabbitMQ and each MongoDB, and say what is wrong with them.
     #[arg(long, requires = "check")]
     pub connect: bool,
-    /// What else to do.
+    /// Without a command, the worker stores events.
     #[command(subcommand)]
     pub command: Option<Command>,
 }

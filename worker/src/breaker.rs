@@ -1,11 +1,11 @@
 //! The circuit breaker in front of a tenant's MongoDB, and the only outage state that a tenant has.
 //!
-//! CLOSED: batches are written. So many consecutive failures of infrastructure open it.
-//! OPEN: MongoDB is left alone, for a second at first, and twice as long after each failed try, up to a limit.
-//! `HALF_OPEN`: MongoDB is tried, one small write of our own after the other. So many successes close the breaker, one
-//! failure opens it again.
+//! - CLOSED: batches are written. `failures` consecutive failures of infrastructure open the breaker.
+//! - OPEN: MongoDB isn't called, for a second at first, and twice as long after each failed try, up to a limit.
+//! - `HALF_OPEN`: the worker tries MongoDB, one small write after the other. `successes` successes close the
+//!   breaker, one failure opens it again.
 //!
-//! Nothing is dropped while it isn't closed, and no delivery is spent: the queues' tasks hold what they have.
+//! While it isn't closed, nothing is dropped and no delivery is spent: the queues' tasks hold their events.
 
 use std::time::Duration;
 
@@ -14,21 +14,21 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
-/// How long it stays open the first time: an election of MongoDB's takes no longer than some seconds.
+/// How long it stays open the first time: MongoDB elects a primary within some seconds.
 const FIRST_OPEN: Duration = Duration::from_secs(1);
 
 /// When the breaker changes its state.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// So many consecutive failures open it.
+    /// This many consecutive failures open it.
     pub failures: u32,
-    /// Longest time that it stays open, give or take a tenth.
+    /// Longest time that it stays open, plus or minus a tenth.
     pub longest_open: Duration,
-    /// So many successes in a row close it again.
+    /// This many successes in a row close it again.
     pub successes: u32,
 }
 
-/// What is known at a moment.
+/// The breaker's present state.
 #[derive(Clone, Copy, Debug)]
 pub struct Seen {
     /// The state.
@@ -96,7 +96,7 @@ impl Breaker {
         self.limits
     }
 
-    /// What is known now.
+    /// The present state.
     #[must_use]
     pub fn seen(&self) -> Seen {
         *self.seen.borrow()
@@ -123,20 +123,20 @@ impl Breaker {
         let _ = self.seen.subscribe().wait_for(|seen| wanted(seen.state)).await;
     }
 
-    /// MongoDB has answered a batch. Ignored unless the breaker is closed: the operation may have begun before it
-    /// opened.
+    /// MongoDB has answered a batch. Ignored unless the breaker is closed: the operation may have begun
+    /// before it opened.
     pub fn record_success(&self) {
         self.seen.send_if_modified(|seen| {
             if seen.state == BreakerState::Closed {
                 seen.succeed();
                 seen.next_open = FIRST_OPEN.min(self.limits.longest_open);
             }
-            // Nobody waits for this.
+            // No waiter needs to know this.
             false
         });
     }
 
-    /// MongoDB has answered, though not as it should: that is no failure of infrastructure, and no success.
+    /// MongoDB has answered with an error: that is neither a failure of infrastructure nor a success.
     pub fn record_answer(&self) {
         self.seen.send_if_modified(|seen| {
             if seen.state == BreakerState::Closed {
@@ -146,7 +146,8 @@ impl Breaker {
         });
     }
 
-    /// MongoDB has failed. Ignored unless the breaker is closed: the operation may have begun before it opened.
+    /// MongoDB has failed. Ignored unless the breaker is closed: the operation may have begun before it
+    /// opened.
     pub fn record_failure(&self) {
         let mut opens = false;
         self.seen.send_if_modified(|seen| {
@@ -178,15 +179,15 @@ impl Breaker {
         }
     }
 
-    /// Leads the breaker from OPEN back to CLOSED, whenever it has opened. `probe` tries MongoDB once.
+    /// Closes the breaker again, whenever it has opened. `probe` tries MongoDB once.
     pub async fn tend<F: Future<Output = bool>>(&self, probe: impl Fn() -> F) {
         loop {
             self.until(|state| state == BreakerState::Open).await;
             let open = self.seen().next_open;
-            // Many workers should not come back at the same moment.
+            // Many workers should not try at the same moment.
             sleep(open.mul_f64(0.9 + fastrand::f64() / 5.0)).await;
             self.enter(BreakerState::HalfOpen);
-            // A batch decides when the doubling begins anew: a probe may pass where batches still fail.
+            // Only a stored batch resets the doubling: probes may pass while batches still fail.
             let longest = self.limits.longest_open;
             self.seen.send_modify(|seen| seen.next_open = (open * 2).min(longest));
             let state = if self.passes(&probe).await { BreakerState::Closed } else { BreakerState::Open };

@@ -12,9 +12,9 @@ use crate::store::failure::Failure;
 /// What was found.
 #[derive(Debug, Default)]
 pub struct Found {
-    /// What keeps the worker from its work.
+    /// What prevents the worker from working.
     pub problems: Vec<String>,
-    /// What else should be known.
+    /// Warnings.
     pub warnings: Vec<String>,
 }
 

@@ -33,9 +33,9 @@ pub fn check(tenant: &Tenant, settings: &Settings) -> Result<(), Error> {
     try_open(completed(parse(&tenant.mongo_uri)?, settings))
 }
 
-/// Opens a client, but lets it do nothing.
+/// Opens a client that does nothing.
 pub fn try_open(options: ClientOptions) -> Result<(), Error> {
-    // What the client would do in the background begins when its runtime runs, so never.
+    // The client's background tasks begin when its runtime runs, so never.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let within = runtime.enter();
     let opened = Client::with_options(options).map(drop);
@@ -54,7 +54,7 @@ pub fn parse(uri: &str) -> Result<ClientOptions, Error> {
     parsed.unwrap_or_else(|| Err(Error::custom("the options can't be made at once")))
 }
 
-/// The options with what is not left to the URI. Pure.
+/// The options, with those that the URI doesn't decide. Pure.
 fn completed(mut options: ClientOptions, settings: &Settings) -> ClientOptions {
     let deadline = settings.mongo_timeout;
     // As OpenSSL does, which the bridge's driver uses.
@@ -74,9 +74,9 @@ fn completed(mut options: ClientOptions, settings: &Settings) -> ClientOptions {
     options.max_pool_size = Some(settings.pool.1);
     // It is also how long the driver waits for a heartbeat, and without one it drops all connections.
     options.connect_timeout = Some(deadline.max(SHORTEST_CONNECT_TIMEOUT));
-    // Twice within our own deadline, which knows no reason: once to write, and once to abort.
+    // Twice within our own deadline, after which the reason is unknown: once to write, and once to abort.
     options.server_selection_timeout = Some(deadline.mul_f64(0.4));
-    // A server that is silent is noticed by what watches it, not by those who wait for its answer.
+    // The driver's monitor notices a silent server, not the calls that wait for an answer.
     options.heartbeat_freq.get_or_insert(deadline.clamp(SHORTEST_HEARTBEAT, LONGEST_HEARTBEAT));
     options
 }

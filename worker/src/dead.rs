@@ -15,13 +15,13 @@ const MAX_ERROR_LENGTH: usize = 1000;
 /// Why an event is a dead letter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
-    /// The body is no event. ingest lets no such body pass, so somebody else has published it.
+    /// The body isn't an event. ingest publishes no such body, so another program has published it.
     NoEvent,
-    /// MongoDB refuses the documents that come of it.
+    /// MongoDB refuses its documents.
     RefusedByMongodb,
     /// It can't be written, though MongoDB works.
     Stuck,
-    /// The worker panicked over it, which is a defect of ours.
+    /// It makes the worker panic, which is a defect of ours.
     Defect,
 }
 

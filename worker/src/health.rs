@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::announce::Announcer;
 use crate::metrics::Metrics;
 
-/// What it is known from.
+/// Its sources.
 pub struct Health {
     /// The connection for publishing.
     pub publisher: Arc<Publisher>,
@@ -79,7 +79,7 @@ impl Health {
         Some(reason.to_owned())
     }
 
-    /// What is wrong with every tenant, if something is: one that works makes a worker useful.
+    /// What is wrong with all tenants, if none works: a single tenant that works makes the worker useful.
     fn all_down(&self) -> Option<String> {
         let down = self.down();
         let reasons: Vec<String> =

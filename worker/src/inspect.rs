@@ -1,4 +1,4 @@
-//! Looks at a tenant's MongoDB for what gets in the way of storing events there, and names it.
+//! Checks a tenant's MongoDB for indexes and settings that prevent storing events, and names them.
 
 use futures_util::TryStreamExt;
 use mongodb::IndexModel;
@@ -10,14 +10,14 @@ use crate::store::{Names, Store, is_missing};
 
 pub mod server;
 
-/// Logs once what an operator should know.
+/// Logs the warnings once.
 pub async fn warn(tenant: &str, store: &Store) {
     match indexes_in_the_way(store).await {
         Ok(found) if found.is_empty() => {}
         Ok(found) => warn!(tenant, indexes = found.join("; "), "{INDEXES}"),
         Err(failure) => {
             let error = shared::telemetry::chain(&failure);
-            warn!(tenant, error, "can't look whether indexes get in the way");
+            warn!(tenant, error, "can't check the indexes");
         }
     }
     for warning in server::warnings(store).await {
@@ -31,10 +31,10 @@ pub async fn warnings(store: &Store) -> Result<Vec<String>, Failure> {
     Ok(indexes.chain(server::warnings(store).await).collect())
 }
 
-/// What is wrong with indexes that get in the way.
-const INDEXES: &str = "indexes get in the way: events that they make MongoDB refuse are dead-lettered";
+/// What is wrong with indexes that make writes fail.
+const INDEXES: &str = "indexes make writes fail: events that MongoDB refuses because of them are dead-lettered";
 
-/// The indexes that get in the way, each with the reason.
+/// The indexes that make writes fail, each with the reason.
 pub async fn indexes_in_the_way(store: &Store) -> Result<Vec<String>, Failure> {
     let mut found = Vec::new();
     for collection in looked_at(&store.names) {
@@ -44,7 +44,7 @@ pub async fn indexes_in_the_way(store: &Store) -> Result<Vec<String>, Failure> {
     Ok(found)
 }
 
-/// The collections that have such indexes if any has.
+/// The collections that may have such indexes.
 fn looked_at(names: &Names) -> [&String; 4] {
     [&names.messages, &names.conversations, &names.contacts, &names.notes]
 }
@@ -58,7 +58,7 @@ async fn indexes(store: &Store, collection: &str) -> Result<Vec<IndexModel>, Fai
     }
 }
 
-/// Whether, and how, an index gets in the way. Pure.
+/// Whether, and why, an index makes writes fail. Pure.
 fn in_the_way(names: &Names, collection: &str, index: &IndexModel) -> Option<String> {
     let options = index.options.as_ref()?;
     let name = options.name.as_deref().unwrap_or_default();

@@ -11,7 +11,7 @@ use shared::json::{Token, Tokens, Unusable, digits, number_id, text_id};
 /// drawn at random, since senders choose the names.
 pub type Object = IndexMap<Text, Json, RandomState>;
 
-/// A text. Most are short, and held without a place in memory of their own.
+/// A text. Most are short, and need no allocation.
 pub type Text = CompactString;
 
 /// Any JSON value. Numbers keep their digits.

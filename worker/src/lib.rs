@@ -1,7 +1,7 @@
-//! worker: writes events into MongoDB, each event's effects exactly once.
+//! worker: writes events into MongoDB, so that each counts once.
 //!
-//! The way of a delivery: [`consume`] → [`decode`] → [`project`] (pure) → [`store`], and back to [`consume`], which
-//! settles it.
+//! The way of a delivery: [`consume`] → [`decode`] → [`project`] (pure) → [`store`], and back to [`consume`],
+//! which settles it.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -63,7 +63,7 @@ const RESTART_PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::f
 const WATCH_INTERVAL: Duration = Duration::from_secs(2);
 /// Pause before MongoDB is tried again at start.
 const PREPARE_PAUSE: Duration = Duration::from_secs(2);
-/// Confirms under way get this long when stopping.
+/// When the worker stops, it waits this long for the confirms of published messages.
 const LAST_CONFIRMS_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The worker, bound to its port and ready to run.
@@ -79,8 +79,8 @@ pub struct Worker {
     stop: CancellationToken,
 }
 
-/// Binds the port and starts connecting to RabbitMQ. A MongoDB that can't be used concerns its tenant alone,
-/// whenever that is found out. Needs a tokio runtime.
+/// Binds the port and starts connecting to RabbitMQ. If a MongoDB can't be used, now or later, only its
+/// tenant is affected. Needs a tokio runtime.
 pub fn build(settings: Settings, worker: String, stop: CancellationToken) -> Result<Worker, StartError> {
     let names: Vec<String> = settings.tenants.iter().map(|tenant| tenant.name.clone()).collect();
     let link = |name: &str, purpose, declares: &[String]| {
@@ -166,8 +166,8 @@ impl Worker {
     }
 }
 
-/// Serves a tenant until told to stop. If that ends by itself, it is a defect of ours: it begins anew after a
-/// pause, and the other tenants go on.
+/// Serves a tenant until told to stop. If that ends by itself, it is a defect of ours: it starts again after
+/// a pause, and the other tenants aren't affected.
 async fn serve_again_and_again<F: Future<Output = ()> + Send + 'static>(
     tenant: &str,
     state: &TenantState,
@@ -267,13 +267,13 @@ impl Serving {
     }
 }
 
-/// Tries MongoDB now and then while nothing is written: so an outage shows before the next event comes.
+/// Tries MongoDB regularly while nothing is written: so an outage shows before the next event comes.
 async fn watch(context: &TenantContext) {
     loop {
         sleep(WATCH_INTERVAL).await;
         let seen = context.state.breaker().seen();
         let is_known = seen.succeeded_at.is_some_and(|at| at.elapsed() < WATCH_INTERVAL);
-        // What is in hand tells by itself, and so does the breaker.
+        // Batches in hand show an outage, and so does the breaker.
         if !is_known && context.state.in_flight() == 0 && context.state.breaker().is_closed() {
             context.probe().await;
         }

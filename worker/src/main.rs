@@ -13,8 +13,8 @@ use worker::check::Found;
 use worker::commands::{self, Command, CommandError};
 use worker::settings::Settings;
 
-/// Documents are many small pieces: glibc's takes a third more of the worker's time, for as much memory; mimalloc's a
-/// tenth more, for half as much memory again.
+/// Documents are many small pieces: glibc's takes a third more of the worker's time, for as much memory;
+/// mimalloc's a tenth more, for half as much memory again.
 #[cfg(feature = "jemalloc")]
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
@@ -30,7 +30,7 @@ fn main() -> ExitCode {
     let host = env.text_or_default("HOSTNAME");
     if let Some(command) = arguments.command {
         if matches!(command, Command::Console) {
-            // It stays, and its log is read like a worker's.
+            // It keeps running, and its log is read like a worker's.
             logging.start(false);
         } else {
             logging.start_for_command();
@@ -93,7 +93,7 @@ fn operate(command: Command, env: Env) -> ExitCode {
     let Err(error) = done else { return ExitCode::SUCCESS };
     match error.downcast_ref::<CommandError>() {
         Some(CommandError::Settings(problems)) => start::refuse(problems),
-        // Whoever reads the answer, such as `head`, has seen enough.
+        // The reader of the answer, such as `head`, has stopped reading.
         Some(CommandError::Io { source, .. }) if source.kind() == ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         _ => start::command_failed("worker", error.as_ref()),
     }

@@ -12,7 +12,7 @@ use shared::env::Env;
 use crate::commands::address::HttpAddress;
 use crate::commands::http::{self, Http, HttpError};
 
-/// Where the API is, and who asks.
+/// The address of the API, and the user.
 #[derive(Clone)]
 pub struct ManagementAddress {
     server: HttpAddress,
@@ -27,7 +27,7 @@ impl std::fmt::Debug for ManagementAddress {
 }
 
 impl ManagementAddress {
-    /// Reads `AMQP_MANAGEMENT_URL`, if it is set. Who asks is the user of `AMQP_URL`, unless it names one.
+    /// Reads `AMQP_MANAGEMENT_URL`, if it is set. The user is that of `AMQP_URL`, unless it names one.
     pub fn read(env: &mut Env, rabbitmq: &Address) -> Option<Self> {
         let text = env.text("AMQP_MANAGEMENT_URL")?;
         let read = Self::parse(&text, rabbitmq);
@@ -54,7 +54,7 @@ impl ManagementAddress {
     }
 }
 
-/// Why the API tells nothing.
+/// Why the API gives no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum ManagementError {
     /// It doesn't answer.
@@ -99,7 +99,8 @@ pub struct QueueState {
 }
 
 impl QueueState {
-    /// How a policy lets messages of this queue vanish, if one does. Arguments can't forbid it. Pure.
+    /// How a policy deletes messages of this queue, if one does. Arguments of the queue can't forbid it.
+    /// Pure.
     #[must_use]
     pub fn loss(&self) -> Option<String> {
         let is_work = self.name.starts_with("webhooks.");

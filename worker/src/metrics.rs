@@ -18,12 +18,12 @@ use crate::state::TenantState;
 /// Seconds, for a transaction.
 const COMMIT_BUCKETS: [f64; 15] =
     [0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 10.0];
-/// Seconds, from milliseconds when all is well to a day when a backlog is worked off.
+/// Seconds, from milliseconds in normal operation to a day after an outage.
 const AGE_BUCKETS: [f64; 16] =
     [0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 120.0, 600.0, 3600.0, 14400.0, 86400.0];
 /// Events.
 const SIZE_BUCKETS: [f64; 10] = [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0];
-/// What can become of an event.
+/// The outcomes of an event.
 const OUTCOMES: [&str; 5] = [STORED, BACKFILLED, DUPLICATE, ERASED, DEAD];
 
 /// Outcome: its effects are in MongoDB.
@@ -32,9 +32,9 @@ pub const STORED: &str = "stored";
 pub const BACKFILLED: &str = "backfilled";
 /// Outcome: its effects were in MongoDB before.
 pub const DUPLICATE: &str = "duplicate";
-/// Outcome: nothing of it is stored, since it came before the person that it is about was erased.
+/// Outcome: nothing of it is stored, since it was received before its person was erased.
 pub const ERASED: &str = "erased";
-/// Outcome: it went to the dead letters.
+/// Outcome: it is a dead letter.
 pub const DEAD: &str = "dead";
 
 /// The metrics of the worker.
@@ -61,7 +61,7 @@ pub struct Metrics {
     pub amqp_up: IntGauge,
     /// 1 while RabbitMQ blocks publishing.
     pub amqp_blocked: IntGauge,
-    /// Queues of which a policy lets messages vanish.
+    /// Queues whose messages a policy may delete.
     pub losing_queues: IntGauge,
 }
 
@@ -210,7 +210,7 @@ impl Metrics {
         self.settled(tenant, event_type, DEAD);
     }
 
-    /// So many transactions of killed workers were ended.
+    /// This many transactions of killed workers were ended.
     pub fn ended_abandoned(&self, tenant: &str, transactions: usize) {
         self.abandoned.with_label_values(&[tenant]).inc_by(transactions as u64);
     }
@@ -220,7 +220,7 @@ impl Metrics {
         self.redelivered.with_label_values(&[tenant]).inc();
     }
 
-    /// Sets what is measured when somebody asks.
+    /// Sets the gauges that are measured on demand.
     pub fn update(&self, tenants: &BTreeMap<String, Arc<TenantState>>) {
         let whole = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
         self.in_flight.set(tenants.values().map(|state| whole(state.in_flight())).sum());

@@ -1,4 +1,4 @@
-//! Whom an event is about, and whether it came before that person was erased. Pure.
+//! The person that an event is about, and whether the event came before that person was erased. Pure.
 
 use std::collections::BTreeSet;
 
@@ -16,7 +16,7 @@ const CONTACTS: [&str; 2] = ["contact", "contacts"];
 const PHONE_DIGITS: std::ops::RangeInclusive<usize> = 7..=15;
 /// What phone numbers are written with, besides digits.
 const PHONE_SIGNS: &str = "+-()./ ";
-/// Most names that are looked for in a body of unknown shape.
+/// Most names that are read from a body of unknown shape.
 const MAX_NAMES: usize = 1000;
 
 /// What a person is known by.
@@ -51,8 +51,8 @@ impl Name {
     }
 }
 
-/// The names of whom an event is about. If it names nobody where events do, they are looked for in all of it.
-/// The body must have been parsed, see [`Event::recall_members`].
+/// The names of the person that an event is about. If the usual fields name nobody, the whole body is
+/// searched. The body must have been parsed, see [`Event::recall_members`].
 #[must_use]
 pub fn names(event: &Event) -> BTreeSet<Name> {
     let contact_of_message = event.member("message").and_then(|message| message.get("contactId")?.id());
@@ -94,7 +94,8 @@ fn looks_like_a_phone(text: &str) -> bool {
     PHONE_DIGITS.contains(&digits) && text.chars().all(is_written)
 }
 
-/// Whether a body that can't be read as an event has one of these names in it, as a whole number or, of letters, anywhere.
+/// Whether a body that can't be read as an event has one of these names in it, as a whole number or, of
+/// letters, anywhere.
 #[must_use]
 pub fn is_named_in(names: &BTreeSet<Name>, body: &[u8]) -> bool {
     let numbers: BTreeSet<&[u8]> = body.split(|byte| !byte.is_ascii_digit()).collect();
@@ -108,9 +109,9 @@ pub fn is_named_in(names: &BTreeSet<Name>, body: &[u8]) -> bool {
     })
 }
 
-/// The moment that decides whether an event came before an erasure, in milliseconds since 1970: when ingest received it.
-/// What a backfill brings was received whenever the API was read, so there it is when the message was sent, or the contact
-/// made.
+/// The moment that decides whether an event came before an erasure, in milliseconds since 1970: when ingest
+/// received it. A backfilled event was received when the API was read, so for it the moment is when the
+/// message was sent, or the contact made.
 #[must_use]
 pub fn came_at(event: &Event) -> i64 {
     match event.kind {

@@ -1,5 +1,5 @@
-//! Watches RabbitMQ's policies, if its management API is known: one on all queues may let answered webhooks vanish, and
-//! arguments can't forbid it.
+//! Watches RabbitMQ's policies, if its management API is known: a policy on all queues may delete answered
+//! webhooks, and arguments of queues can't forbid that.
 
 use std::time::Duration;
 
@@ -10,10 +10,10 @@ use tracing::{error, info, warn};
 use crate::management::{Management, ManagementAddress, ManagementError, QueueState};
 use crate::metrics::Metrics;
 
-/// How often they are looked at.
+/// How often they are checked.
 const INTERVAL: Duration = Duration::from_secs(15);
 
-/// Looks for as long as it is polled. Logs what has changed.
+/// Checks while it is polled, and logs changes.
 pub async fn watch(address: &ManagementAddress, metrics: &Metrics) {
     let mut before: Option<Result<Vec<String>, String>> = None;
     loop {

@@ -46,15 +46,15 @@ pub struct Settings {
     pub api: HttpAddress,
     /// Requests to it a second, at most.
     pub api_rate: u32,
-    /// How long a stopping worker may take to finish what it has in hand.
+    /// How long a stopping worker may take to finish the events in hand.
     pub shutdown_grace: Duration,
     /// Where traces go.
     pub traces: Export,
     /// What MongoDB is used for.
     pub purpose: Purpose,
-    /// What was noticed while they were read.
+    /// Warnings about the settings.
     pub noticed: Vec<String>,
-    /// Where they come from, and what was left at its default.
+    /// Where the settings come from, and which have their default.
     pub origins: Vec<String>,
 }
 
@@ -91,20 +91,21 @@ impl std::fmt::Debug for Tenant {
     }
 }
 
-/// Time after `SHUTDOWN_GRACE` to write acknowledgements, give back what is left, close connections and send traces.
+/// Time after `SHUTDOWN_GRACE` to write acknowledgements, return other deliveries, close connections and send
+/// traces.
 const CLOSING: Duration = Duration::from_secs(15 + traces::FLUSH_TIMEOUT.as_secs());
 
 /// Connections beside those of the partitions: for large bodies, and for the probe.
 const OTHER_CONNECTIONS: u32 = 2;
 
 impl Settings {
-    /// Reads the settings, or reports all that is wrong with them.
+    /// Reads the settings, or reports everything that is wrong with them.
     pub fn read(mut env: Env) -> Result<Self, Problems> {
         let settings = Self::read_from(&mut env);
         env.finish(settings)
     }
 
-    /// Reads the settings; what is wrong with them is left in `env`.
+    /// Reads the settings; `env` collects what is wrong with them.
     pub fn read_from(env: &mut Env) -> Self {
         env.read_by(Binary::Worker);
         let tenants = tenants(env);
@@ -180,7 +181,7 @@ impl Settings {
         lines.chain(tenants).chain([limits]).collect()
     }
 
-    /// What is not forbidden, but should be known.
+    /// Warnings.
     #[must_use]
     pub fn warnings(&self) -> Vec<String> {
         let exposed = self.tenants.iter().filter_map(Tenant::exposed);
@@ -216,7 +217,7 @@ impl Tenant {
         }
     }
 
-    /// A warning, if the password goes to another machine for everybody on the way to read.
+    /// A warning, if the password goes to another machine unencrypted.
     fn exposed(&self) -> Option<String> {
         let uri = ConnectionString::parse(&self.mongo_uri).ok()?;
         let is_encrypted = matches!(uri.tls, Some(Tls::Enabled(_)));

@@ -1,4 +1,4 @@
-//! What a tenant's tasks share, and what others see of them: MongoDB's state, and what is in hand.
+//! The state that a tenant's tasks share and report: MongoDB's state, and the events in hand.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -39,7 +39,7 @@ pub struct QueueState {
 }
 
 impl TenantState {
-    /// Nothing is known yet.
+    /// Before the first operation.
     #[must_use]
     pub fn new(tenant: &str, limits: Limits) -> Self {
         Self {
@@ -91,7 +91,7 @@ impl TenantState {
         }
     }
 
-    /// An operation on MongoDB failed. Logged the first time, and now and then while that lasts.
+    /// An operation on MongoDB failed. Logged the first time, and again after a while if that lasts.
     pub fn record_failure(&self, class: Class, failure: &Failure) {
         match class {
             Class::Conflict => {
@@ -118,7 +118,7 @@ impl TenantState {
         }
     }
 
-    /// Whether a failure deserves a line in the log; then it counts as logged.
+    /// Whether to log a failure; if so, it counts as logged.
     fn deserves_log(&self, class: Class, now: Instant) -> bool {
         let mut logged = lock(&self.logged);
         let known = logged.get(&class).is_some_and(|at| now.duration_since(*at) < REMINDER);
@@ -189,8 +189,8 @@ impl TenantState {
 }
 
 impl QueueState {
-    /// Counts an event, and the bytes of its body, as received until what is returned is dropped: it is
-    /// settled, or its channel is gone.
+    /// Counts an event, and the bytes of its body, as received until the returned value is dropped: the event
+    /// is settled, or its channel is gone.
     #[must_use]
     pub fn hold(self: &Arc<Self>, bytes: usize) -> InHand {
         self.in_hand.fetch_add(1, Ordering::Relaxed);

@@ -56,7 +56,7 @@ impl HttpAddress {
         if *port == if *is_encrypted { 443 } else { 80 } { host } else { format!("{host}:{port}") }
     }
 
-    /// A warning, if tokens go to another machine for everybody on the way to read.
+    /// A warning, if tokens go to another machine unencrypted.
     #[must_use]
     pub fn exposed(&self) -> Option<String> {
         let is_exposed = !self.is_encrypted && !self.host.is_empty() && !host::is_local(&self.host);

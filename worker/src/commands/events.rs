@@ -18,10 +18,10 @@ use crate::store::Store;
 /// What can be done with stored events.
 #[derive(Debug, Subcommand)]
 pub enum EventsCommand {
-    /// Lists events, a line each, those that were stored last first
+    /// Lists events, a line each, the latest first
     #[command(after_help = "Example: worker events list --contact +15550101188 --since 2026-11-20T08:00Z")]
     List(Selection),
-    /// Shows events with what is known of them, and their bodies
+    /// Shows events with their metadata and bodies
     #[command(after_help = "Example: worker events show --key 5a3e0000-0000-4000-8000-000000000003")]
     Show(Selection),
 }
@@ -35,10 +35,10 @@ pub struct Selection {
     /// Only this event key
     #[arg(long, value_name = "KEY")]
     key: Option<String>,
-    /// Only what concerns this message
+    /// Only events of this message
     #[arg(long, value_name = "ID")]
     message: Option<String>,
-    /// Only those of this contact, by its id or phone
+    /// Only events of this contact, by its id or phone
     #[arg(long, value_name = "ID|PHONE", conflicts_with = "message")]
     contact: Option<String>,
     /// Only this event type
@@ -50,7 +50,7 @@ pub struct Selection {
     /// Stored before this moment
     #[arg(long, value_name = "TIME", value_parser = parse_moment)]
     until: Option<i64>,
-    /// No more than so many per tenant
+    /// At most this many per tenant
     #[arg(long, value_name = "NUMBER", default_value_t = PAGE)]
     limit: usize,
     /// Write JSON, an object a line

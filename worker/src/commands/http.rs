@@ -1,5 +1,5 @@
 //! Requests to HTTP servers, each with a deadline. HTTP/1.1 over hyper, TLS over rustls: both are in the
-//! worker anyway, and what is asked of them is little.
+//! worker anyway, and are enough.
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -90,7 +90,7 @@ impl Http {
         Ok(Self { address, authority, headers, tls, idle: Mutex::default() })
     }
 
-    /// Makes a request. To make it again has to do no harm: the connection may have been closed meanwhile.
+    /// Makes a request, twice if the connection was closed meanwhile: so it must be safe to repeat.
     pub async fn request(&self, method: Method, path: &str, body: String) -> Result<Answer, HttpError> {
         timeout(DEADLINE, self.exchange(method, path, HeaderMap::new(), body.into())).await?
     }

@@ -1,4 +1,4 @@
-//! `worker dead|quarantine|events|tail|send|…`: what operators do by hand, while workers run or not.
+//! `worker dead|quarantine|events|tail|send|…`: the operators' commands, whether workers run or not.
 
 use std::io::{self, Write};
 use std::time::Duration;
@@ -40,42 +40,42 @@ use set_aside::{DeadCommand, QuarantineCommand};
 /// What operators can do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Looks after the dead letters: events that could not be stored.
+    /// Lists, replays or drops dead letters: events that could not be stored.
     #[command(subcommand, after_help = "Example: worker dead list")]
     Dead(DeadCommand),
-    /// Looks after the quarantine: webhooks that could not be used.
+    /// Lists, replays or drops quarantined webhooks, which could not be used.
     #[command(subcommand, after_help = "Example: worker quarantine list")]
     Quarantine(QuarantineCommand),
-    /// Looks after the queues themselves.
+    /// Migrates queues to the arguments of this version.
     #[command(subcommand, after_help = "Example: worker queues migrate --dry-run")]
     Queues(QueuesCommand),
-    /// Looks into the ledger of stored events.
+    /// Searches the ledger of stored events.
     #[command(subcommand, after_help = "Example: worker events list --event-type message.received")]
     Events(EventsCommand),
-    /// Shows events as they come, without holding anybody up.
+    /// Shows events as they come, without delaying them.
     Tail(tail::Arguments),
-    /// Looks at everything that `--check` can't know, and says what needs doing.
+    /// Checks servers, queues, policies, disk and clocks, and says what to do.
     Doctor(doctor::Arguments),
-    /// Posts webhooks to ingest as respond.io would, to see that all of the way works.
+    /// Posts webhooks to ingest as respond.io would, to test the whole way to MongoDB.
     Send(send::Arguments),
-    /// Computes a tenant's documents anew from `webhook_events`, while workers go on.
+    /// Computes a tenant's documents again from `webhook_events`, while workers run.
     Rebuild(rebuild::Arguments),
-    /// Compares what ingest has accepted with what is stored, queued, dead and quarantined.
+    /// Compares accepted events with those that are stored, queued, dead-lettered and quarantined.
     Reconcile(reconcile::Arguments),
-    /// Brings messages and contacts that MongoDB lacks from respond.io's API, or says which these are.
+    /// Reads messages and contacts that MongoDB lacks from respond.io's API and stores them, or lists them.
     Backfill(backfill::Arguments),
-    /// Removes all that there is of a person, and sees to it that nothing of it comes back
+    /// Removes everything about a person, and makes workers drop older events about the person.
     ///
-    /// What is received later is new.
+    /// Events that ingest receives later are stored.
     #[command(after_help = "Example: worker erase --tenant faster --phone '+1 555 010 0000' --dry-run")]
     Erase(erase::Arguments),
-    /// Serves pages for operators: what happens, and putting dead letters back.
+    /// Serves pages for operators: overview, search, dead letters, quarantine, erasures.
     #[command(after_help = "Example: worker console")]
     Console,
-    /// Shows every setting: its value, and where that comes from. Secrets are not shown.
+    /// Shows every setting, its value, and where the value comes from; hides secrets.
     #[command(after_help = "Example: worker settings")]
     Settings,
-    /// Writes what a shell needs to complete commands and options.
+    /// Writes a script that lets a shell complete commands and options.
     #[command(after_help = "Example: worker completions bash > /etc/bash_completion.d/worker")]
     Completions {
         /// Which shell
@@ -101,7 +101,7 @@ pub enum CommandError {
     /// A tenant was named that has no such queue.
     #[error("RabbitMQ has no queue {0:?}: is the tenant's name right?")]
     NoQueue(String),
-    /// What a person is looked for by leads to many.
+    /// The given contact or phone leads to many persons.
     #[error("nothing was removed: {0} contacts and phones belong together, which is more than a person has")]
     ManyPersons(usize),
     /// MongoDB failed.
@@ -115,7 +115,7 @@ pub enum CommandError {
         /// Why not.
         source: io::Error,
     },
-    /// It ended half way; to run it again does no harm.
+    /// It failed half way, and may be run again.
     #[error("not all could be done: please run it again")]
     Unfinished(#[source] Failure),
     /// Queues can't be migrated.
@@ -125,12 +125,12 @@ pub enum CommandError {
     #[error(transparent)]
     Backfill(#[from] BackfillError),
     /// A backfill ended half way.
-    #[error("stopped: run it again, and it goes on from there")]
+    #[error("stopped: run it again, and it continues from there")]
     Stopped(#[source] BackfillError),
     /// Nothing can be sent.
     #[error(transparent)]
     Send(#[from] SendError),
-    /// It was done, and some of it failed or is missing; the answer says what.
+    /// It ran, and something failed or is missing; the answer says what.
     #[error("{0}")]
     Incomplete(String),
 }
@@ -163,7 +163,7 @@ fn settings(mut env: Env, out: &mut impl Write) -> Result<(), CommandError> {
 }
 
 fn completions(shell: Shell, out: &mut impl Write) -> Result<(), CommandError> {
-    // Into memory first: it panics where it can't write.
+    // Into memory first: clap_complete panics if it can't write.
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Arguments::command(), "worker", &mut script);
     out.write_all(&script).map_err(unwritten)
@@ -181,7 +181,7 @@ fn unwritten(source: io::Error) -> CommandError {
 /// A bar on standard error, if that is a terminal.
 fn progress(title: &str, length: u64) -> ProgressBar {
     let bar = ProgressBar::new(length).with_message(title.to_owned());
-    // The template is ours, and fine.
+    // The template is a constant, and valid.
     if let Ok(style) = ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} {per_sec} {eta}") {
         bar.set_style(style);
     }

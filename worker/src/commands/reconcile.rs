@@ -1,4 +1,4 @@
-//! `worker reconcile`: is everything that ingest accepted somewhere?
+//! `worker reconcile`: looks for every event that ingest accepted.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Write};
@@ -37,11 +37,12 @@ pub struct Arguments {
     /// Only this tenant; several may be given [default: all]
     #[arg(long, value_name = "TENANT", value_delimiter = ',')]
     tenant: Vec<String>,
-    /// What was accepted: a file of ingest's logs, written with `RUST_LOG=info,ingest::routes=debug`, or of event keys, one
-    /// a line, with a single --tenant; - for standard input. Without it only numbers are shown
+    /// The accepted events: a file of ingest's logs, written with `RUST_LOG=info,ingest::routes=debug`, or of
+    /// event keys, one a line, with a single --tenant; - for standard input. Without it the command only
+    /// shows numbers
     #[arg(long, value_name = "FILE")]
     accepted: Option<PathBuf>,
-    /// How long to wait for what is still on its way
+    /// How long to wait for events that no worker has stored yet
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = parse_duration)]
     wait: Duration,
     /// Write JSON, an object per tenant
@@ -57,7 +58,7 @@ struct Account {
     accepted: Option<usize>,
     /// Entries of the ledger.
     stored: u64,
-    /// Those of them that `worker backfill` has brought.
+    /// Of these, the events that `worker backfill` has brought.
     backfilled: u64,
     /// Events that wait in the work queues.
     queued: u32,
@@ -178,7 +179,7 @@ async fn count(store: &Store, entries: Document) -> Result<u64, Failure> {
     Ok(count.map_err(|_| Failure::TimedOut(DEADLINE))??)
 }
 
-/// Takes out the keys that the ledger has.
+/// Removes the keys that the ledger has.
 async fn forget_stored(store: &Store, keys: &mut BTreeSet<String>) -> Result<(), Failure> {
     let all: Vec<String> = keys.iter().cloned().collect();
     let bar = progress("looking into the ledger", all.len() as u64);
@@ -196,7 +197,7 @@ async fn forget_stored(store: &Store, keys: &mut BTreeSet<String>) -> Result<(),
     Ok(())
 }
 
-/// Takes out the keys of messages in a queue.
+/// Removes the keys of messages in a queue.
 async fn forget_kept(broker: &Publisher, name: &str, keys: &mut BTreeSet<String>) -> Result<(), QueueError> {
     let Some(mut queue) = Queue::open(broker, name).await? else { return Ok(()) };
     let bar = progress(name, queue.length.into());
@@ -219,7 +220,8 @@ async fn length(broker: &Publisher, name: &str) -> Result<u32, QueueError> {
     Ok(length)
 }
 
-/// What waits in all work queues that a tenant may have, also those that an earlier `WEBHOOK_WORKERS` left behind.
+/// What waits in all work queues that a tenant may have, also those that an earlier `WEBHOOK_WORKERS` left
+/// behind.
 async fn queued(broker: &Publisher, tenant: &str) -> Result<u32, QueueError> {
     let mut queued = 0;
     for queue in WorkQueue::all(MAX_PARTITIONS) {
@@ -259,7 +261,7 @@ struct Logged {
     event_key: String,
 }
 
-/// What was accepted, by tenant. A list that names nothing is an error: it would look as if all were well.
+/// The accepted events, by tenant. An empty list is an error: otherwise nothing would seem to be missing.
 fn read_accepted(
     path: &Path,
     tenants: &[Tenant],

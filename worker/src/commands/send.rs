@@ -1,4 +1,4 @@
-//! `worker send`: posts webhooks as respond.io would, to see that all of the way works.
+//! `worker send`: posts webhooks as respond.io would, to test the whole way to MongoDB.
 
 use std::borrow::Cow;
 use std::io::{self, Read, Write};
@@ -50,16 +50,16 @@ pub struct Arguments {
     /// The tenant; its first signing key signs, if it has one
     #[arg(long, value_name = "TENANT")]
     tenant: String,
-    /// An event type of which a sample is built in, such as message.received; a file; or - for standard input
+    /// An event type with a built-in sample, such as message.received; a file; or - for standard input
     #[arg(long, value_name = "TYPE|FILE|-")]
     sample: String,
-    /// How many; each is an event of its own
+    /// How many events to send; each has its own key
     #[arg(long, value_name = "NUMBER", default_value_t = 1)]
     count: u32,
-    /// Wait until each is stored, and say where and after how long
+    /// Wait until each event is stored, and say where and after how long
     #[arg(long)]
     wait: bool,
-    /// Where ingest is [default: http://127.0.0.1:PORT]
+    /// The address of ingest [default: http://127.0.0.1:PORT]
     #[arg(long, value_name = "URL", value_parser = HttpAddress::argument)]
     url: Option<HttpAddress>,
     /// Write JSON, an object a line
@@ -84,12 +84,12 @@ pub enum SendError {
     Http(String, #[source] HttpError),
 }
 
-/// What became of an event.
+/// The result of an event.
 #[derive(Debug)]
 struct Sent {
     key: String,
     status: u16,
-    /// What ingest says of it.
+    /// ingest's answer.
     answer: String,
     answered_ms: u128,
     /// The collection's full name, and the time from the request until it was there.
@@ -138,11 +138,11 @@ fn failed(what: &str) -> impl FnOnce(HttpError) -> SendError + use<> {
     |source| SendError::Http(what, source)
 }
 
-/// What is sent again and again.
+/// The body to send.
 enum Sample {
-    /// Each gets ids and a time of its own.
+    /// A sample: each copy gets its own ids and time.
     BuiltIn(&'static str),
-    /// Somebody's own, as it is.
+    /// A body of the caller's, sent unchanged.
     Own(Vec<u8>),
 }
 
@@ -166,7 +166,7 @@ impl Sample {
         }
     }
 
-    /// The nth body of so many.
+    /// The nth body.
     fn body(&self, n: u32, count: u32) -> Result<Vec<u8>, SendError> {
         let text: &[u8] = match self {
             Self::Own(body) if count == 1 => return Ok(body.clone()),

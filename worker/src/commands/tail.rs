@@ -1,5 +1,5 @@
-//! `worker tail`: events as they come. They are copied into a queue of its own, which is short, drops the oldest when it
-//! is full, and vanishes with the command: whoever looks, and however slowly, holds nobody up.
+//! `worker tail`: events as they come. RabbitMQ copies them into a queue of the command's own, which is
+//! short, drops the oldest when it is full, and is deleted with the command: so a slow reader delays nobody.
 
 use std::io::Write;
 

@@ -3,7 +3,7 @@
 // The part of the overview that changes is fetched anew while the page is visible.
 const live = document.querySelector("[data-live]");
 const refresh = async () => {
-  // Whoever is in it with the keyboard must not be thrown out.
+  // An operator who uses it with the keyboard must keep the focus.
   if (document.hidden || live.contains(document.activeElement)) return;
   try {
     const response = await fetch(live.dataset.live, { signal: AbortSignal.timeout(10000) });

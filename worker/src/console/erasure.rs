@@ -1,4 +1,4 @@
-//! The erasure of a person that is under way, or was the last: counting comes first. It may take longer than a page.
+//! The running or latest erasure of a person, and the count before it. It may take longer than a page.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -13,7 +13,7 @@ use crate::person::Name;
 pub struct Job {
     /// What the person is known by.
     pub given: Name,
-    /// What there is, or was; none while it is under way.
+    /// What was counted or removed; none while it runs.
     pub found: Option<Erased>,
     /// Why it has ended before all was done.
     pub error: Option<String>,
@@ -33,7 +33,7 @@ impl Job {
         self.is_count
     }
 
-    /// Whether it has told what there is of this person.
+    /// Whether it has counted what there is about this person.
     #[must_use]
     pub fn has_counted(&self, given: &Name) -> bool {
         self.is_count && !self.is_running() && self.error.is_none() && self.given == *given
@@ -56,7 +56,7 @@ impl Erasures {
         self.begin(given, true, |latest| !latest.is_some_and(Job::is_running))
     }
 
-    /// Begins to erase who was just counted; says whether it may.
+    /// Begins to erase the person who was just counted; false if that isn't allowed.
     pub fn erase(&self, given: Name) -> bool {
         let counted = given.clone();
         self.begin(given, false, |latest| latest.is_some_and(|latest| latest.has_counted(&counted)))
@@ -82,7 +82,7 @@ impl Erasures {
     }
 }
 
-/// Does a job that was begun, beside all pages.
+/// Does a job in the background.
 pub fn start(console: &Arc<Console>, tenant: &str, given: Name, is_count: bool, by: &str) {
     let (console, tenant, by) = (console.clone(), tenant.to_owned(), by.to_owned());
     let runtime = console.runtime.clone();

@@ -1,4 +1,4 @@
-//! What a form or a URL brings. Pure.
+//! The fields of a form or a URL. Pure.
 
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 

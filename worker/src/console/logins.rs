@@ -24,7 +24,7 @@ impl WrongTokens {
         of_address < MAX_PER_ADDRESS && self.0.len() < MAX_IN_ALL
     }
 
-    /// Takes note of a wrong token.
+    /// Records a wrong token.
     pub fn record(&mut self, address: IpAddr, now: Instant) {
         self.0.push_back((now, address));
     }

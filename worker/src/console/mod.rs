@@ -1,8 +1,8 @@
 //! `worker console`: pages for operators, on a port of their own.
 //!
-//! The way of a request: [`server`] (routes, headers, deadlines) → [`request`] (who asks, for which tenant) → [`pages`] →
-//! [`queries`] (MongoDB), [`aside`] (dead letters, quarantine) and [`shared::pipeline`] (what RabbitMQ tells by itself). Nothing
-//! depends on the console, and what it can't reach it says.
+//! The way of a request: [`server`] (routes, headers, deadlines) → [`request`] (who asks, for which tenant) →
+//! [`pages`] → [`queries`] (MongoDB), [`aside`] (dead letters, quarantine) and [`shared::pipeline`] (the
+//! state of queues and processes). Nothing depends on the console. A page says what the console can't reach.
 
 use std::sync::Arc;
 

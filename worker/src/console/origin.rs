@@ -2,8 +2,8 @@
 
 use shared::host;
 
-/// Whether a form was sent by a page of this host. Browsers say where a form comes from; who doesn't is no
-/// browser, and has no operator's cookie unless the operator has given it to him.
+/// Whether a page of this host has sent a form. Browsers say where a form comes from. A client that doesn't
+/// isn't a browser, and has an operator's cookie only if the operator has given it away.
 #[must_use]
 pub fn is_own(origin: Option<&str>, host: Option<&str>) -> bool {
     let Some(origin) = origin else { return true };
@@ -11,8 +11,8 @@ pub fn is_own(origin: Option<&str>, host: Option<&str>) -> bool {
     sent_from.is_some() && sent_from == host
 }
 
-/// Whether a host is a name of this machine. Where no token is asked for, a page of another site could
-/// otherwise reach the console by a name of its own that leads here.
+/// Whether a host is a name of this machine. Otherwise, if no token is needed, a page of another site could
+/// reach the console by a name of its own that leads here.
 #[must_use]
 pub fn is_local(host_and_port: &str) -> bool {
     let (name, port) = host_and_port.rsplit_once(':').unwrap_or((host_and_port, ""));

@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 /// Longest text that a page shows of a body or a document, in bytes.
 pub const MAX_SHOWN: usize = 256 << 10;
 
-/// A JSON text with a line for each member. Nothing but blanks is changed: numbers keep their digits, and what is no JSON
-/// stays legible.
+/// A JSON text with a line for each member. Nothing but blanks is changed: numbers keep their digits, and
+/// what is no JSON stays legible.
 #[must_use]
 pub fn json(text: &str) -> String {
     let mut pretty = String::with_capacity(text.len() * 2);

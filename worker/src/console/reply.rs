@@ -1,4 +1,4 @@
-//! What a request is answered with.
+//! Answers to requests.
 
 use actix_web::body::BoxBody;
 use actix_web::http::StatusCode;

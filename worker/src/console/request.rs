@@ -1,4 +1,4 @@
-//! Who asks, for which tenant, with which values.
+//! A request: its operator, tenant and values.
 
 use std::future::{Ready, ready};
 use std::pin::Pin;
@@ -126,7 +126,7 @@ fn read(request: &HttpRequest) -> Result<Request, Reply> {
     Ok(Request { console, operator, session, tenant, fields, is_foreign: is_foreign(request) })
 }
 
-/// To the login, and from there back to the page; what a form would have done isn't done.
+/// Leads to the login, and from there back to the page. A form's action isn't done.
 fn login_first(request: &HttpRequest) -> Reply {
     let is_form = request.method() == actix_web::http::Method::POST;
     let page = request.uri().path_and_query().map_or("/", |page| page.as_str());

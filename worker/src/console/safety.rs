@@ -1,4 +1,4 @@
-//! Are webhooks safe? One line, and what to do. Pure.
+//! Whether webhooks are safe: one line, and what to do. Pure.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use shared::status::{Announcement, BreakerState, Role, SpoolStatus, TenantStatus
 
 use super::words;
 
-/// A spool that isn't emptied within this time needs somebody.
+/// If a spool isn't empty after this time, somebody has to act.
 const SPOOL_STUCK: Duration = Duration::from_mins(1);
 /// Events that wait longer than this are late.
 const LATE: Duration = Duration::from_mins(5);
@@ -35,14 +35,14 @@ pub struct Tenant {
     pub oldest: Option<Duration>,
 }
 
-/// How much somebody is needed, the least first.
+/// How urgent it is that somebody acts, the least urgent first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
     /// Not at all.
     Safe,
     /// Sometime today.
     Attention,
-    /// It can't be told.
+    /// Unknown.
     Unknown,
     /// Now.
     Danger,
@@ -60,7 +60,7 @@ impl Level {
         }
     }
 
-    /// A sign that needs no colour to be told apart.
+    /// A sign that doesn't depend on colour.
     #[must_use]
     pub fn sign(self) -> &'static str {
         match self {
@@ -72,10 +72,10 @@ impl Level {
     }
 }
 
-/// Something that needs somebody.
+/// A reason for somebody to act.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Concern {
-    /// How much.
+    /// How urgent it is.
     pub level: Level,
     /// What it is.
     pub what: String,
@@ -86,11 +86,11 @@ pub struct Concern {
 /// The line, and all concerns, the gravest first.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Verdict {
-    /// How much somebody is needed.
+    /// How urgent it is that somebody acts.
     pub level: Level,
     /// One line.
     pub line: &'static str,
-    /// What it comes from.
+    /// Its reasons.
     pub concerns: Vec<Concern>,
 }
 

@@ -21,7 +21,7 @@ use super::reply::Reply;
 use super::request::{Form, Request};
 use super::state::Console;
 
-/// Longest time for a page, and for an action: both say what they have done by then.
+/// Longest time for a page, and for an action: then both say what they have done so far.
 const PAGE_TIMEOUT: Duration = Duration::from_secs(20);
 const ACTION_TIMEOUT: Duration = Duration::from_mins(2);
 /// Largest form, in bytes.
@@ -47,7 +47,7 @@ pub fn bind(console: &Arc<Console>) -> io::Result<(Vec<SocketAddr>, Server)> {
             .app_data(data.clone())
             .app_data(web::FormConfig::default().limit(MAX_FORM))
             .wrap(headers())
-            // Nothing more is wanted: it is of use whatever else is down.
+            // Always ready: the console is useful whatever else is down.
             .route("/readyz", web::get().to(async || HttpResponse::Ok().body("ok\n")))
             .service(routes(is_open))
             .default_service(web::to(async || problem(StatusCode::NOT_FOUND, "There is no such page.")))

@@ -1,4 +1,4 @@
-//! Who has logged in. In memory: when the console starts anew, everybody logs in again.
+//! The sessions of operators. In memory: when the console restarts, everybody logs in again.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -10,7 +10,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 /// A session ends this long after it began, and this long after its last request.
 const LIFETIME: Duration = Duration::from_hours(12);
 const IDLE_TIMEOUT: Duration = Duration::from_hours(1);
-/// Sessions at the same time; the longest unused one gives way.
+/// Sessions at the same time; a new one replaces the one that was unused for longest.
 const MAX_SESSIONS: usize = 1000;
 /// Bytes of randomness in a session's id and in its CSRF token.
 const SECRET_BYTES: usize = 32;
@@ -20,7 +20,7 @@ const SECRET_BYTES: usize = 32;
 pub struct Operator {
     /// The name given at login.
     pub name: String,
-    /// What each form that changes something has to bring.
+    /// The token that each form that changes something must have.
     pub csrf: String,
 }
 

@@ -1,4 +1,4 @@
-//! What the pages are made of.
+//! What the pages share.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -33,7 +33,7 @@ pub struct Console {
     pub sessions: Sessions,
     /// The connection for set-aside messages.
     pub broker: Publisher,
-    /// What RabbitMQ tells by itself.
+    /// The state of queues and processes.
     pub seen: Arc<Pipeline>,
     /// The tenants, by name.
     pub tenants: BTreeMap<String, Arc<TenantPages>>,
@@ -45,7 +45,7 @@ pub struct Console {
 pub struct TenantPages {
     /// Its MongoDB.
     pub database: Database,
-    /// How much of it is stored.
+    /// How many of its events are stored in a minute.
     pub rates: Rates,
     /// Its signing keys, as they are now.
     pub keys: Keys,
@@ -57,7 +57,7 @@ pub struct TenantPages {
 }
 
 impl TenantPages {
-    /// Whoever holds this may look into the queue.
+    /// The holder of this permit may look into the queue.
     pub fn turn(&self, kind: Kind) -> &tokio::sync::Mutex<()> {
         match kind {
             Kind::Dead => &self.dead,
@@ -76,7 +76,7 @@ impl Console {
             Link::start(worker.rabbitmq.clone(), name, purpose, [].into(), worker.partitions)
         };
         let publishing = link("console publish", Purpose::Publish { channels: 1 });
-        // RabbitMQ may block that one, which has to show.
+        // RabbitMQ may block that connection, and the overview shows it.
         let listening = link("console listen", Purpose::Consume);
         let names: Vec<String> = worker.tenants.iter().map(|tenant| tenant.name.clone()).collect();
         let (seen, partitions) = (Arc::new(Pipeline::default()), worker.partitions);
@@ -105,7 +105,7 @@ impl Console {
         }
     }
 
-    /// Whether another token may be tried from this address; `wrong` takes note of one that was wrong.
+    /// Whether another token may be tried from this address; `wrong` records a wrong one.
     pub fn wrong_tokens<T>(&self, look: impl FnOnce(&mut WrongTokens, Instant) -> T) -> T {
         look(&mut self.wrong_tokens.lock().unwrap_or_else(PoisonError::into_inner), Instant::now())
     }

@@ -1,4 +1,4 @@
-//! A delivery, understood as far as its body allows.
+//! A delivery, decoded as far as its body allows.
 
 use std::panic::catch_unwind;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -17,13 +17,13 @@ use crate::state::InHand;
 /// A delivery in hand.
 #[derive(Debug)]
 pub struct Taken {
-    /// What it brought.
+    /// Its content.
     pub content: Content,
     /// To settle it with.
     pub receipt: Receipt,
 }
 
-/// What a delivery brought.
+/// The content of a delivery.
 #[derive(Debug)]
 pub enum Content {
     /// An event.
@@ -77,7 +77,7 @@ impl Taken {
         let in_hand = context.state.hold(data.len());
         let span = span(context, &properties);
         let envelope = envelope(&context.tenant.name, &properties);
-        // A defect that one body brings to light must not take with it all that is in hand.
+        // If one body makes the decoder panic, the other events in hand must not suffer.
         let content = match catch_unwind(|| Event::decode(&data, envelope)) {
             Ok(Ok(mut event)) => {
                 event.trace_id = span.as_ref().and_then(Span::trace_id);

@@ -18,14 +18,14 @@ use super::QueueContext;
 use super::delivery::{Content, Receipt, Taken, Undecodable};
 use crate::decode::Event;
 
-/// Longest time for RabbitMQ to answer: a queue whose leader is being elected may not answer at all.
+/// Longest time for RabbitMQ to answer: a queue may not answer while it elects a leader.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Most bytes of bodies in a batch: more than two hundred usual ones. A batch has at least one event,
 /// whatever its size.
 pub const MAX_BATCH_BYTES: usize = 512 << 10;
 
-/// Deliveries with which a batch needn't wait for long: each shares the cost of its transaction with three
-/// others.
+/// A batch with this many deliveries waits for a shorter time: each shares the cost of its transaction with
+/// three others.
 const ENOUGH: usize = 4;
 
 /// Why nothing more comes over a channel.
@@ -90,7 +90,7 @@ impl Intake {
         priority: i32,
     ) -> Result<Self, IntakeError> {
         let channel = session.channel().await?;
-        // It may be one that only others have been told of, or that somebody has deleted.
+        // Only other processes may know of this queue, or somebody may have deleted it.
         TenantQueue::Work(context.queue).declare(&channel, &context.tenant.name).await?;
         channel.basic_qos(prefetch, BasicQosOptions::default()).await?;
         let (name, tag) = (topology::short(context.name.clone())?, ShortString::default());
@@ -110,7 +110,7 @@ impl Intake {
         Ok(())
     }
 
-    /// Waits for this, and takes in hand meanwhile what RabbitMQ sends.
+    /// Waits for this; meanwhile takes what RabbitMQ sends in hand.
     pub async fn while_receiving<T>(&mut self, context: &QueueContext, work: impl Future<Output = T>) -> T {
         let mut work = pin!(work);
         loop {
@@ -141,7 +141,7 @@ impl Intake {
         self.waiting.front().map(|taken| taken.receipt.in_hand.since)
     }
 
-    /// Whether a delivery waits that was returned so often.
+    /// Whether a waiting delivery was returned this often.
     #[must_use]
     pub fn has_returns(&self, returns: i64) -> bool {
         self.waiting.iter().any(|taken| taken.receipt.returns() >= returns)
@@ -189,7 +189,7 @@ impl Intake {
     /// Closes the channel: RabbitMQ takes back what isn't settled, and counts that as a delivery of each.
     pub async fn close(self) {
         let Ok(reason) = topology::short("done") else { return };
-        // Fails if the channel is gone, which is what is wanted.
+        // Fails if the channel is gone, which is fine here.
         let _ = timeout(ANSWER_TIMEOUT, self.channel.close(200, reason)).await;
     }
 }

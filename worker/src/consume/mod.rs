@@ -1,10 +1,9 @@
-//! Takes a tenant's deliveries from RabbitMQ, and brings each to its end.
+//! Takes a tenant's deliveries from RabbitMQ, and settles each.
 //!
 //! Each work queue has a task of its own (`queue`), with a channel of its own (`intake`). It gathers a batch
 //! of deliveries (`delivery`), writes it in one transaction (`write`), which small batches of several queues
 //! share (`together`), and settles all of them (`settle`). RabbitMQ sends a queue's events to one worker at a
-//! time; which one that is to be, the workers agree on by the priorities of their consumers (`roster`,
-//! `preference`).
+//! time; the workers agree on which one by the priorities of their consumers (`roster`, `preference`).
 //!
 //! What is guaranteed: a delivery is acknowledged after its effects are committed, or rejected or
 //! acknowledged after it is a dead letter. Until then it is in hand, and if the worker dies, RabbitMQ
@@ -70,7 +69,7 @@ pub struct TenantContext {
 }
 
 impl TenantContext {
-    /// Tries MongoDB with a small write of our own, and takes note of what comes of it.
+    /// Tries MongoDB with a small write of our own, and records the result.
     pub async fn probe(&self) -> bool {
         match self.store.probe().await {
             Ok(()) => {
@@ -80,7 +79,7 @@ impl TenantContext {
             Err(failure) => {
                 let class = match failure.class(0) {
                     Class::Configuration => Class::Configuration,
-                    // No document of anybody's is concerned.
+                    // It concerns no user's document.
                     _ => Class::Infrastructure,
                 };
                 self.state.record_failure(class, &failure);
@@ -164,7 +163,7 @@ impl Tasks {
         let task = QueueTask { context, views: self.views.clone(), consumed, stop: self.stop.clone() };
         let sessions = self.link.sessions();
         self.running.spawn(async move {
-            // A task of its own, so that a panic in it is seen here.
+            // A separate task, so that a panic in it shows here.
             if let Err(ended) = AbortOnDropHandle::new(tokio::spawn(task.run(sessions))).await {
                 error!(
                     error = chain(&ended),
@@ -183,7 +182,7 @@ impl Tasks {
     }
 }
 
-/// How many partitions there are: those that we were told of, or more that an earlier setting has left
+/// How many partitions there are: those that are announced, or more that an earlier setting has left
 /// behind.
 async fn find_partitions(context: Arc<TenantContext>, link: Arc<Link>) -> u16 {
     let told = context.settings.partitions;
@@ -200,7 +199,7 @@ async fn find_partitions(context: Arc<TenantContext>, link: Arc<Link>) -> u16 {
         if let Some(found) = found {
             return found;
         }
-        // RabbitMQ doesn't say: once more with the next connection.
+        // RabbitMQ doesn't say: the next connection asks again.
         session.lost().cancelled().await;
     }
     told

@@ -1,4 +1,4 @@
-//! A batch that can't be written as a whole: what is still to be tried, and what is given up. Pure.
+//! A batch that can't be written as a whole: the parts to try, and the events to dead-letter. Pure.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use crate::decode::Event;
 use crate::store::failure::{Class, Failure};
 use crate::store::retries::Attempts;
 
-/// An event that stands alone and can't be written for so long, while MongoDB passes probes, is dead-lettered.
+/// A single event that can't be written for this long, while MongoDB passes probes, is dead-lettered.
 pub const STUCK_TIMEOUT: Duration = Duration::from_mins(2);
 
 /// A part of a batch.

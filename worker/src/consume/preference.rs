@@ -1,8 +1,8 @@
 //! Which worker is to have which queue. Pure.
 //!
 //! Every worker consumes every queue of its tenants, and RabbitMQ sends a queue's events to one of them: to
-//! the consumer with the highest priority. So the workers share the queues without a word, as long as they
-//! see each other. It is a hint: correctness never depends on who consumes what.
+//! the consumer with the highest priority. So the workers share the queues, as long as they see each other's
+//! announcements. The priority is a hint: correctness never depends on which worker consumes a queue.
 
 use shared::partition::{self, MAX_PARTITIONS, WorkQueue};
 

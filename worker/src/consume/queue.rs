@@ -24,10 +24,10 @@ use crate::store::retries::{Novelty, Refusals};
 
 /// First and longest pause before a queue is consumed again.
 const REOPEN_PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
-/// A delivery that came back so often may be what kills workers: from then on one is taken at a time, so that
-/// it takes none of its neighbours to RabbitMQ's delivery limit.
+/// A delivery that came back this often may kill workers: from then on one is taken at a time, so that its
+/// neighbours don't reach RabbitMQ's delivery limit, too.
 const SUSPECT_RETURNS: i64 = 3;
-/// A delivery in hand for so long while MongoDB works is a defect of ours.
+/// If a delivery is in hand for this long while MongoDB works, that is a defect of ours.
 const STANDSTILL: Duration = Duration::from_mins(5);
 
 /// Why consuming ended in order.
@@ -37,7 +37,7 @@ enum Ended {
     Stopped,
     /// The connection is gone.
     Disconnected,
-    /// Another way of taking deliveries is right from now on.
+    /// The priority or the prefetch count has changed.
     Changed,
     /// What was in hand has been given back.
     GivenBack,
@@ -47,7 +47,7 @@ enum Ended {
 pub struct QueueTask {
     /// The queue, and what it shares with the tenant's others.
     pub context: QueueContext,
-    /// Who else is there, from which follows how much this worker is to have the queue.
+    /// The workers, from which follows this worker's priority for the queue.
     pub views: watch::Receiver<View>,
     /// The queues of all tenants, from which follows how much it may have in hand.
     pub consumed: watch::Receiver<Consumed>,
@@ -66,7 +66,7 @@ struct Memory {
 impl QueueTask {
     /// Consumes the queue until told to stop.
     pub async fn run(mut self, mut sessions: watch::Receiver<Option<Arc<Session>>>) {
-        // A task before this one may have been cut short.
+        // An earlier task may have ended early.
         self.context.state.set_oldest(None);
         // The first delivery may be what has killed the worker before this one.
         let (refusals, novelty) = (Refusals::default(), Novelty::default());
@@ -129,7 +129,7 @@ impl QueueTask {
         ended
     }
 
-    /// One batch after the other. Dropped when there is nothing to wait for any more: what is being written
+    /// Writes one batch after the other. Dropped when nothing is left to wait for: what is being written
     /// then may still be committed, and counts once.
     async fn work(
         &mut self,
@@ -195,7 +195,7 @@ impl QueueTask {
         Ok(())
     }
 
-    /// Takes no more, and writes what is in hand.
+    /// Takes no more deliveries, and writes those in hand.
     async fn finish(&self, intake: &mut Intake, memory: &mut Memory) -> Result<Ended, IntakeError> {
         intake.cancel(&self.context).await?;
         while !intake.is_empty() {
@@ -204,9 +204,9 @@ impl QueueTask {
         Ok(Ended::Stopped)
     }
 
-    /// Goes on with another priority or prefetch count: a consumer with that comes first, on a channel of its
-    /// own, and is sent nothing before the one until now is done. A cancel alone would let the next worker go
-    /// on while deliveries of ours are not settled.
+    /// Continues with another priority or prefetch count: first starts a consumer with these, on a channel of
+    /// its own, to which RabbitMQ sends nothing before the old consumer is done. With a cancel alone, the
+    /// next worker would start while deliveries of ours are not settled.
     async fn consume_anew(
         &self,
         session: &Session,
@@ -234,7 +234,8 @@ impl QueueTask {
     }
 }
 
-/// Done when the worker stops and what is in hand can't be written soon: others wait for this process to end.
+/// Completes when the worker stops and can't write the deliveries in hand soon: others wait for this process
+/// to end.
 async fn gives_up(context: &QueueContext, stop: &CancellationToken) {
     stop.cancelled().await;
     tokio::select! {
@@ -247,7 +248,7 @@ async fn gives_up(context: &QueueContext, stop: &CancellationToken) {
     }
 }
 
-/// Done when a delivery was in hand for too long although MongoDB works.
+/// Completes when a delivery was in hand for too long although MongoDB works.
 async fn stands_still(context: &QueueContext) {
     let mut works_since = Instant::now();
     loop {
@@ -263,7 +264,7 @@ async fn stands_still(context: &QueueContext) {
     }
 }
 
-/// Done when this worker steps down: what it holds goes to another one, whose MongoDB works.
+/// Completes when this worker steps down: its deliveries go to another worker, for which MongoDB works.
 async fn steps_down(context: &QueueContext, views: &mut watch::Receiver<View>, now: Preference) {
     let QueueContext { tenant, queue, .. } = context;
     let changed =

@@ -1,5 +1,5 @@
-//! Who else serves a tenant: follows the announcements of all workers, and tells each queue's task how much
-//! this worker is to have the queue.
+//! Which workers serve a tenant: follows the announcements of all workers, and tells each queue's task this
+//! worker's priority for the queue.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,16 +17,16 @@ use tracing::{debug, info, warn};
 use super::preference::{self, STEPPED_DOWN};
 use crate::state::TenantState;
 
-/// A change of who is there counts once it has lasted for so long: whoever restarts is back by then.
+/// A change of the workers counts after this time: a worker that restarts is back by then.
 const SETTLED: Duration = Duration::from_secs(5);
-/// How often that is looked at.
+/// How often changes are looked for.
 const TICK: Duration = Duration::from_millis(500);
 /// Pause before the announcements are followed again.
 const RESUBSCRIBE_PAUSE: Duration = Duration::from_secs(1);
-/// How long a worker that has stepped down comes after all others.
+/// How long a worker that has stepped down has the lowest priority.
 const STEP_DOWN: Duration = Duration::from_mins(10);
-/// By so much another worker's success has to be later than our first failure: it may have been under way
-/// before.
+/// Another worker's success counts only if it is later than our first failure by this much: the operation may
+/// have begun before.
 const STEP_DOWN_MARGIN: Duration = Duration::from_secs(1);
 
 /// How much this worker is to have a queue.
@@ -50,7 +50,7 @@ pub struct View {
 }
 
 impl View {
-    /// How much this worker is to have a queue.
+    /// This worker's preference for a queue.
     #[must_use]
     pub fn preference(&self, me: &str, tenant: &str, queue: WorkQueue) -> Preference {
         let (step_downs, stepped_down) = self.step_downs.get(tenant).copied().unwrap_or_default();
@@ -67,7 +67,7 @@ pub struct Roster {
     me: String,
     tenants: BTreeMap<String, Arc<TenantState>>,
     peers: Peers,
-    /// What is different, and since when.
+    /// What has changed, and since when.
     pending: Option<(BTreeMap<String, Vec<String>>, Instant)>,
     stepped_down: BTreeMap<String, StepDown>,
     view: watch::Sender<View>,
@@ -83,9 +83,8 @@ struct StepDown {
 }
 
 impl Roster {
-    /// A roster that knows nobody: the worker acts as if alone until it has heard the others for a while.
-    /// That takes nothing away from them, since RabbitMQ changes to another consumer for a higher priority
-    /// only.
+    /// An empty roster: the worker acts as if alone until it has heard the others for a while. It takes no
+    /// queue from them, since RabbitMQ changes to another consumer only for a higher priority.
     #[must_use]
     pub fn new(me: &str, tenants: BTreeMap<String, Arc<TenantState>>, partitions: u16) -> Self {
         let view = watch::Sender::new(View { partitions, ..View::default() });
@@ -93,7 +92,7 @@ impl Roster {
         Self { me: me.to_owned(), tenants, peers, pending: None, stepped_down, view }
     }
 
-    /// Follows what becomes of it.
+    /// Follows its changes.
     #[must_use]
     pub fn views(&self) -> watch::Receiver<View> {
         self.view.subscribe()
@@ -133,10 +132,10 @@ impl Roster {
         }
     }
 
-    /// Looks who is there now, and acts on what has been different for a while.
+    /// Looks which workers are there now, and acts on changes that have lasted for a while.
     fn look(&mut self, now: Instant) {
         let alive: Vec<&Announcement> = self.peers.alive(now.into_std()).collect();
-        // While our own announcements don't come back, nobody's can be trusted to.
+        // If our own announcements don't come back, others' may be missing, too.
         if !alive.iter().any(|peer| peer.name == self.me) {
             self.pending = None;
             return;

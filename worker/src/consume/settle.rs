@@ -1,7 +1,8 @@
 //! Settles deliveries: what is stored is acknowledged, what can't be is dead-lettered.
 //!
-//! RabbitMQ is told nothing before the effects are committed, or the dead letter is confirmed. If a dead letter isn't
-//! confirmed in time, the delivery is rejected, and RabbitMQ dead-letters it itself, at least once.
+//! A delivery is settled only after its effects are committed, or its dead letter is confirmed. If a dead
+//! letter isn't confirmed in time, the delivery is rejected, and RabbitMQ dead-letters it itself, at least
+//! once.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 

@@ -41,7 +41,7 @@ impl Consumed {
     }
 }
 
-/// Says that a tenant has this many partitions by now: each of all queues gets less.
+/// Records that a tenant has this many partitions now: each queue gets less.
 pub fn set_partitions(consumed: &watch::Sender<Consumed>, tenant: &str, partitions: u16) {
     consumed.send_if_modified(|consumed| {
         let known = consumed.0.entry(tenant.to_owned()).or_default();

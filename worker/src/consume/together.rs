@@ -2,7 +2,7 @@
 //!
 //! A transaction costs MongoDB and the worker some milliseconds of processor time, however few events it has.
 //! So in calm traffic all queues end their batches at the same moments (`Together::tick`), and what is ready
-//! then shares one transaction. If that fails, each batch goes its own way, as if it had not been tried:
+//! then shares one transaction. If that fails, each batch is written alone, as if it had not been tried:
 //! nothing is decided here.
 
 use std::sync::Arc;
@@ -40,7 +40,7 @@ pub struct Waiting {
 }
 
 impl Together {
-    /// Takes batches, and hands them on to [`write_all`].
+    /// Takes batches, and passes them to [`write_all`].
     #[must_use]
     pub fn new() -> (Self, mpsc::Receiver<Waiting>) {
         let (batches, waiting) = mpsc::channel(MAX_WAITING);
@@ -58,7 +58,7 @@ impl Together {
         self.began + linger.saturating_mul(u32::try_from(ticks).unwrap_or(u32::MAX))
     }
 
-    /// Writes events that are taken for new, and says what became of each. None if they have to be written
+    /// Writes events that are taken for new, and returns the outcome of each. None if they have to be written
     /// alone: they fill a transaction, or could not be written with those of other queues.
     pub async fn write(&self, events: &Arc<[Event]>, most: usize) -> Option<Vec<Outcome>> {
         if !is_small(events, most) {

@@ -1,8 +1,8 @@
 //! Writes a batch, for as long as it takes, until each of its deliveries is settled.
 //!
-//! While MongoDB fails, the batch is held. If MongoDB works and the batch can't be written all the same, it
-//! is halved again and again: what can be written is written first, and what is left alone is dead-lettered.
-//! So no event holds up the others of its queue for longer than two minutes.
+//! While MongoDB fails, the batch is held. If MongoDB works and the batch still can't be written, it is
+//! halved again and again: events that can be written are written first, and a single event that can't is
+//! dead-lettered. So no event delays the others of its queue for longer than two minutes.
 
 use std::time::Duration;
 
@@ -23,19 +23,20 @@ use crate::store::transaction::{self, Work, Written};
 
 /// First and longest pause between rounds of attempts to write what is stuck.
 const ROUND_PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
-/// Pause between tries of the event at which a queue holds, since MongoDB refuses one after the other.
+/// Pause between tries of the first event of a queue that holds, since MongoDB refuses one event after the
+/// other.
 const REFUSED_PAUSE: Duration = Duration::from_secs(10);
 
-/// How often it is looked for transactions that killed workers have left open, while documents are locked.
+/// How often the worker looks for open transactions of killed workers, while documents are locked.
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 
-/// What became of an attempt.
+/// The result of an attempt.
 enum Attempted {
     /// All of it is stored.
     Stored(Written),
-    /// MongoDB doesn't work, or somebody was faster.
+    /// MongoDB doesn't work, or another writer was faster.
     Again(Duration),
-    /// MongoDB works, so it is the events.
+    /// MongoDB works, so the events are the cause.
     Suspect(Class, Failure),
 }
 
@@ -49,7 +50,7 @@ pub struct Write<'a> {
     pub refusals: &'a mut Refusals,
     /// Whether the events are new.
     pub novelty: &'a mut Novelty,
-    /// When it was last looked for abandoned transactions.
+    /// When the worker last looked for abandoned transactions.
     pub looked_at: Option<Instant>,
 }
 
@@ -83,8 +84,8 @@ impl Write<'_> {
         }
     }
 
-    /// One attempt in a transaction with other queues' batches, and what became of each event; none if it
-    /// takes one of its own.
+    /// One attempt in a transaction with other queues' batches, and the outcome of each event; none if the
+    /// batch needs a transaction of its own.
     async fn together(&self, whole: &Part) -> Option<Vec<Outcome>> {
         let QueueContext { tenant, together, .. } = self.context;
         tenant.state.breaker().closed().await;
@@ -170,7 +171,8 @@ impl Write<'_> {
         loop {
             self.rounds(&mut left).await?;
             let Some((part, reason, failure)) = left.refused.pop_front() else { break };
-            // If ten in a row are refused alike, with nothing stored between, it isn't the events.
+            // If ten in a row are refused with the same code, and none is stored in between, the cause isn't
+            // the events.
             if !left.any_stored && self.refusals.record_refusal(failure.code()) {
                 self.hold(part, &failure).await?;
                 left.parts.extend(left.refused.drain(..).map(|(part, ..)| part));
@@ -198,7 +200,7 @@ impl Write<'_> {
                     }
                     Attempted::Suspect(class, failure) => left.sort(part, class, failure),
                     Attempted::Again(_) => {
-                        // An outage is no fault of what is stuck.
+                        // Time of an outage doesn't count for a stuck event.
                         left.stuck_since = Instant::now();
                         left.parts.push_back(part);
                     }
@@ -225,7 +227,7 @@ impl Write<'_> {
     async fn hold(&mut self, mut part: Part, failure: &Failure) -> Result<(), IntakeError> {
         let context = self.context;
         let (tenant, queue, error) = (&context.tenant.name, &context.name, failure.to_string());
-        error!(tenant, queue, error, "MongoDB refuses one event after the other, this queue holds");
+        error!(tenant, queue, error, "MongoDB refuses one event after the other: holding this queue");
         let refusing = Refusing::start(context);
         loop {
             sleep(REFUSED_PAUSE).await;

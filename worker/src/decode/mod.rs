@@ -10,13 +10,13 @@ use crate::json::{self, Json, Object};
 
 pub mod moment;
 
-/// Stands in the place of a signature in an event that `worker backfill` has made of what respond.io's API told.
+/// Replaces the signature in an event that `worker backfill` has made from respond.io's API.
 pub const BACKFILLED: &str = "backfill";
 
 /// Larger bodies are parsed again rather than held parsed. In bytes.
 const LARGE_BODY: usize = 4 << 10;
 
-/// What came with the body.
+/// The metadata of a body.
 #[derive(Clone, Copy, Debug)]
 pub struct Envelope<'a> {
     /// The tenant whose queue it came from.
@@ -73,8 +73,8 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// Whether an event of this kind has effects that one of the other kind lacks. The same body may be posted to two
-    /// paths, which make different kinds of it.
+    /// Whether an event of this kind has effects that one of the other kind lacks. The same body may be
+    /// posted to two paths, which make different kinds of it.
     #[must_use]
     pub fn has_more_effects_than(self, other: Self) -> bool {
         let effects = |kind| match kind {
@@ -91,7 +91,7 @@ impl Kind {
 pub struct Event {
     /// Under this key it counts once.
     pub key: String,
-    /// SHA-256 of what was signed, in hexadecimal: tells apart events that share a key.
+    /// SHA-256 of what was signed, in hexadecimal: distinguishes events that share a key.
     pub digest: String,
     /// The body, as sent.
     pub body: String,
@@ -116,7 +116,7 @@ pub struct Event {
 }
 
 impl Event {
-    /// Understands a body.
+    /// Decodes a body.
     pub fn decode(body: &[u8], envelope: Envelope<'_>) -> Result<Self, Unusable> {
         let members = json::parse(body)?;
         let text = |name: &str| members.get(name).and_then(Json::text);
@@ -138,27 +138,27 @@ impl Event {
         })
     }
 
-    /// Whether it was made of what respond.io's API told. Whatever a webhook says has the say over it.
+    /// Whether it was made from respond.io's API. A webhook about the same always wins.
     #[must_use]
     pub fn is_backfilled(&self) -> bool {
         self.signature == BACKFILLED
     }
 
-    /// Whether its parsed body is worth giving up while the event waits, see [`Event::shed_members`].
+    /// Whether to drop its parsed body while the event waits, see [`Event::shed_members`].
     #[must_use]
     pub fn is_large(&self) -> bool {
         self.body.len() > LARGE_BODY
     }
 
-    /// Gives up the parsed body, which may take fifty times the memory of the body itself.
+    /// Drops the parsed body, which may take fifty times the memory of the body itself.
     pub fn shed_members(&mut self) {
         self.members = Arc::default();
     }
 
-    /// Parses the body again, if that was given up.
+    /// Parses the body again, if the parsed one was dropped.
     pub fn recall_members(&mut self) {
         if self.members.is_empty() {
-            // It could be parsed before.
+            // It was parsed before, so this doesn't fail.
             self.members = Arc::new(json::parse(self.body.as_bytes()).unwrap_or_default());
         }
     }
@@ -187,7 +187,7 @@ impl Event {
         content(self.members.get("message")?)
     }
 
-    /// What the event would be about, had it been posted to this stream.
+    /// What the event would be about if it had been posted to this stream.
     #[must_use]
     pub fn kind_on(&self, stream: Stream) -> Kind {
         kind(self.event_type.as_deref(), stream, &self.members)
@@ -205,7 +205,7 @@ fn chat_id(members: &Object) -> Option<String> {
     partition::chat_id(id("contact", "phone"), id("contact", "id"), id("message", "contactId"))
 }
 
-/// The value, unless it is null or an object of nulls, as senders write "nobody" too.
+/// The value, unless it is null or an object of nulls, by which some senders mean "nobody".
 #[must_use]
 pub fn given(json: &Json) -> Option<&Json> {
     let is_null = |json: &Json| matches!(json, Json::Null);
@@ -213,7 +213,7 @@ pub fn given(json: &Json) -> Option<&Json> {
     (!nobody).then_some(json)
 }
 
-/// What the type and the path make of an event, and what its message leaves of that.
+/// The kind of an event, by its type and path, unless its message says otherwise.
 fn kind(event_type: Option<&str>, stream: Stream, members: &Object) -> Kind {
     let message = members.get("message");
     let has_status = message.and_then(|message| message.get("status")).is_some_and(is_status);
@@ -245,7 +245,7 @@ fn is_flat(message: &Json) -> bool {
     !is_nested && message.get("type").is_some_and(|kind| kind.text().is_some())
 }
 
-/// A known event type decides, whatever path it came on; otherwise the stream does.
+/// A known event type decides, on any path; otherwise the stream decides.
 #[expect(clippy::match_same_arms, reason = "the order of the arms is the rule")]
 fn kind_by_type(event_type: Option<&str>, stream: Stream, members: &Object) -> Kind {
     let is_object = |name: &str| members.get(name).is_some_and(|json| json.object().is_some());

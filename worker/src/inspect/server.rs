@@ -1,5 +1,5 @@
-//! Whether a tenant's MongoDB can do what is relied on. It is tried out, since services that only look like
-//! MongoDB say of themselves what MongoDB would say.
+//! Whether a tenant's MongoDB can do what Penstock needs. The worker tries it, since services that are only
+//! similar to MongoDB describe themselves as MongoDB does.
 
 use std::time::Duration;
 
@@ -10,14 +10,14 @@ use mongodb::bson::{DateTime, Document, doc};
 use crate::store::failure::{Class, Failure, within};
 use crate::store::{Names, Store, refused, transaction};
 
-/// The oldest version that has everything that is relied on.
+/// The oldest version that has everything that Penstock needs.
 const OLDEST: (u32, u32) = (5, 0);
 /// What the worker does in its database.
 const ACTIONS: [&str; 6] = ["find", "insert", "update", "listIndexes", "createIndex", "createCollection"];
 /// How long MongoDB may keep an open transaction, at most, before that deserves a warning.
 const LONG_LIFETIME: Duration = Duration::from_secs(10);
 
-/// Fails if the server can't do what is needed.
+/// Fails if the server can't do what Penstock needs.
 pub async fn check(store: &Store) -> Result<(), Failure> {
     store.check_replica_set().await?;
     let admin = store.client.database("admin");
@@ -29,20 +29,20 @@ pub async fn check(store: &Store) -> Result<(), Failure> {
     if let Some(reason) = lacking_rights(&run(store, &admin, status).await?, store) {
         return Err(Failure::Unfit(reason));
     }
-    // It makes the collection, too, which some servers can't do within a transaction.
+    // This also makes the collection, which some servers can't do within a transaction.
     store.probe().await?;
     let trying = tokio::spawn(try_transactions(store.clone()));
     match within(store.deadline, trying).await? {
-        // Another worker tries the same, and MongoDB tells them apart.
+        // Another worker may try the same at this moment.
         Err(failure) if failure.class(0) == Class::Conflict => Ok(()),
         tried => tried.map_err(explained),
     }
 }
 
-/// What else an operator should know.
+/// Warnings for an operator.
 pub async fn warnings(store: &Store) -> Vec<String> {
     let parameter = doc! {"getParameter": 1, "transactionLifetimeLimitSeconds": 1};
-    // Not every user may ask, and no router knows.
+    // Not every user may ask this, and a router has no answer.
     let answer = run(store, &store.client.database("admin"), parameter).await.ok();
     let seconds = answer.and_then(|answer| number(&answer, "transactionLifetimeLimitSeconds"));
     seconds.and_then(|seconds| about_lifetime(seconds, store.deadline)).into_iter().collect()
@@ -76,7 +76,7 @@ async fn try_transactions(store: Store) -> Result<(), Failure> {
     Ok(())
 }
 
-/// A failure of what MongoDB itself would have done, in plain words.
+/// A failure of something that MongoDB itself can do, in plain words.
 fn explained(failure: Failure) -> Failure {
     if failure.class(0) == Class::Data || failure.is_unsupported() {
         return Failure::Unfit(format!(

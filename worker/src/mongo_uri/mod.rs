@@ -1,5 +1,4 @@
-//! Makes a URI that pymongo takes, which the Flask bridge's driver was, into one that the Rust driver takes.
-//! Pure.
+//! Translates a URI for pymongo, the Flask bridge's driver, into one for the Rust driver. Pure.
 //!
 //! pymongo ignores options and values that it doesn't know; the driver refuses the whole URI, and options
 //! that it has no support for. `tests/mongo_uris` holds what pymongo makes of many URIs.
@@ -19,7 +18,7 @@ pub struct MongoUri {
     pub text: String,
     /// The database that it names.
     pub database: Option<String>,
-    /// What had to be read otherwise than it is written, or is ignored. Never holds a password.
+    /// What is ignored, or isn't read as it is written. Never has a password.
     pub remarks: Vec<String>,
 }
 
@@ -82,9 +81,8 @@ pub fn translate(uri: &str) -> Result<MongoUri, Refused> {
     Ok(MongoUri { text, database, remarks })
 }
 
-/// Finds the parts. Where pymongo's way of reading leads to hosts that are none, an @ in what it takes for
-/// something else ends the password: then one of its characters should have been percent-encoded, and can be
-/// told all the same.
+/// Finds the parts. If pymongo's way of reading leads to invalid hosts, a later @ ends the password: then a
+/// reserved character of the password is not percent-encoded, but its meaning is clear.
 fn split(rest: &str) -> Result<Parts<'_>, Refused> {
     let authority = rest.find('/').or_else(|| rest.find('?')).unwrap_or(rest.len());
     let by_pymongo = parts(rest, rest[..authority].rfind('@'));

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::encryption::{self, Tls};
 use super::{Refused, decoded, encoded};
 
-/// What becomes of an option.
+/// What to do with an option.
 enum Handling {
     /// The driver gets it.
     Text,
@@ -15,9 +15,9 @@ enum Handling {
     Number(u32),
     /// It is about encryption.
     Encryption,
-    /// Penstock has no use for it, for this reason.
+    /// Penstock doesn't need it, for this reason.
     Ignored(&'static str),
-    /// Without it, the connection would be another one than was asked for, for this reason.
+    /// Penstock refuses it, for this reason: without it, the connection would not be the intended one.
     Refused(&'static str),
 }
 
@@ -80,7 +80,7 @@ const HANDLINGS: &[(&str, Handling)] = &[
     ("zlibcompressionlevel", Handling::Ignored("nothing is compressed")),
 ];
 
-/// What Penstock does in any case.
+/// What Penstock always does.
 const AS_ASKED: [(&str, &str); 4] =
     [("w", "majority"), ("journal", "true"), ("readpreference", "primary"), ("connect", "true")];
 /// Ways to log in that the driver knows.

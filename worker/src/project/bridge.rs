@@ -1,15 +1,15 @@
 //! Documents that the Flask bridge wrote, before there were events.
 //!
-//! They have no `_merge`: all that is in them is older than any event, and they are counted already, by the
-//! bridge's lights. The first event that changes one writes this down in `_merge`, with what the bridge had
-//! counted, so that `rebuild` can tell it from what the ledger accounts for.
+//! They have no `_merge`: everything in them is older than any event, and the bridge has counted them. The
+//! first event that changes one records this in `_merge`, with the bridge's counts, so that `rebuild` can
+//! distinguish them from the ledger's.
 
 use mongodb::bson::{RawBson, RawDocument};
 
 use super::record::Record;
 use super::stamp::MERGE_FIELD;
 
-/// Where it is written down.
+/// The field that records it.
 const PART: &str = "bridge";
 
 /// Whether the bridge wrote this document.
@@ -24,7 +24,7 @@ pub fn is_untouched(record: &Record) -> bool {
     record.document(MERGE_FIELD).is_none()
 }
 
-/// Writes down that the bridge wrote this document, and what of it has to be remembered.
+/// Records that the bridge wrote this document, with its share of the counts.
 pub fn remember(record: &mut Record, share: &RawBson) {
     record.set_in(MERGE_FIELD, PART, share);
 }

@@ -29,7 +29,7 @@ pub fn fields(contact: Option<&Json>, names: &[&'static str]) -> Record {
     names.iter().map(|name| (*name, field(name))).collect()
 }
 
-/// The assignee, if the event speaks of one.
+/// The assignee, if the event has one.
 #[must_use]
 pub fn assignee(contact: &Json) -> Option<RawBson> {
     Some(or_null(decode::given(contact.get("assignee")?).map(convert::with_id)))
@@ -52,7 +52,7 @@ const PARTS: [(&str, &[&str]); 5] = [
     ("lifecycle", &["lifecycle"]),
 ];
 
-/// Takes away what events have set and added, if all of them are at hand. Parts with a stamp stay.
+/// Removes what events have set and added, if all of them are at hand. Parts with a stamp stay.
 pub fn forget(contact: &mut Record) {
     let new = empty(DateTime::MIN);
     for (part, fields) in PARTS {
@@ -114,8 +114,8 @@ pub fn apply(contacts: &mut Table, event: &Event, now: DateTime) {
     }
 }
 
-/// Takes away what backfilled events have told: a webhook tells a contact whole, also by what it leaves out.
-/// The date when the contact was made stays.
+/// Removes what backfilled events have set: a webhook has the whole contact, so a field that it lacks is
+/// empty. The date when the contact was made stays.
 fn forget_backfilled(contact: &mut Record, now: DateTime) {
     let new = empty(now);
     for (part, fields) in PARTS {

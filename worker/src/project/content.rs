@@ -1,4 +1,4 @@
-//! What a delivery tells of its message: the fields of `messages`. Pure.
+//! The fields of `messages` that follow from a delivery. Pure.
 
 use mongodb::bson::{RawBson, RawDocumentBuf};
 
@@ -7,7 +7,7 @@ use crate::decode::{self, Direction, Event, Kind};
 use crate::json::Json;
 use crate::project::convert::{self, or_null};
 
-/// Fields that only some messages have. A later delivery without one takes it away.
+/// Fields that only some messages have. A later delivery without such a field removes it.
 pub const OPTIONAL: [&str; 10] = [
     "attachment",
     "audio_url",
@@ -21,7 +21,7 @@ pub const OPTIONAL: [&str; 10] = [
     "video_url",
 ];
 
-/// Members of the outer object that have a place of their own. What else there is goes into `extra`.
+/// Members of the outer object that have their own field. All others go into `extra`.
 const OWN_PLACE: [&str; 8] =
     ["messageId", "channelMessageId", "contactId", "channelId", "traffic", "timestamp", "message", "status"];
 
@@ -124,7 +124,7 @@ fn attachment(sent: Option<&Json>) -> Record {
     }
 }
 
-/// What the outer object has besides. If it is the content itself, it is kept as that.
+/// The other members of the outer object; none if it is the content itself.
 fn extra(message: &Json, content: Option<&Json>) -> Option<RawDocumentBuf> {
     let members =
         message.object().filter(|_| !content.is_some_and(|content| std::ptr::eq(content, message)))?;

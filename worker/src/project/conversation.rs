@@ -20,7 +20,7 @@ pub fn is_concerned(kind: Kind) -> bool {
     matches!(kind, Kind::Message(_) | Kind::Note | Kind::Opened | Kind::Closed | Kind::Lifecycle)
 }
 
-/// Applies what any event says of its conversation, and creates that if it is missing.
+/// Applies any event to its conversation, and creates the conversation if it is missing.
 pub fn touch(conversations: &mut Table, chat_id: &str, event: &Event, now: DateTime) {
     let conversation = conversations.get_or_insert(chat_id, || new(now));
     if bridge::is_untouched(conversation) {
@@ -73,7 +73,7 @@ pub fn new(now: DateTime) -> Record {
         ("assignee", RawBson::Null),
         ("internal_note_count", 0.into()),
         ("last_internal_note_at", RawBson::Null),
-        // Even if nothing claims a part of it, nobody is to take it for the bridge's.
+        // Even if no event claims a part of it, it must not look like one of the bridge's.
         (MERGE_FIELD, RawDocumentBuf::new().into()),
     ])
 }
@@ -99,8 +99,8 @@ fn is_told_by_webhooks(conversation: &Record) -> bool {
     bridge::wrote(conversation) || Stamp::is_a_webhooks(conversation, "contact")
 }
 
-/// Takes away what backfilled events have told of the contact: a webhook tells it whole, also by what it
-/// leaves out.
+/// Removes what backfilled events have set of the contact: a webhook has the whole contact, so a field that it
+/// lacks is empty.
 fn forget_backfilled_contact(conversation: &mut Record) {
     if Stamp::is_a_backfills(conversation, "assignee") {
         conversation.set("assignee", RawBson::Null);
@@ -153,7 +153,7 @@ const GROWING: [&str; 5] =
 /// Fields that count.
 pub const COUNTS: [&str; 3] = ["message_count", "media_counts", "internal_note_count"];
 
-/// Takes away what events have set and added, if all of them are at hand. Parts with a stamp stay.
+/// Removes what events have set and added, if all of them are at hand. Parts with a stamp stay.
 pub fn forget(conversation: &mut Record) {
     let new = new(DateTime::MIN);
     for (part, fields) in PARTS {
@@ -171,7 +171,7 @@ pub fn forget(conversation: &mut Record) {
     conversation.reset(&GROWING, &new);
 }
 
-/// Applies what a delivery of a message says of its conversation, except the counts.
+/// Applies a delivery of a message to its conversation, except for the counts.
 pub fn saw_message(conversations: &mut Table, chat_id: &str, event: &Event) {
     let Some(conversation) = conversations.get_mut(chat_id) else { return };
     move_date(conversation, "first_message_ts", event.at_ms, i64::min);

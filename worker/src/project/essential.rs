@@ -1,4 +1,4 @@
-//! Of many events, those that suffice for the conversations and contacts that all of them share. Pure.
+//! Chooses, of many events, those that are enough for the conversations and contacts that they share. Pure.
 //!
 //! A conversation shows the latest, the earliest or the union of what its events say, whatever their order.
 //! So an event that changes nothing beside the others can be left out.

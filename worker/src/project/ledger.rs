@@ -11,14 +11,14 @@ use super::table::Table;
 use crate::decode::{Envelope, Event};
 use crate::project::convert::{self, or_null};
 
-/// What became of an event.
+/// The outcome of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// It is new.
     Stored,
     /// It was there already.
     Duplicate,
-    /// It came before the person that it is about was erased: nothing of it is stored.
+    /// It was received before its person was erased: nothing of it is stored.
     Erased,
 }
 
@@ -71,7 +71,8 @@ pub fn enter(ledger: &mut Table, event: &Event, now: DateTime) -> Outcome {
     }
     let mut moved = std::mem::replace(holder, entry(event, now));
     holder.identify(&event.key);
-    // It counts as stored now, so that whoever follows the ledger by this time sees it again under its new name.
+    // It counts as stored now, so that a reader who follows the ledger by this time sees it again under its
+    // new name.
     moved.set("stored_at", now);
     let moved_to = variant(&event.key, moved.text("body_sha256").unwrap_or_default());
     ledger.get_or_insert(&moved_to, || moved);
@@ -88,7 +89,7 @@ fn entry(event: &Event, now: DateTime) -> Record {
         ("body_sha256", event.digest.as_str().into()),
         ("body", event.body.as_str().into()),
     ]);
-    // For whoever looks for a conversation's events, or for what took an event so long.
+    // For searches by conversation, and to see how long an event took.
     for (name, value) in [("chat_id", &event.chat_id), ("trace_id", &event.trace_id)] {
         if let Some(value) = value {
             entry.set(name, value.as_str());
@@ -103,7 +104,7 @@ pub fn fields_of_events() -> Document {
     doc! {"stream": 1, "received_at": 1, "signature": 1, "body": 1}
 }
 
-/// The event that an entry was made of; none if somebody has changed it beyond recognition.
+/// The event of an entry; none if somebody has changed the entry so that it can't be read.
 #[must_use]
 pub fn event(tenant: &str, entry: &Document) -> Option<Event> {
     let envelope = Envelope {
@@ -115,7 +116,8 @@ pub fn event(tenant: &str, entry: &Document) -> Option<Event> {
     Event::decode(entry.get_str("body").ok()?.as_bytes(), envelope).ok()
 }
 
-/// The same body once more: the entry tells when it was received first, and which stream made something of it.
+/// The same body once more: the entry tells when it was received first, and which stream made something of
+/// it.
 fn again(entry: &mut Record, event: &Event, now: DateTime) -> Outcome {
     if entry.millis("received_at").is_some_and(|stored| event.received_at_ms < stored) {
         entry.set("received_at", convert::date(event.received_at_ms));

@@ -12,7 +12,7 @@ use super::{bridge, content, conversation, status};
 use crate::decode::{Event, Kind};
 
 /// The parts of a message's document that its deliveries claim: with content, without, and with statuses
-/// alone. A part has the say over those behind it, whatever their times.
+/// alone. An earlier part in this list wins over the later ones, whatever their times.
 const PARTS: [&str; 3] = [COUNTED_PARTS[0], COUNTED_PARTS[1], "status_only"];
 const CONTENT: usize = 0;
 const BARE: usize = 1;
@@ -88,7 +88,7 @@ fn part(event: &Event) -> usize {
     }
 }
 
-/// Claims a part of a message, unless another delivery has told more, or told it later.
+/// Claims a part of a message, unless another delivery has more content, or is later.
 fn claim(message: &mut Record, stamp: &Stamp<'_>, part: usize) -> bool {
     let (more, less) = PARTS.split_at(part);
     let is_told = more.iter().any(|more| Stamp::is_on(message, more));
@@ -99,7 +99,7 @@ fn claim(message: &mut Record, stamp: &Stamp<'_>, part: usize) -> bool {
     true
 }
 
-/// Takes away what deliveries have added, if all of them are at hand.
+/// Removes what deliveries have added, if all of them are at hand.
 pub fn forget(message: &mut Record) {
     status::forget(message);
 }

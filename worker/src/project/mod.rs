@@ -1,7 +1,7 @@
 //! What documents become when events are applied to them. Pure: no I/O, no clock.
 //!
 //! The result depends neither on the order of the events nor on how they are cut into batches. Each part
-//! of a document belongs to the latest event that speaks of it ([`Stamp`]), counts follow from which
+//! of a document belongs to the latest event that sets it ([`Stamp`]), counts follow from which
 //! documents exist, and an event that is in the ledger already changes nothing.
 //!
 //! The files form layers; each uses only the layers before it, and no two files use each other:

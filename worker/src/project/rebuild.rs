@@ -1,8 +1,8 @@
 //! Documents computed anew from the events that the ledger has of them. Pure.
 //!
-//! The ledger forgets (`EVENT_RETENTION`), and workers may have applied events that weren't read. So what
-//! comes of events that aren't at hand stays: documents of their own, parts that carry their stamp, and, of
-//! documents that are older than the ledger, also what only ever grows. Everything else is computed from
+//! The ledger deletes events (`EVENT_RETENTION`), and workers may have applied events that weren't read. So
+//! the effects of events that aren't at hand stay: their own documents, parts that have their stamp, and, in
+//! documents that are older than the ledger, also values that only grow. Everything else is computed from
 //! nothing.
 
 use std::collections::BTreeSet;

@@ -122,7 +122,7 @@ impl Record {
         self.set(name, fields);
     }
 
-    /// Adds what else was sent, as sent, behind the fields that are there.
+    /// Adds the other fields that were sent, unchanged, behind the present ones.
     #[must_use]
     pub fn with_others(mut self, sent: &Object) -> Self {
         if sent.keys().any(|name| self.get(name).is_none()) {
@@ -149,7 +149,7 @@ impl Record {
         self.set(name, list);
     }
 
-    /// Takes a field away.
+    /// Removes a field.
     pub fn remove(&mut self, name: &str) {
         self.0.retain(|(known, _)| known != name);
     }

@@ -1,4 +1,4 @@
-//! Messages and notes of the bridge that events bring again: they are counted already.
+//! Messages and notes of the bridge that events bring again: the bridge has counted them.
 
 use mongodb::bson::rawdoc;
 
@@ -42,8 +42,8 @@ impl Returned {
         of_the_bridge.then_some(Self { is_there: document.is_some(), counted_in, kind })
     }
 
-    /// Writes down in the document that the bridge has counted it, and where; and in that conversation, that
-    /// it came again: should it be deleted, and made anew from the ledger, it is still counted.
+    /// Records in the document that the bridge has counted it, and where; and in that conversation, that it
+    /// came again: so it still counts if it is deleted and made again from the ledger.
     pub fn came_again(self, document: &mut Record, conversations: &mut Table, id: &str) {
         let Self { counted_in, kind, .. } = self;
         bridge::remember(document, &rawdoc! {"chat_id": or_null(counted_in.as_deref())}.into());

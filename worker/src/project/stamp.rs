@@ -1,4 +1,4 @@
-//! Which event has the say over a part of a document.
+//! Which event decides about a part of a document.
 
 use std::collections::BTreeSet;
 
@@ -78,26 +78,26 @@ impl<'a> Stamp<'a> {
         Stamp::on(record, part).is_some()
     }
 
-    /// Whether a webhook has the say over `part` of this record.
+    /// Whether a webhook has set `part` of this record.
     #[must_use]
     pub(super) fn is_a_webhooks(record: &Record, part: &str) -> bool {
         Stamp::on(record, part).is_some_and(|stamp| !stamp.is_backfilled())
     }
 
-    /// Whether a backfilled event has the say over `part` of this record.
+    /// Whether a backfilled event has set `part` of this record.
     #[must_use]
     pub(super) fn is_a_backfills(record: &Record, part: &str) -> bool {
         Stamp::on(record, part).is_some_and(|stamp| stamp.is_backfilled())
     }
 
-    /// Takes the stamps off these parts of a record.
+    /// Removes the stamps of these parts of a record.
     pub(super) fn remove(record: &mut Record, parts: &[&str]) {
         if parts.iter().any(|part| Stamp::is_on(record, part)) {
             record.edit(MERGE_FIELD, |merge| parts.iter().for_each(|part| merge.remove(part)));
         }
     }
 
-    /// Takes the stamps of backfilled events off these parts of a record.
+    /// Removes the stamps of backfilled events from these parts of a record.
     pub(super) fn remove_backfilled(record: &mut Record, parts: &[&str]) {
         if parts.iter().any(|part| Stamp::is_a_backfills(record, part)) {
             let is_backfilled = |stamp: RawBsonRef<'_>| {
@@ -109,7 +109,7 @@ impl<'a> Stamp<'a> {
         }
     }
 
-    /// Takes the stamps of these events off a record, so that they can be applied to it once more.
+    /// Removes the stamps of these events from a record, so that they can be applied to it once more.
     pub fn forget(record: &mut Record, told_by: &BTreeSet<(&str, &str)>) {
         let ours = |stamp: Stamp<'_>| told_by.contains(&stamp.event());
         if record.get(MERGE_FIELD).is_some() {

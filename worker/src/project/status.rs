@@ -15,8 +15,8 @@ use crate::project::convert;
 
 /// The field.
 const STATUS: &str = "status";
-/// Where `_merge` remembers the statuses that no webhook has told. What a webhook says of a value has the say
-/// over what the API says of it: the two may write its time differently.
+/// Where `_merge` has the statuses that only the API has told. A webhook with the same value replaces such a
+/// status: the two may write its time differently.
 const BACKFILLED: &str = "backfilled_status";
 
 /// Adds what a delivery tells.
@@ -45,7 +45,7 @@ pub fn tell(message: &mut Record, event: &Event) {
     remember(message, &of_backfills);
 }
 
-/// Takes away what deliveries have added.
+/// Removes what deliveries have added.
 pub fn forget(message: &mut Record) {
     message.set(STATUS, RawArrayBuf::new());
     if !backfilled(message).is_empty() {
@@ -116,7 +116,7 @@ fn unread(at: &Bson) -> String {
     if read_moment(at).is_some() { String::new() } else { at.to_string() }
 }
 
-/// Between two tellings of the same status any fixed choice will do; the one that says more is useful.
+/// If two deliveries have the same status, any fixed choice is correct; the one that says more is useful.
 fn said_more(a: RawBsonRef<'_>, b: RawBsonRef<'_>) -> Ordering {
     let (a, b) = (parsed(a).to_string(), parsed(b).to_string());
     a.len().cmp(&b.len()).then(a.cmp(&b))

@@ -1,4 +1,4 @@
-//! Documents of one collection, as stored and as they are to become.
+//! Documents of one collection: as they are stored, and changed.
 
 use std::collections::BTreeMap;
 
@@ -145,7 +145,7 @@ impl Table {
     }
 }
 
-/// Fields that others have put into a document stay as they are.
+/// Fields that users have added to a document stay as they are.
 fn update(
     stored: &RawDocument,
     now: &Record,

@@ -56,7 +56,7 @@ pub fn forget_changes(contact: &mut Record, told_by: &BTreeSet<(&str, &str)>) {
     }
 }
 
-/// Makes the changes once more that are remembered.
+/// Applies the remembered changes once more.
 pub fn reapply_changes(contact: &mut Record) {
     let changes = changes(contact);
     update(contact, &changes);

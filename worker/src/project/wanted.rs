@@ -26,7 +26,7 @@ pub struct Wanted {
 }
 
 impl Wanted {
-    /// What has to be known to apply these events.
+    /// What has to be loaded to apply these events.
     #[must_use]
     pub fn by(events: &[Event]) -> Self {
         let mut wanted = Self::default();

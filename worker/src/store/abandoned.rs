@@ -1,4 +1,4 @@
-//! Transactions that a worker left open when it was killed. They hold the locks of its batch, until
+//! Open transactions of a killed worker. They hold the locks of its batch until
 //! `transactionLifetimeLimitSeconds` is over.
 
 use std::time::Duration;
@@ -10,8 +10,7 @@ use super::failure::Failure;
 use super::transaction::ABANDONED_TIMEOUT;
 use super::{Store, within};
 
-/// Ends those of workers that are gone, and says how many there were. A worker that lives gives its own up
-/// before.
+/// Ends those of killed workers, and says how many there were. A running worker ends its own earlier.
 pub async fn end(store: &Store) -> Result<usize, Failure> {
     let left = find(store).await?;
     if left.is_empty() {
@@ -23,7 +22,7 @@ pub async fn end(store: &Store) -> Result<usize, Failure> {
     Ok(left.len())
 }
 
-/// The sessions of the user's own that have had a transaction open for longer than any worker would wait.
+/// The sessions of our user whose transaction has been open for longer than a worker waits.
 async fn find(store: &Store) -> Result<Vec<Document>, Failure> {
     let too_long = micros(store.deadline + ABANDONED_TIMEOUT);
     let is_left =

@@ -1,16 +1,17 @@
-//! Persons who were erased, and how a transaction knows.
+//! Erased persons, and how a transaction knows about them.
 //!
-//! - `penstock_erased` has the tombstones: for each contact id and phone a keyed hash, and the moment before which everything that was
-//!   received is gone.
-//! - `penstock_erasure_key` has the key of these hashes, apart from them, so that it can be left out of a backup: with the tombstones
-//!   alone nobody can try a list of phones.
-//! - `penstock_fences`: every transaction that applies events changes one of these documents, drawn by lot, and an erasure changes
-//!   all of them after it has written its tombstones. A transaction sees a snapshot, and it may insert documents where there are
-//!   none: without a document that both change, it could store what it has read before the tombstones were there, after the erasure
-//!   has looked for it. So it has either committed before the erasure looks, or it conflicts with it and begins again.
+//! - `penstock_erased` has the tombstones: for each contact id and phone a keyed hash, and the moment before
+//!   which everything that was received is gone.
+//! - `penstock_erasure_key` has the key of these hashes, apart from them, so that it can be left out of a
+//!   backup: with the tombstones alone nobody can try a list of phones.
+//! - `penstock_fences`: every transaction that applies events changes one of these documents, drawn by lot,
+//!   and an erasure changes all of them after it has written its tombstones. A transaction sees a snapshot,
+//!   and it may insert documents where there are none: without a document that both change, it could store
+//!   what it has read before the tombstones were there, after the erasure has looked for it. So it has either
+//!   committed before the erasure looks, or it conflicts with it and begins again.
 //!
-//! The fence that a transaction passes tells it when somebody was last erased. All that it has was received later, as a rule, so that
-//! nothing more is read.
+//! The fence that a transaction changes tells when a person was last erased. Usually all events of the
+//! transaction were received later, so that it reads nothing more.
 
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
@@ -28,11 +29,14 @@ use super::{Store, refused};
 use crate::decode::Event;
 use crate::person::{self, Name};
 
-/// Of so many fences two transactions at the same time hardly draw the same, also of 64 partitions.
+/// With this many fences, two transactions hardly draw the same one at the same time, even with 64
+/// partitions.
 const FENCES: i32 = 512;
-/// A transaction draws again so often, if another one holds its fence: it may have been left behind by a worker that was killed.
+/// A transaction draws again this many times, if another one holds its fence: that may be an open transaction
+/// of a killed worker.
 const DRAWS: usize = 5;
-/// Longest time for all fences to be changed: transactions end after `transactionLifetimeLimitSeconds`, a minute by default.
+/// Longest time for all fences to be changed: transactions end after `transactionLifetimeLimitSeconds`, a
+/// minute by default.
 const FENCES_TIMEOUT: Duration = Duration::from_mins(3);
 /// Longest wait for other answers of MongoDB.
 const DEADLINE: Duration = Duration::from_mins(1);
@@ -48,7 +52,7 @@ const NAMESPACE_EXISTS: i32 = 48;
 const NO_KEY: &str = "penstock_erasure_key is empty, but persons were erased: bring the key back, or what was received before may be stored again";
 
 impl Attempt {
-    /// Begins the transaction by passing a fence. Says until when persons were erased, if any was.
+    /// Begins the transaction by changing a fence. Returns when a person was last erased, if any was.
     pub(super) async fn pass_fence(&self, session: &mut ClientSession) -> Result<Option<DateTime>, Failure> {
         let mut draws = DRAWS;
         loop {
@@ -64,7 +68,7 @@ impl Attempt {
         }
     }
 
-    /// Which of these events came before whom they are about was erased.
+    /// Which of these events were received before their person was erased.
     pub(super) async fn erased(
         &self,
         session: &mut ClientSession,
@@ -97,7 +101,7 @@ impl Attempt {
 }
 
 impl Store {
-    /// Makes the collection of fences, unless it is there: a transaction had better not.
+    /// Makes the collection of fences, unless it exists: a transaction should not make it.
     pub(super) async fn make_fences(&self) -> Result<(), Failure> {
         match self.administer(doc! {"create": &self.names.fences}).await {
             Err(failure) if failure.code() == Some(NAMESPACE_EXISTS) => Ok(()),
@@ -135,7 +139,8 @@ impl Store {
         found.stream(session).try_filter_map(async |found| Ok(tombstone(&found))).try_collect().await
     }
 
-    /// From here on nothing about these names is stored that was received before, and what was stored before can be found.
+    /// From here on nothing about these names is stored that was received before; what was stored before can
+    /// be found.
     pub async fn begin_erasure(&self, names: &BTreeSet<Name>, at: DateTime) -> Result<(), Failure> {
         let key = self.make_key().await?;
         let tombstones = names.iter().map(|name| (Bson::from(name.hash(&key)), doc! {"$max": {"at": at}}));
@@ -173,13 +178,14 @@ impl Store {
         getrandom::fill(&mut key)
             .map_err(|_| Failure::Unfit("the system has no randomness for a key".to_owned()))?;
         let key = Binary { subtype: BinarySubtype::Generic, bytes: key };
-        // Whoever is first has made it.
+        // Another erasure may have made it first.
         let made = doc! {"$setOnInsert": {"key": key, "made_at": DateTime::now()}};
         self.upsert(&self.names.erasure_key, vec![(KEY_ID.into(), made)], DEADLINE).await?;
         self.key(&mut session).await?.ok_or_else(|| Failure::Unfit(NO_KEY.to_owned()))
     }
 
-    /// Changes documents one by one, each in its own time, or makes them. Waits for those that a transaction has changed.
+    /// Changes documents one by one, each in its own time, or makes them. Waits for those that a transaction
+    /// has changed.
     async fn upsert(
         &self,
         collection: &str,

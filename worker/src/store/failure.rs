@@ -1,5 +1,5 @@
-//! What kind of failure is it? One table, from which follows who has to act: nobody, MongoDB's operators,
-//! whoever configured Penstock, or whoever looks after the single event.
+//! The kinds of failures, in one table. From the kind follows who has to act: nobody, MongoDB's operators,
+//! the person who configured Penstock, or an operator who looks at the single event.
 
 use std::fmt;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use tokio::time::timeout;
 /// The kinds of failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Class {
-    /// Another writer was faster; the same batch will do if it is tried again.
+    /// Another writer was faster; the same batch succeeds if it is tried again.
     Conflict,
     /// MongoDB can't be reached, is failing over, or is too slow.
     Infrastructure,
@@ -25,8 +25,8 @@ pub enum Class {
     Data,
 }
 
-/// `WriteConflict`, `NoSuchTransaction`, `LockTimeout`, `SnapshotUnavailable`, `DuplicateKey` (another worker inserted
-/// after our snapshot; a new snapshot shows its document).
+/// `WriteConflict`, `NoSuchTransaction`, `LockTimeout`, `SnapshotUnavailable`, `DuplicateKey` (another worker
+/// inserted after our snapshot; a new snapshot shows its document).
 const CONFLICT: [i32; 5] = [112, 251, 24, 246, DUPLICATE_KEY];
 /// `UserNotFound`, `Unauthorized`, `AuthenticationFailed`, Atlas's `AtlasError`.
 const CONFIGURATION: [i32; 4] = [11, 13, 18, 8000];
@@ -50,7 +50,7 @@ const CONFIGURATION_WORDS: [&str; 2] = ["Authentication failed", "invalid peer c
 const DUPLICATE_KEY: i32 = 11000;
 /// A rule that somebody has given the collection.
 const VALIDATION: i32 = 121;
-/// So many attempts in a row may fail by a duplicate key before it counts as a matter of data.
+/// This many attempts in a row may fail by a duplicate key before that counts as a failure of data.
 const DUPLICATE_KEY_ATTEMPTS: u32 = 5;
 
 /// A failed attempt to write a batch.
@@ -89,7 +89,7 @@ pub enum Failure {
     /// The task that wrote the batch was cancelled, since the worker ends.
     #[error("the attempt was cut short")]
     Cancelled,
-    /// The task that wrote the batch panicked: a defect of ours, that an event has brought to light.
+    /// The task that wrote the batch panicked: a defect of ours, which an event triggers.
     #[error("the attempt panicked, which is a defect of the worker")]
     Panicked,
 }
@@ -121,7 +121,7 @@ impl Failure {
             _ => None,
         };
         match refused {
-            // What the server wants to be tried again stays with its label.
+            // A failure that the server wants to be tried again keeps its label.
             Some(write) if !is_transient(&error) || write.code == DUPLICATE_KEY => Self::Refused {
                 collection: collection.to_owned(),
                 code: write.code,
@@ -131,19 +131,20 @@ impl Failure {
         }
     }
 
-    /// The kind of failure. `duplicate_keys` says how often in a row the same batch has failed by a duplicate key,
-    /// this time included.
+    /// The kind of failure. `duplicate_keys` says how often in a row the same batch has failed by a duplicate
+    /// key, this time included.
     #[must_use]
     pub fn class(&self, duplicate_keys: u32) -> Class {
         match self {
             Self::TimedOut(_) | Self::NoMajority | Self::Cancelled => Class::Infrastructure,
-            // It would do so again: the event must be found and set aside, or it would hold up all others.
+            // It would panic again: the event must be found and dead-lettered, or it would delay all others.
             Self::Panicked | Self::TooMuch(_) => Class::Data,
             Self::NoReplicaSet | Self::Unfit(_) => Class::Configuration,
             Self::Refused { code, .. } => by_code(*code, duplicate_keys),
             Self::Mongo(error) => match &*error.kind {
                 ErrorKind::Authentication { .. } | ErrorKind::InvalidTlsConfig { .. } => Class::Configuration,
-                // Once a connection was refused, those who wait for one only hear that there is none; the words tell why.
+                // Once a connection was refused, those who wait for one only hear that there is none; the
+                // words tell why.
                 ErrorKind::ServerSelection { message, .. }
                 | ErrorKind::ConnectionPoolCleared { message, .. }
                     if CONFIGURATION_WORDS.iter().any(|words| message.contains(words)) =>
@@ -180,8 +181,8 @@ impl Failure {
         self.code().is_some_and(|code| UNSUPPORTED.contains(&code))
     }
 
-    /// What went wrong, with the server's words where they say more. They may quote documents: for a dead letter, never for
-    /// a log.
+    /// What went wrong, with the server's words where they say more. They may quote documents: for a dead
+    /// letter, never for a log.
     #[must_use]
     pub fn in_full(&self) -> String {
         let words = match self {
@@ -213,7 +214,7 @@ fn by_code(code: i32, duplicate_keys: u32) -> Class {
         code if CONFLICT.contains(&code) => Class::Conflict,
         code if CONFIGURATION.contains(&code) || UNSUPPORTED.contains(&code) => Class::Configuration,
         code if INFRASTRUCTURE.contains(&code) => Class::Infrastructure,
-        // Indexes and validators of our users refuse documents with codes of their own: nobody has a list of them.
+        // Users' indexes and validators refuse documents with codes of their own: there is no list of them.
         _ => Class::Data,
     }
 }
@@ -248,7 +249,8 @@ fn rule(code: i32, words: &str) -> String {
     }
 }
 
-/// Which servers there are, and why none of them can be used. The driver's own words have debug forms in them.
+/// Which servers there are, and why none of them can be used. The driver's own words have debug forms in
+/// them.
 fn unusable_servers(message: &str) -> String {
     let servers: Vec<String> = message.split("Address: ").skip(1).map(unusable_server).collect();
     if servers.is_empty() {
@@ -268,7 +270,7 @@ fn unusable_server(described: &str) -> String {
     }
 }
 
-/// The server or the driver says that the same will do if it is tried again.
+/// The server or the driver says that the same succeeds if it is tried again.
 fn is_transient(error: &Error) -> bool {
     error.contains_label(TRANSIENT_TRANSACTION_ERROR) || error.contains_label(RETRYABLE_WRITE_ERROR)
 }

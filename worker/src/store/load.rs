@@ -54,7 +54,7 @@ impl Attempt {
         Ok(documents)
     }
 
-    /// What else is in the conversations. There may be much of it, so it is counted as it comes.
+    /// The neighbours in the conversations. There may be many, so they are counted while they are read.
     pub(super) async fn neighbours(
         &self,
         session: &mut ClientSession,
@@ -126,7 +126,7 @@ impl Attempt {
         self.collect(cursor, session).await
     }
 
-    /// All that a cursor finds, if a batch may have as much.
+    /// Everything that a cursor finds, up to the limit of a batch.
     async fn collect(
         &self,
         mut cursor: SessionCursor<RawDocumentBuf>,

@@ -1,13 +1,13 @@
 //! A tenant's MongoDB.
 //!
-//! - `transaction`: one attempt to write a batch, with a deadline that holds whatever the server does. Either all of it
-//!   happens, or nothing.
+//! - `transaction`: one attempt to write a batch, with a deadline that holds whatever the server does. Either
+//!   all of it happens, or nothing.
 //! - `load`: reads what a batch concerns.
-//! - `failure`: what kind of failure it was, and so who has to act.
+//! - `failure`: the kinds of failures, and who has to act.
 //! - `retries`: what follows from it. Pure.
-//! - `abandoned`: transactions that killed workers have left behind.
-//! - `erasure`: persons who were erased, and how a transaction knows.
-//! - here: the connection, what has to be there before the first event, and the probe.
+//! - `abandoned`: open transactions of killed workers.
+//! - `erasure`: erased persons, and how a transaction knows about them.
+//! - here: the connection, the collections and indexes, and the probe.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,17 +31,18 @@ pub mod transaction;
 
 use failure::{Failure, within};
 
-/// Most bytes of large bodies that a tenant's queues unfold at the same time: a body like `[0,0,0]` takes two hundred
-/// times its size when it is parsed and made into documents.
+/// Most bytes of large bodies that a tenant's queues unfold at the same time: a body like `[0,0,0]` takes two
+/// hundred times its size when it is parsed and made into documents.
 pub(crate) const UNFOLDED_BYTES: usize = 1 << 20;
-/// Share of the deadline in which a majority of the members has to confirm a probe: so it can be told what is
-/// missing.
+/// Share of the deadline in which a majority of the members must confirm a probe: so the failure can name the
+/// majority.
 const CONFIRM_SHARE: f64 = 0.8;
 /// Building an index on a large collection takes its time.
 const INDEX_TIMEOUT: Duration = Duration::from_mins(10);
 /// `NamespaceNotFound`: there is no such collection.
 const NAMESPACE_NOT_FOUND: i32 = 26;
-/// `IndexOptionsConflict` and `IndexKeySpecsConflict`: there is such an index already, called or made otherwise.
+/// `IndexOptionsConflict` and `IndexKeySpecsConflict`: there is such an index already, called or made
+/// otherwise.
 const INDEX_EXISTS: [i32; 2] = [85, 86];
 
 /// The collections, by their names in the contract.
@@ -114,7 +115,8 @@ impl Store {
         Ok(())
     }
 
-    /// Makes the indexes that only the console's searches need. Workers don't make them: who has no console doesn't pay for them.
+    /// Makes the indexes that only the console's searches need. Workers don't make them: without a console,
+    /// nobody pays for them.
     pub async fn make_console_indexes(&self) -> Result<(), Failure> {
         for (collection, index) in self.console_indexes() {
             self.ensure_index(collection, index).await?;

@@ -8,9 +8,9 @@ use super::failure::{Class, Failure};
 const HOLD: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
 /// Longest pause after a conflict with another writer.
 const CONFLICT_PAUSE: Duration = Duration::from_millis(50);
-/// After so many failures of infrastructure the batch may be what fails, rather than MongoDB.
+/// After this many failures of infrastructure, the batch may be the cause, rather than MongoDB.
 const SUSPECT_FAILURES: u32 = 3;
-/// After this time of conflicts the batch is suspect, too: it holds up what doesn't conflict.
+/// After this time of conflicts the batch is suspect, too: it delays events that don't conflict.
 const SUSPECT_TIME: Duration = Duration::from_secs(10);
 
 /// What to do with the batch.
@@ -18,7 +18,7 @@ const SUSPECT_TIME: Duration = Duration::from_secs(10);
 pub enum Next {
     /// Try it again after this time.
     Again(Duration),
-    /// If MongoDB passes a probe, then it is the batch: halve it. Else try it again after this time.
+    /// If MongoDB passes a probe, the batch is the cause: halve it. Else try it again after this time.
     HalveIfProbed(Duration),
     /// MongoDB refuses one of the events: find it.
     Halve,
@@ -39,7 +39,7 @@ impl Default for Attempts {
 }
 
 impl Attempts {
-    /// Another one failed, so long after the first one began.
+    /// Another one failed, this long after the first one began.
     pub fn failed(&mut self, failure: &Failure, elapsed: Duration) -> (Class, Next) {
         self.duplicate_keys = if failure.is_duplicate_key() { self.duplicate_keys + 1 } else { 0 };
         let class = failure.class(self.duplicate_keys);
@@ -66,7 +66,8 @@ fn conflict_pause() -> Duration {
     CONFLICT_PAUSE.mul_f64(fastrand::f64())
 }
 
-/// After a batch had events that were here before, the next ones are read for: what comes twice comes in numbers.
+/// After a batch with duplicates, this many batches are read before they are written: duplicates rarely come
+/// alone.
 const BATCHES_READ_FOR: u32 = 16;
 
 /// Whether a queue's events are taken for new, which saves reading what each of them alone has.
@@ -89,7 +90,8 @@ impl Novelty {
     }
 }
 
-/// So many events in a row that are refused with the same code, with nothing stored between them, are no accident.
+/// If this many events in a row are refused with the same code, and none is stored in between, the cause
+/// isn't the events.
 const REFUSALS_IN_A_ROW: u32 = 10;
 
 /// Events that a queue's MongoDB has refused since it last stored one.
@@ -100,7 +102,8 @@ pub struct Refusals {
 }
 
 impl Refusals {
-    /// An event was refused; says whether so many were in a row that the next ones are better held than dead-lettered.
+    /// An event was refused; returns whether so many were refused in a row that the queue should hold the
+    /// next ones.
     pub fn record_refusal(&mut self, code: Option<i32>) -> bool {
         self.in_a_row = if self.code == code { self.in_a_row + 1 } else { 1 };
         self.code = code;

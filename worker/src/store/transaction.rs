@@ -1,4 +1,5 @@
-//! One attempt to write a batch: read what it concerns, apply it, write the difference, commit. All in one snapshot.
+//! One attempt to write a batch: read what it concerns, apply it, write the difference, commit. All in one
+//! snapshot.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -25,8 +26,8 @@ const COMMIT_PAUSE: Duration = Duration::from_millis(100);
 /// Updates in one command, which must stay below 48 MB. A batch of a worker has hardly more.
 const MAX_UPDATES: usize = 1000;
 
-/// How long an attempt that missed its deadline may take to end: the next one would only wait for its locks. One
-/// whose connection hangs never ends.
+/// How long an attempt that missed its deadline may take to end: the next one would only wait for its locks.
+/// One whose connection hangs never ends.
 pub(super) const ABANDONED_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What to do with a batch of events.
@@ -34,8 +35,8 @@ pub(super) const ABANDONED_TIMEOUT: Duration = Duration::from_secs(5);
 pub enum Work {
     /// Apply those that are new, and enter them into the ledger.
     Apply,
-    /// The same for events that are taken for new: what an event alone has is inserted without being read. So this fails by a
-    /// duplicate key if one was here before.
+    /// The same for events that are taken for new: documents that only one event has are inserted without
+    /// being read. So this fails by a duplicate key if one was stored before.
     ApplyNew,
     /// Apply them all, though the ledger has them.
     Reapply,
@@ -44,7 +45,8 @@ pub enum Work {
         /// The ledger has every event that was stored since then.
         horizon: DateTime,
     },
-    /// Compute only those anew that belong to few events each, see [`crate::project::Documents::rebuild_own`].
+    /// Compute only those anew that belong to few events each, see
+    /// [`crate::project::Documents::rebuild_own`].
     RebuildOwn {
         /// The ledger has every event that was stored since then.
         horizon: DateTime,
@@ -65,23 +67,23 @@ impl Work {
     }
 }
 
-/// What came of an attempt.
+/// The result of an attempt.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Written {
-    /// What became of each event, if they were applied as new ones.
+    /// The outcome of each event, if they were applied as new ones.
     pub outcomes: Vec<Outcome>,
     /// New documents.
     pub inserted: usize,
     /// Documents that have changed.
     pub updated: usize,
-    /// What would change, by collection, if everything is left as it is.
+    /// In a dry run: what would change, by collection.
     pub changes: Vec<(String, Change)>,
     /// The conversations that were loaded, if they are yet to be counted.
     pub uncounted: BTreeSet<String>,
 }
 
-/// Does this work with these events in one transaction; or finds out what it would do. Fails after the deadline of the
-/// store, whatever the server does.
+/// Does this work with these events in one transaction, or finds out what it would change. Fails after the
+/// deadline of the store, whatever the server does.
 pub async fn attempt(
     store: &Store,
     events: Arc<[Event]>,
@@ -89,12 +91,12 @@ pub async fn attempt(
     dry_run: bool,
 ) -> Result<Written, Failure> {
     let large: usize = events.iter().filter(|event| event.is_large()).map(|event| event.body.len()).sum();
-    // Before the deadline begins, and for no longer than the attempt: an event that always misses the deadline
-    // must not keep the others out. What needs more than there is gets all of it.
+    // Before the deadline begins, and for no longer than the attempt: an event that always misses the
+    // deadline must not keep the others out. An event that needs more than the limit gets all of it.
     let places = u32::try_from(large.min(UNFOLDED_BYTES)).unwrap_or(u32::MAX);
     let _unfolding = store.unfolding.acquire_many(places).await;
     let (abandoned, session) = (CancellationToken::new(), Arc::new(OnceLock::new()));
-    // If nobody waits for it any more, it ends itself.
+    // If nobody waits for the attempt any more, it ends itself.
     let _guard = abandoned.clone().drop_guard();
     let running = Attempt {
         store: store.clone(),
@@ -123,8 +125,8 @@ pub async fn attempt(
     }
 }
 
-/// Has the server end the session of an attempt that was abandoned, and with it the transaction and its locks. They
-/// would stay for up to a minute, and hold up whoever writes the same documents.
+/// Has the server end the session of an attempt that was abandoned, and with it the transaction and its
+/// locks. They would stay for up to a minute, and delay all writers of the same documents.
 async fn end_session(store: &Store, session: &OnceLock<Document>) {
     let Some(id) = session.get() else { return };
     let kill = doc! {"killSessions": [{"id": id.get("id")}]};
@@ -147,7 +149,7 @@ pub(super) struct Attempt {
     pub(super) store: Store,
     pub(super) events: Arc<[Event]>,
     pub(super) work: Work,
-    /// Whether to leave everything as it is in the end.
+    /// Whether to abort in the end, for a dry run.
     dry_run: bool,
     /// Cancelled when nobody waits for it any more.
     abandoned: CancellationToken,
@@ -224,7 +226,7 @@ impl Attempt {
             (&names.notes, documents.notes, None),
             (&names.calls, documents.calls, None),
         ] {
-            // What becomes of the others is told once they are computed.
+            // The outcome of the others is known once they are computed.
             let is_told = !self.work.is_of_own() || updated_at.is_none();
             if self.dry_run && is_told {
                 let changes = table.changes()?.into_iter().map(|change| (name.clone(), change));

@@ -16,11 +16,11 @@ const NOT_IN_THE_API: [&str; 4] = [
     "what changed in tags, assignees, lifecycles and other fields of contacts that MongoDB had",
 ];
 
-/// What is told of a run.
+/// How a run is reported.
 pub struct Answer<'a> {
     /// The tenant.
     pub tenant: &'a str,
-    /// Whether nothing was to be changed.
+    /// Whether it was a dry run.
     pub dry_run: bool,
     /// Whether programs read it.
     pub json: bool,
@@ -77,7 +77,7 @@ impl Answer<'_> {
         }
     }
 
-    /// With what all answers to programs have.
+    /// With the fields that all answers to programs have.
     fn described(&self, mut object: Value) -> Value {
         let failures = self.failures.iter().map(|(id, why)| json!({"contact": id, "why": why}));
         object["tenant"] = self.tenant.into();
@@ -89,7 +89,7 @@ impl Answer<'_> {
         object
     }
 
-    /// What all answers to people end with.
+    /// The end of all answers to people.
     fn rest(&self, out: &mut impl Write) -> Result<(), CommandError> {
         if self.place.counts.deleted > 0 {
             say(out, format!("  {} contacts were deleted meanwhile", self.place.counts.deleted))?;

@@ -17,7 +17,7 @@ use crate::commands::printable;
 
 /// Most items of a page.
 const LIMIT: u32 = 100;
-/// A request that fails is made so often; fewer times, if nothing has answered yet: the address may be wrong.
+/// Attempts of a request; fewer, if no request has succeeded yet: the address may be wrong.
 const ATTEMPTS: u32 = 10;
 const FIRST_ATTEMPTS: u32 = 3;
 /// First and longest pause before the next attempt, if the API doesn't say how long.
@@ -80,7 +80,7 @@ pub enum ApiError {
 }
 
 impl ApiError {
-    /// Whether it concerns one contact, and others can be read all the same.
+    /// Whether it concerns one contact only, and others can be read.
     #[must_use]
     pub fn is_of_one_contact(&self) -> bool {
         matches!(self, Self::NotFound { .. } | Self::Refused { .. } | Self::Unreadable(_))
@@ -106,7 +106,7 @@ pub struct Api {
 }
 
 impl Api {
-    /// The API at this address, asked at most so often a second.
+    /// The API at this address, with at most `rate` requests a second.
     pub fn new(address: HttpAddress, token: &str, per_second: u32) -> Result<Self, ApiError> {
         Ok(Self {
             http: Http::new(address, http::bearer(token)?)?,
@@ -206,7 +206,7 @@ impl Api {
 
 /// Why an attempt has no good answer.
 enum Failed {
-    /// To try again makes no sense.
+    /// Another attempt makes no sense.
     ForGood(ApiError),
     /// To be tried again; after this pause, if the API says how long.
     ForNow(Option<Duration>, ApiError),

@@ -47,7 +47,7 @@ struct Different {
 #[derive(Debug, Default)]
 pub struct Audit {
     days: BTreeMap<(String, &'static str), Tally>,
-    /// The first missing messages, which may be on their way.
+    /// The first missing messages; a worker may still store them.
     missing: Vec<Missing>,
     different: Vec<Different>,
     missing_contacts: u64,
@@ -98,7 +98,7 @@ impl Audit {
         !(self.missing.is_empty() && self.missing_contact_ids.is_empty())
     }
 
-    /// Ids of the missing messages and contacts that may be on their way.
+    /// Ids of the missing messages and contacts that a worker may still store.
     #[must_use]
     pub fn missing_ids(&self) -> (Vec<String>, Vec<String>) {
         (self.missing.iter().map(|missing| missing.id.clone()).collect(), self.missing_contact_ids.clone())
@@ -110,7 +110,7 @@ impl Audit {
         self.missing_contacts
     }
 
-    /// Takes out missing messages and contacts that have arrived meanwhile.
+    /// Removes missing messages and contacts that have arrived meanwhile.
     pub fn arrived(&mut self, messages: &HashSet<String>, contacts: &HashSet<String>) {
         let named = self.missing_contact_ids.len();
         self.missing_contact_ids.retain(|id| !contacts.contains(id));

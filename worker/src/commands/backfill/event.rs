@@ -1,4 +1,4 @@
-//! What the API tells of a message or a contact, as the webhook that would have brought it. Pure.
+//! Makes a message or a contact of the API into the webhook that would have brought it. Pure.
 
 use std::collections::HashMap;
 
@@ -13,7 +13,7 @@ const KEY_PREFIX: &str = "backfill-";
 /// The first text behind all that begin so.
 const BEHIND_KEYS: &str = "backfill.";
 
-/// Fields of a contact that events other than its own have no use for.
+/// Fields of a contact that only contact events need.
 const OF_CONTACT_EVENTS: [&str; 2] = ["tags", "custom_fields"];
 /// Fields of a user that webhooks have.
 const OF_USER: [&str; 5] = ["id", "firstName", "lastName", "email", "role"];

@@ -18,7 +18,7 @@ use crate::store::failure::Failure;
 
 /// Longest wait for an answer of MongoDB.
 pub const DEADLINE: Duration = Duration::from_mins(1);
-/// While MongoDB fails it is asked again for this long.
+/// While MongoDB fails, the question is repeated for this long.
 pub const RETRY_TIMEOUT: Duration = Duration::from_mins(2);
 /// Pause before that.
 pub const PAUSE: Duration = Duration::from_millis(500);
@@ -70,7 +70,7 @@ impl Looks {
         Self { kind: text("type"), text: text("text"), direction: Some(direction.to_owned()) }
     }
 
-    /// In what a stored message is different. What either doesn't tell isn't.
+    /// The fields in which a stored message is different. A field that either side lacks isn't.
     #[must_use]
     pub fn differences(&self, stored: &Self) -> Vec<&'static str> {
         let differ = |a: &Option<String>, b: &Option<String>| a.is_some() && b.is_some() && a != b;

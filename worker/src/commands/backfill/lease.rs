@@ -1,6 +1,6 @@
-//! One run of a tenant at a time: a lease in a small collection of the tenant's database, with the place
-//! where the run is. It is renewed while the run lives. If two runs should overlap for a moment, that matters
-//! for respond.io's limits, and not for the documents.
+//! One run of a tenant at a time: a lease in a small collection of the tenant's database, with the run's
+//! position. The run renews the lease while it lives. If two runs overlap for a moment, that matters only for
+//! respond.io's limits, not for the documents.
 
 use std::time::Duration;
 
@@ -20,15 +20,15 @@ use crate::store::failure::Failure;
 const ID: &str = "run";
 /// A run that hasn't renewed its lease for this long is gone.
 const LEASE: Duration = Duration::from_secs(15);
-/// A place is of use for this long. Later, the end of its span is not what anybody means by now, and the API
-/// may not know its cursor.
+/// A position may be used for this long. Later, "now" isn't the end of its span any more, and the API may not
+/// know its cursor.
 const LIFETIME: Duration = Duration::from_hours(24);
 /// The lease is renewed this often.
 const RENEWAL: Duration = Duration::from_secs(3);
 /// MongoDB's code for an `_id` that is there already.
 const DUPLICATE_KEY: i32 = 11000;
 
-/// A run's hold on the place. Renewed until it is dropped.
+/// A run's lease. Renewed until it is dropped.
 #[derive(Debug)]
 pub struct Lease {
     runs: Collection<Document>,
@@ -73,7 +73,7 @@ impl Lease {
             if renewed(&seen) != renewed(&seen_first) {
                 return Err(BackfillError::Busy);
             }
-            // Whatever the other's clock says.
+            // By MongoDB's clock, not by the other run's.
             if waited.elapsed() > LEASE {
                 break;
             }
@@ -91,7 +91,7 @@ impl Lease {
         }
     }
 
-    /// Writes down where the run is. Tries again while MongoDB fails.
+    /// Stores the run's position. Tries again while MongoDB fails.
     pub async fn save(&self, place: &Place) -> Result<(), BackfillError> {
         self.write(doc! {"place": place.write()}).await
     }
@@ -111,7 +111,7 @@ impl Lease {
         }
     }
 
-    /// Gives the lease back. The place is forgotten if the run is at its end.
+    /// Returns the lease. A run that is complete deletes its position.
     pub async fn release(self, is_at_end: bool) -> Result<(), BackfillError> {
         self.renewing.abort();
         let mine = doc! {"_id": ID, "owner": &self.owner};
@@ -130,7 +130,7 @@ async fn renew(runs: Collection<Document>, owner: String, lost: CancellationToke
     loop {
         ticks.tick().await;
         let update = runs.update_one(doc! {"_id": ID, "owner": &owner}, doc! {"$set": lease(&owner)});
-        // If MongoDB fails, whoever writes to it notices.
+        // If MongoDB fails, the next write of a position fails, too.
         if within(async { update.await }).await.is_ok_and(|updated| updated.matched_count == 0) {
             lost.cancel();
             return;

@@ -1,10 +1,10 @@
-//! `worker backfill`: what webhooks have missed, from respond.io's API; and whether anything is missing at
-//! all.
+//! `worker backfill`: reads what webhooks have missed from respond.io's API, or says whether anything is
+//! missing.
 //!
-//! Contacts are read page by page, and of each the messages, the newest first, until before the span. What
-//! MongoDB lacks is published to the tenant's work queues, marked as backfilled: whatever a webhook says of
-//! the same message or contact has the say, whenever it comes. So it may run at any time, any number of
-//! times, beside live traffic.
+//! It reads contacts page by page, and the messages of each, the newest first, back to the beginning of the
+//! span. What MongoDB lacks is published to the tenant's work queues, marked as backfilled. A webhook about
+//! the same message or contact always wins, whenever it comes. So a backfill may run at any time, any number
+//! of times, beside live traffic.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -47,8 +47,8 @@ use publish::Outlet;
 use run::{Mode, Run};
 use walk::Source;
 
-/// Contacts that are read at the same time: their requests share the rate, and wait for each other's answers
-/// no longer.
+/// Contacts that are read at the same time: their requests share the rate, and don't wait for each other's
+/// answers.
 const AT_ONCE: usize = 8;
 /// What to bring back.
 #[derive(Debug, Args)]
@@ -66,17 +66,17 @@ pub struct Arguments {
     /// Only contacts whose ids are in this file, one a line; - for standard input
     #[arg(long, value_name = "FILE")]
     contacts: Option<PathBuf>,
-    /// Change nothing: count what respond.io and MongoDB have, and name what is missing or different. Exits
+    /// Change nothing: count what respond.io and MongoDB have, and name what is missing or different. Exit
     /// with 0 if nothing is missing
     #[arg(long)]
     dry_run: bool,
-    /// Only so many contacts, drawn at random
+    /// Only this many contacts, drawn at random
     #[arg(long, value_name = "NUMBER", requires = "dry_run", conflicts_with = "contacts")]
     sample: Option<usize>,
-    /// With --dry-run: how long to wait for what may be on its way
+    /// With --dry-run: how long to wait for events that no worker has stored yet
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = parse_duration)]
     wait: Duration,
-    /// Begin anew, and not where an earlier run stopped
+    /// Begin from the start, not where an earlier run stopped
     #[arg(long, conflicts_with = "dry_run")]
     anew: bool,
     /// Write JSON, an object a line
@@ -102,10 +102,10 @@ pub enum BackfillError {
     /// There is a run already.
     #[error("another backfill of this tenant is running")]
     Busy,
-    /// There is another run meanwhile.
+    /// Another run has the lease now.
     #[error("another backfill of this tenant has taken over")]
     Taken,
-    /// There is nothing between beginning and end.
+    /// The end isn't after the beginning.
     #[error("--until is not after --since")]
     EmptySpan,
 }
@@ -158,7 +158,7 @@ impl Command {
         if let Some(place) = &place {
             let done = place.counts.contacts;
             eprintln!(
-                "{tenant}: goes on after {done} contacts, with the messages before {}",
+                "{tenant}: continues after {done} contacts, with the messages before {}",
                 rfc3339(place.until)
             );
         }

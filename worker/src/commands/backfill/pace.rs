@@ -1,11 +1,11 @@
-//! How fast respond.io's API is asked, and when it is left alone.
+//! The rate of requests to respond.io's API, and its pauses.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
-/// Gives turns to make a request: at most this many a second, saving none up, and none while it is held.
+/// Lets requests through: at most this many a second, without a burst, and none during a pause.
 #[derive(Debug)]
 pub struct Pace {
     gap: Duration,
@@ -32,7 +32,7 @@ impl Pace {
         loop {
             let turn = self.next_turn();
             sleep_until(turn).await;
-            // Somebody may have been told to wait meanwhile: that holds for all.
+            // Another request may have been told to wait meanwhile: that holds for all.
             if self.times.lock().unwrap_or_else(PoisonError::into_inner).held_until <= turn {
                 return;
             }

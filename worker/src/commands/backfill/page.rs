@@ -6,7 +6,7 @@ use crate::json::{self, Json, Object};
 use percent_encoding::percent_decode_str;
 use shared::partition::fnv_1a;
 
-/// Why a page makes no sense.
+/// Why a page can't be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unreadable {
     /// It is no JSON object.
@@ -24,7 +24,7 @@ pub enum Unreadable {
     /// Nothing on it is new.
     #[error("repeats what earlier pages had")]
     Repeats,
-    /// Nothing on it says when it was.
+    /// No message on it has a time.
     #[error("has messages without any time")]
     Undated,
 }
@@ -73,7 +73,7 @@ impl Seen {
     }
 }
 
-/// Follows the cursors of a list, and goes round in no circle.
+/// Follows the cursors of a list, and notices a circle.
 #[derive(Debug, Default)]
 pub struct Cursors {
     followed: HashSet<String>,

@@ -41,7 +41,7 @@ pub struct Message {
     pub item: Object,
 }
 
-/// What a page of messages comes to.
+/// What follows from a page of messages.
 #[derive(Debug, Default, PartialEq)]
 pub struct Planned {
     /// Those in the span that earlier pages didn't have.
@@ -68,7 +68,7 @@ impl Reading {
         Self { span, seen: Seen::default(), last: None, is_newest_first: true }
     }
 
-    /// Takes in a page.
+    /// Adds a page.
     pub fn page(&mut self, items: Vec<Object>) -> Result<Planned, Unreadable> {
         if items.is_empty() {
             return Ok(Planned { wanted: Vec::new(), is_past: true });
@@ -95,7 +95,7 @@ impl Reading {
     }
 }
 
-/// When each message was. One that doesn't tell was when its neighbour was. None, if nobody tells.
+/// The time of each message; without one, that of its neighbour. None if no message has a time.
 fn times(items: &[Object], last: Option<i64>) -> Option<Vec<i64>> {
     let told: Vec<Option<i64>> = items.iter().map(time).collect();
     let first = last.or_else(|| told.iter().copied().flatten().next())?;

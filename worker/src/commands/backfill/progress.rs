@@ -1,5 +1,5 @@
-//! Where a backfill is, so that a run that was killed goes on from there: on a page of contacts, of which
-//! some are done. Pure.
+//! The position of a backfill, from which the next run continues after a kill: a page of contacts, some of
+//! which are done. Pure.
 
 use std::collections::BTreeSet;
 
@@ -34,7 +34,7 @@ impl Counts {
         [contacts, messages, published_contacts, published_messages, deleted, failed]
     }
 
-    /// Contacts that are done, whatever came of them.
+    /// Contacts that are done, with any result.
     #[must_use]
     pub fn done(&self) -> u64 {
         self.contacts + self.deleted + self.failed
@@ -62,7 +62,7 @@ impl Counts {
     }
 }
 
-/// What a run is to do. Only one that is to do the same goes on where another stopped.
+/// The task of a run. Only a run with the same task continues an earlier one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Task {
     /// The span, as it was asked for: without an end, it is the time of the start.
@@ -110,7 +110,7 @@ impl Place {
         Span { since: task.since, until: self.until }
     }
 
-    /// A contact is done, and this came of it.
+    /// Records that a contact is done, with this result.
     pub fn finish(&mut self, id: String, counts: Counts) {
         self.done.insert(id);
         self.counts.add(counts);

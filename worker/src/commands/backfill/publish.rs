@@ -1,4 +1,4 @@
-//! Puts backfilled events on their way to the workers, each with RabbitMQ's confirm.
+//! Publishes backfilled events to the work queues, each with RabbitMQ's confirm.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use crate::decode::BACKFILLED;
 
 /// Longest wait for a confirm.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(10);
-/// An event that RabbitMQ doesn't take is published again for this long: twice does no harm.
+/// An event that RabbitMQ doesn't confirm is published again for this long; its key makes that harmless.
 const RETRY_TIMEOUT: Duration = Duration::from_mins(2);
 /// Pause before that.
 const PAUSE: Duration = Duration::from_secs(1);

@@ -21,7 +21,7 @@ use super::walk::{self, AllContacts, Contact, Contacts, Messages, Source};
 use super::{AT_ONCE, BackfillError};
 use crate::store::Store;
 
-/// So many contacts that can't be read are named; the others are only counted.
+/// This many contacts that can't be read are named; the others are only counted.
 const MAX_FAILURES: usize = 1000;
 
 /// What is done with what MongoDB lacks.
@@ -121,7 +121,7 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Waits for what is missing and may only be on its way.
+    /// Waits for missing messages and contacts that a worker may still store.
     pub async fn wait_for_missing(&mut self, wait: Duration) -> Result<(), BackfillError> {
         let started = Instant::now();
         let (store, audit) = (self.reader.store, &self.reader.audit);
@@ -152,7 +152,7 @@ impl Reader<'_> {
         }
     }
 
-    /// Sees to the contacts that MongoDB lacks, and says how many were published.
+    /// Publishes or counts the contacts that MongoDB lacks, and says how many were published.
     async fn missing_contacts(&self, contacts: &[Contact]) -> Result<u64, BackfillError> {
         let ids: Vec<&str> = contacts.iter().map(|contact| contact.id.as_str()).collect();
         let stored = known::contacts(self.store, &ids).await?;
@@ -181,7 +181,7 @@ impl Reader<'_> {
         Ok(self.store.erased_at(&contact.names()).await?)
     }
 
-    /// Sees to the messages of a contact in the span.
+    /// Publishes or counts the messages of a contact in the span.
     async fn contact(&self, contact: Contact, span: Span) -> Result<(String, Counts), BackfillError> {
         let mut counts = Counts { contacts: 1, ..Counts::default() };
         let mut pages = Messages::of(self.api, &contact.id, span);
@@ -205,7 +205,7 @@ impl Reader<'_> {
         Ok((contact.id, counts))
     }
 
-    /// Sees to messages of a contact, and says how many were published.
+    /// Publishes or counts messages of a contact, and says how many were published.
     async fn messages(&self, contact: &Contact, wanted: &[Message]) -> Result<u64, BackfillError> {
         let stored = known::messages(self.store, wanted).await?;
         let Mode::Publish(outlet, _) = self.mode else {
@@ -221,7 +221,7 @@ impl Reader<'_> {
         Ok(published)
     }
 
-    /// Takes down that a contact can't be read; unless it was deleted, which is no fault.
+    /// Records that a contact can't be read, unless it was deleted, which isn't a failure.
     fn failed(&self, id: &str, error: &ApiError) -> Counts {
         if matches!(error, ApiError::NotFound { .. }) {
             return Counts { deleted: 1, ..Counts::default() };
@@ -246,7 +246,7 @@ async fn count(api: &Api, source: &Source) -> Result<u64, ApiError> {
     Ok(count)
 }
 
-/// So many contacts of all, each as likely as any other.
+/// A random choice of contacts, each as likely as any other.
 pub async fn sample(api: &Api, number: usize) -> Result<Source, ApiError> {
     let (mut pages, mut seen, mut drawn) = (AllContacts::of(api), 0, Vec::new());
     while let Some(ids) = pages.next().await? {

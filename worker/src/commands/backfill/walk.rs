@@ -56,7 +56,7 @@ impl Contact {
 /// Some contacts.
 #[derive(Debug, Default)]
 pub struct Contacts {
-    /// They.
+    /// The contacts.
     pub contacts: Vec<Contact>,
     /// Their ids, and those of the ones that are done.
     pub ids: Vec<String>,

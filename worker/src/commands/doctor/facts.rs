@@ -1,4 +1,4 @@
-//! What was found. Plain values, so that any state of the world can be judged.
+//! What was found. Plain values, so that a test can build any state.
 
 use std::time::Duration;
 
@@ -56,9 +56,10 @@ pub struct Management {
 pub struct Tenant {
     /// The tenant.
     pub name: String,
-    /// Whether it can do what is relied on: version, rights, replica set, transactions, a majority that confirms.
+    /// Whether it can do what Penstock needs: version, rights, replica set, transactions, a majority that
+    /// confirms.
     pub fitness: Known<()>,
-    /// What else should be known.
+    /// Warnings.
     pub warnings: Known<Vec<String>>,
     /// What it says of itself.
     pub hello: Known<Hello>,

@@ -121,7 +121,7 @@ fn rabbitmq(facts: &RabbitMq) -> Vec<Finding> {
         Err(error) => act("RabbitMQ", error, "check AMQP_URL, and that the server runs"),
     };
     let queues = match &facts.queues {
-        // It follows from what was said.
+        // It follows from an earlier finding.
         Err(_) if facts.version.is_err() => Vec::new(),
         Err(error) => vec![act("queues", error, "check the user's rights: configure, write and read")],
         Ok(queues) => judged_queues(queues),
@@ -234,12 +234,12 @@ fn tenant(facts: &Tenant) -> Vec<Finding> {
         (Ok(()), Err(error)) => unknown(subject("MongoDB"), error, ""),
     }];
     if facts.fitness.is_err() {
-        // The rest follows from it.
+        // The other findings follow from this one.
         return findings;
     }
     match &facts.warnings {
         Err(error) => findings.push(unknown(subject("indexes"), error, "")),
-        Ok(warnings) if warnings.is_empty() => findings.push(fine(subject("indexes"), "none is in the way")),
+        Ok(warnings) if warnings.is_empty() => findings.push(fine(subject("indexes"), "none makes writes fail")),
         Ok(warnings) => findings.extend(warnings.iter().map(|warning| act(subject("MongoDB"), warning, ""))),
     }
     findings.extend(facts.hello.as_ref().ok().map(|hello| clock(&subject("clock"), hello)));
@@ -313,7 +313,7 @@ mod tests {
         }
     }
 
-    /// What needs doing after this change for the worse.
+    /// What to do about this state.
     fn to_do(worsen: impl FnOnce(&mut Facts)) -> Vec<String> {
         let mut facts = well();
         worsen(&mut facts);

@@ -1,7 +1,6 @@
-//! `worker doctor`: everything that `--check` can't know of the servers, the machine and the way there.
+//! `worker doctor`: checks what `--check` can't know about the servers, the machine and the network.
 //!
-//! Probes gather facts, each within a deadline; what follows from the facts is decided in [`judge`], without asking
-//! anybody.
+//! Probes gather facts, each within a deadline; [`judge`] decides what follows from the facts, without I/O.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -24,11 +23,11 @@ mod rabbitmq;
 use facts::Facts;
 use judge::{Finding, Verdict};
 
-/// What to look at.
+/// What to check.
 #[derive(Debug, Args)]
 #[command(after_help = "Example: worker doctor --url https://hooks.example.com")]
 pub struct Arguments {
-    /// Where respond.io finds ingest: is it reached from here?
+    /// The public URL of ingest: check whether this machine reaches it
     #[arg(long, value_name = "URL", value_parser = HttpAddress::argument)]
     url: Option<HttpAddress>,
     /// Write JSON, an object a line
@@ -36,7 +35,8 @@ pub struct Arguments {
     json: bool,
 }
 
-/// Runs the command. It changes nothing, but for a write to the collection `penstock_probe` and a file in `SPOOL_DIR`.
+/// Runs the command. It changes nothing, but for a write to the collection `penstock_probe` and a file in
+/// `SPOOL_DIR`.
 pub async fn run(arguments: Arguments, mut env: Env, out: &mut impl Write) -> Result<(), CommandError> {
     let settings = Settings::read_from(&mut env);
     let spool = PathBuf::from(env.text("SPOOL_DIR").unwrap_or_else(|| "spool".to_owned()));

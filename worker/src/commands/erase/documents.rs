@@ -27,7 +27,8 @@ impl Erasure<'_> {
         Ok(())
     }
 
-    /// Removes conversations and contacts. The contacts tell which phones there are, so they go last.
+    /// Removes conversations and contacts. The contacts tell which phones there are, so they are removed
+    /// last.
     pub(super) async fn shared_documents(&self, person: &Person, erased: &mut Erased) -> Result<(), Failure> {
         let names = &self.store.names;
         self.documents(&names.conversations, person.conversations(), erased).await?;

@@ -1,13 +1,15 @@
-//! `worker erase`: removes all that there is of a person, while workers go on, and leaves tombstones, so that nothing comes back that
-//! was received before.
+//! `worker erase`: removes everything about a person, while workers run, and writes tombstones, so that
+//! workers drop events about the person that were received before.
 //!
 //! 1. `who`: the contact ids and phones that belong together.
-//! 2. Tombstones for them, and all fences, see [`crate::store::erasure`]: from here on workers store nothing more that was received
-//!    before this moment.
-//! 3. `documents`, `ledger`, `queues`: all that there is of the person is removed, in batches. What was received meanwhile, too, apart
-//!    from the ledger's entries of it. What the person is found by goes last, so that it can be run again after it was killed.
-//! 4. All fences again, so that every transaction sees that; then the documents of what was received meanwhile are computed from the
-//!    ledger anew, and what workers have stored since it was read is applied once more.
+//! 2. Tombstones for them, and all fences, see [`crate::store::erasure`]: from here on workers store nothing
+//!    more that was received before this moment.
+//! 3. `documents`, `ledger`, `queues`: everything about the person is removed, in batches; also what was
+//!    received meanwhile, except for the ledger's entries of it. Documents by which the person is found are
+//!    removed last, so that a killed run can be repeated.
+//! 4. All fences again, so that every transaction sees the removal. Then the documents of what was received
+//!    meanwhile are computed from the ledger, and what workers have stored since the ledger was read is
+//!    applied once more.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -51,7 +53,7 @@ pub struct Arguments {
     /// Change nothing: count what would be removed
     #[arg(long)]
     dry_run: bool,
-    /// Who has it done, for the log [default: the user who runs it]
+    /// Who erases, for the log [default: the user who runs the command]
     #[arg(long, value_name = "NAME")]
     by: Option<String>,
     /// Write JSON
@@ -71,18 +73,18 @@ struct Given {
     phone: Option<Name>,
 }
 
-/// What there was of a person.
+/// What was found about a person.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Erased {
     /// The tenant.
     pub tenant: String,
-    /// Whether it is still there.
+    /// Whether it was only counted.
     pub dry_run: bool,
     /// Ids of contacts by which the person was known.
     pub contacts: usize,
     /// Phones by which the person was known.
     pub phones: usize,
-    /// What was removed of each collection and each queue.
+    /// How much was removed from each collection and each queue.
     pub removed: BTreeMap<String, u64>,
     /// Nothing is left that was received before this moment, and nothing of it comes back.
     pub received_before: Option<String>,
@@ -102,7 +104,7 @@ pub async fn run(arguments: Arguments, mut env: Env, out: &mut impl Write) -> Re
     let mut erased = Erased::default();
     let ended = erasure.run(&given, &by, &mut erased).await;
     broker.link().close().await;
-    // Also if it has ended half way.
+    // Also if it failed half way.
     tell(&erased, json, out)?;
     ended
 }
@@ -152,8 +154,8 @@ impl<'a> Erasure<'a> {
         Ok(Self { tenant: tenant.to_owned(), settings, store, broker, dry_run })
     }
 
-    /// Erases a person, or counts what there is. `erased` tells how far it came if it ends early, and the log says who it was that
-    /// had it done, but never whom it was about.
+    /// Erases a person, or counts what there is. `erased` tells how far it came if it fails. The log says who
+    /// erased, but never whom.
     pub async fn run(&self, given: &Name, by: &str, erased: &mut Erased) -> Result<(), CommandError> {
         let (tenant, dry_run) = (&self.tenant, self.dry_run);
         *erased = Erased { tenant: tenant.clone(), dry_run, ..Erased::default() };
@@ -174,7 +176,7 @@ impl<'a> Erasure<'a> {
         ended
     }
 
-    /// Keeps workers from storing more. Until then they may have stored what shows more of the person.
+    /// Makes workers drop older events. Until then they may have stored more ids and phones of the person.
     async fn begin(&self, person: &mut Person, at: DateTime) -> Result<(), CommandError> {
         loop {
             self.store.begin_erasure(&person.names, at).await?;
@@ -197,7 +199,7 @@ impl<'a> Erasure<'a> {
         self.bring_back_later(person, at, erased).await.map_err(CommandError::Unfinished)
     }
 
-    /// Computes the documents of what was received since then anew: some of them may have been removed, too.
+    /// Computes the documents of later events again: some of them may have been removed, too.
     async fn bring_back_later(
         &self,
         person: &Person,

@@ -1,4 +1,4 @@
-//! Dead letters and quarantined webhooks of a person, and what no queue was there for.
+//! Dead letters, quarantined webhooks and unroutable messages of a person.
 
 use std::time::Duration;
 
@@ -16,7 +16,8 @@ use crate::consume::delivery::envelope;
 use crate::decode::Event;
 use crate::person;
 
-/// While somebody else looks into a queue, some of its messages are out of it: then it is looked at again, so often, after a pause.
+/// While somebody else looks into a queue, some of its messages are out of it: then it is read again after a
+/// pause, this many times.
 const LOOKS: u32 = 3;
 const PAUSE: Duration = Duration::from_secs(1);
 

@@ -14,7 +14,7 @@ use crate::store::failure::Failure;
 
 /// More contacts with the same phone are more than one person: it may stand for those that have none.
 const MOST_NAMES: usize = 50;
-/// Documents that are looked at for more of a person: nobody waits for those of thousands.
+/// Most documents that are searched for more ids and phones of a person.
 const MOST_FOUND: i64 = 100;
 
 /// A person.
@@ -41,7 +41,8 @@ impl Person {
         (self.ids().count(), self.phones().count())
     }
 
-    /// Looks for the contacts of the phones, the phones of the contacts, and the conversations of both, until there are no more.
+    /// Looks for the contacts of the phones, the phones of the contacts, and the conversations of both, until
+    /// there are no more.
     pub async fn complete(&mut self, store: &Store) -> Result<(), CommandError> {
         loop {
             let known = self.clone();
@@ -106,7 +107,8 @@ impl Person {
         self.names.iter().filter_map(|name| if let Name::Phone(phone) = name { Some(phone) } else { None })
     }
 
-    /// The ids of contacts as messages and the like have them: as they were sent, so as a text or as a number.
+    /// The ids of contacts as messages and the like have them: as they were sent, so as a text or as a
+    /// number.
     fn values(&self) -> Vec<Bson> {
         self.ids().flat_map(|id| [Some(id.as_str().into()), number(id)]).flatten().collect()
     }
@@ -134,7 +136,8 @@ impl Person {
         doc! {"$or": [{"chat_id": {"$in": self.chats()}}, {"contact_id": {"$in": self.values()}}]}
     }
 
-    /// The entries of the ledger that may be about the person: in their bodies, digits may be escaped, and phones written in any way.
+    /// The entries of the ledger that may be about the person: in their bodies, digits may be escaped, and
+    /// phones written in any way.
     #[must_use]
     pub fn entries(&self) -> Document {
         let is_escaped = r"\\u00[2-7]".to_owned();

@@ -26,7 +26,7 @@ use crate::commands::set_aside::queue::{ANSWER_TIMEOUT, QueueError};
 const BATCH: u16 = 64;
 /// Longest wait for a confirm.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
-/// An exclusive queue: whoever has it is the only one who migrates, until their connection ends.
+/// An exclusive queue: only the process that has it migrates, until its connection ends.
 const LOCK: &str = "penstock.migration";
 
 /// What RabbitMQ tells of a queue.
@@ -44,7 +44,7 @@ pub enum Destination {
     Copy(TenantQueue),
     /// This queue.
     Home(TenantQueue),
-    /// The work queue that is right for it, of this many partitions.
+    /// The work queue of its conversation, among this many partitions.
     WorkQueues(u16),
 }
 
@@ -81,7 +81,7 @@ impl Broker {
         self.publisher.link().close().await;
     }
 
-    /// A channel, which is of no more use when something is refused.
+    /// A channel, which RabbitMQ closes when it refuses something.
     async fn channel(&self) -> Result<Channel, QueueError> {
         let session = self.publisher.link().session().ok_or(QueueError::NotConnected)?;
         Ok(timeout(ANSWER_TIMEOUT, session.channel()).await??)
@@ -142,7 +142,7 @@ impl Broker {
         Ok(close(&channel).await?)
     }
 
-    /// Takes a binding away.
+    /// Removes a binding.
     pub async fn unbind(&self, queue: &str, exchange: &str, key: &str) -> Result<(), MigrationError> {
         let channel = self.channel().await?;
         topology::unbind(&channel, queue, exchange, key).await.map_err(QueueError::from)?;
@@ -185,7 +185,7 @@ impl Broker {
         tenant: &str,
     ) -> Result<(), MigrationError> {
         let published = deliveries.iter().map(|delivery| self.publish(delivery, to, tenant));
-        // In their order: places in flight are given to whoever asks first.
+        // In their order: the first to ask gets a place in flight.
         join_all(published).await.into_iter().collect()
     }
 
@@ -216,7 +216,8 @@ async fn take(channel: &Channel, from: &str, count: u16) -> Result<Vec<Delivery>
     Ok(taken)
 }
 
-/// As the message was published, without what RabbitMQ notes of deliveries. Its notes of deaths tell why a dead letter is one.
+/// As the message was published, without RabbitMQ's headers about deliveries. Its headers about deaths stay:
+/// they tell why a message is a dead letter.
 fn properties(delivery: &Delivery) -> BasicProperties {
     let mut headers = FieldTable::default();
     for (name, value) in delivery.properties.headers().clone().unwrap_or_default().inner() {

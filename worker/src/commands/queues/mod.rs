@@ -1,10 +1,10 @@
 //! `worker queues migrate`: queues that an older version declared get the arguments of this one.
 //!
-//! RabbitMQ never changes a queue's arguments. So new messages are led past the queue, into another one, its copy; what is in
-//! the queue follows them there. Then the queue is deleted and declared anew, and all messages return. What is left to
-//! do shows in which queues there are, and each step may be done twice: a migration that was killed goes on when it is
-//! started again. A message that was moved, but not removed before the kill, is there twice, which its event key makes
-//! harmless.
+//! RabbitMQ never changes a queue's arguments. So new messages go to another queue instead, the copy, and the
+//! messages of the queue are moved there. Then the queue is deleted and declared with the new arguments, and
+//! all messages are moved back. The queues that exist show which steps are left, and each step may be done
+//! twice: so a killed migration continues when it is started again. A message that was moved, but not removed
+//! before the kill, is there twice; its event key makes that harmless.
 
 use std::io::Write;
 use std::time::Duration;
@@ -28,8 +28,8 @@ mod broker;
 
 use broker::{Broker, Destination, Queue};
 
-/// How long RabbitMQ may go on with what was true before: a node of a cluster by an old binding, and messages that a
-/// killed migration had in hand on their way back.
+/// How long RabbitMQ may still use the state before: a node of a cluster may use an old binding, and messages
+/// that a killed migration had in hand may still return.
 const SETTLING_TIME: Duration = Duration::from_secs(2);
 
 /// What can be done with queues.
@@ -37,8 +37,8 @@ const SETTLING_TIME: Duration = Duration::from_secs(2);
 pub enum QueuesCommand {
     /// Gives queues that an older version declared the arguments of this one
     ///
-    /// Moves their messages, each with RabbitMQ's confirm, in their order. Stop the workers and the console before; ingest
-    /// may run. If it fails or is killed, run it again.
+    /// Moves their messages, each with RabbitMQ's confirm, in their order. Stop the workers and the console
+    /// before; ingest may run. If it fails or is killed, run it again.
     #[command(after_help = "Example: worker queues migrate --dry-run")]
     Migrate(Arguments),
 }
@@ -69,7 +69,7 @@ pub enum MigrationError {
     /// Somebody consumes it.
     #[error("{0} is being consumed: stop the workers of this tenant first")]
     Consumed(String),
-    /// Somebody else is at it.
+    /// Another migration is running.
     #[error("another migration is running")]
     Running,
 }
@@ -93,7 +93,7 @@ enum Work {
     Replace(TenantQueue),
     /// The queue is as it should be, but messages are still in its copy.
     Return(TenantQueue),
-    /// There is no such queue any more: its messages go to those that took its place.
+    /// This version has no such queue: its messages go to the queues that replace it.
     Retire,
 }
 
@@ -225,7 +225,8 @@ impl Migration {
         Ok(())
     }
 
-    /// Leads new messages past a queue that has to be replaced. Until its binding is gone they go to both, which is harmless.
+    /// Leads new messages to the copy of a queue. Until the queue's binding is gone they go to both, which is
+    /// harmless.
     async fn divert(&self, Task { queue: name, tenant, work, .. }: &Task) -> Result<(), MigrationError> {
         let Work::Replace(queue) = work else { return Ok(()) };
         self.broker.declare_copy(*queue, tenant).await?;
@@ -244,7 +245,7 @@ impl Migration {
         }
     }
 
-    /// Leads new messages to the queues where they belong.
+    /// Leads new messages to their own queues.
     async fn lead_back(&self, Task { queue: name, tenant, work, .. }: &Task) -> Result<(), MigrationError> {
         match work {
             Work::Replace(queue) | Work::Return(queue) => {

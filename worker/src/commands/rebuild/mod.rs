@@ -1,8 +1,8 @@
-//! `worker rebuild`: a tenant's documents computed anew from its ledger, while workers go on.
+//! `worker rebuild`: computes a tenant's documents again from its ledger, while workers run.
 //!
-//! Each transaction computes all documents that a group of events concerns, and a worker that writes one of them at the
-//! same time makes one of the two start over. What workers have stored after the ledger was read is applied once more in
-//! the end; to apply an event twice changes nothing.
+//! Each transaction computes all documents that a group of events concerns, and a worker that writes one of
+//! them at the same time makes one of the two start again. At the end, what workers have stored after the
+//! ledger was read is applied once more; an event that is applied twice changes nothing.
 
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -36,9 +36,9 @@ use ledger::{MARGIN, Reading, before};
 
 /// Longest time for one transaction, and for a part of the ledger to be read.
 const DEADLINE: Duration = Duration::from_mins(1);
-/// So long is tried again while MongoDB fails, or while workers write the same documents.
+/// Attempts continue for this long while MongoDB fails, or while workers write the same documents.
 const RETRY_TIMEOUT: Duration = Duration::from_mins(2);
-/// After so many failures the groups of a batch are tried one by one: a smaller one has fewer rivals.
+/// After this many failures the groups of a batch are tried one by one: a smaller one has fewer conflicts.
 const FAILURES_TOGETHER: u32 = 5;
 /// Bodies in a batch, in bytes.
 const BATCH_BYTES: usize = 4 << 20;
@@ -46,7 +46,7 @@ const BATCH_BYTES: usize = 4 << 20;
 const PAGE: usize = 1000;
 /// Events that concern the same documents, in one transaction: MongoDB ends one that takes too long.
 const LARGE_GROUP: usize = 2000;
-/// While the ledger is read and worked through, it forgets more. What takes longer is given up.
+/// A rebuild that takes longer gives up, since the ledger deletes expired events meanwhile.
 const LONGEST_RUN: Duration = Duration::from_hours(6);
 
 /// What to rebuild.
@@ -64,20 +64,20 @@ pub struct Arguments {
     json: bool,
 }
 
-/// What came of it.
+/// The result.
 #[derive(Debug, Default, Serialize)]
 struct Rebuilt {
     tenant: String,
     dry_run: bool,
     /// Events in the ledger that concern documents.
     events: usize,
-    /// Those of them that `worker backfill` has brought.
+    /// Of these, the events that `worker backfill` has brought.
     backfilled: usize,
     /// Entries of the ledger that can't be read.
     unreadable: usize,
     /// Documents that were missing.
     inserted: usize,
-    /// Documents that were not as they should be.
+    /// Documents that were wrong.
     updated: usize,
     failed: Vec<Failed>,
 }
@@ -120,7 +120,7 @@ pub async fn run(arguments: Arguments, env: Env, out: &mut impl Write) -> Result
     }
 }
 
-/// Where changes are told, as they are found.
+/// Where changes are printed, as they are found.
 struct Answer<'a, W> {
     out: &'a mut W,
     json: bool,
@@ -191,7 +191,7 @@ struct Rebuild {
     store: Store,
     dry_run: bool,
     started: Instant,
-    /// Set when it makes no sense to go on.
+    /// Set when the rebuild has to stop.
     ended: AtomicBool,
 }
 
@@ -205,7 +205,7 @@ impl Rebuild {
         if self.dry_run {
             return done;
         }
-        // Even if not all could be done: what workers have stored meanwhile must be in what was.
+        // Even after a failure: the rebuilt documents must have what workers have stored meanwhile.
         let caught_up = self.catch_up(started, rebuilt).await;
         done.and(caught_up)
     }
@@ -233,7 +233,7 @@ impl Rebuild {
                 self.ended.store(true, Ordering::Relaxed);
             }
             if let Some(failure) = ended {
-                // The others under way are waited for, so that no transaction is left behind.
+                // Waits for the other transactions, so that none stays open.
                 self.ended.store(true, Ordering::Relaxed);
                 first = first.and(Err(failure));
             }
@@ -300,7 +300,7 @@ impl Rebuild {
     /// Applies what workers have stored since the ledger was read.
     async fn catch_up(&self, started: DateTime, rebuilt: &mut Rebuilt) -> Result<(), Failure> {
         self.ended.store(false, Ordering::Relaxed);
-        // With an end, lest workers are followed for ever.
+        // With an end: otherwise it would follow busy workers for ever.
         let (from, to) = (before(started, MARGIN), DateTime::now().timestamp_millis() + 1000);
         let meanwhile = doc! {"stored_at": {"$gte": from, "$lt": DateTime::from_millis(to)}};
         let mut entries = Reading(self.ledger(meanwhile, doc! {"_id": 1}, None).await?);
@@ -326,7 +326,7 @@ impl Rebuild {
         }
     }
 
-    /// Does the work with these events, as often as it takes, up to so many failures.
+    /// Does the work with these events; repeats it up to `failures` times.
     async fn write(&self, ids: &[String], work: &Work, failures: u32) -> Result<Written, Failure> {
         let (mut attempts, started) = (Attempts::default(), Instant::now());
         let mut failed = 0;
@@ -349,13 +349,13 @@ impl Rebuild {
     }
 }
 
-/// What came of a batch.
+/// The result of a batch.
 #[derive(Debug, Default)]
 struct Done {
     events: usize,
     written: Written,
     failed: Vec<Failed>,
-    /// Why it makes no sense to go on.
+    /// Why the rebuild has to stop.
     ended: Option<Failure>,
 }
 

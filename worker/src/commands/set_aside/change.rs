@@ -21,7 +21,7 @@ const CONFIRM_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bodies published and not confirmed yet, in bytes.
 const WINDOW_BYTES: usize = 1 << 20;
 
-/// What came of a change, for a tenant.
+/// The result of a change, for a tenant.
 #[derive(Debug, Default, Serialize)]
 struct Changed {
     tenant: String,

@@ -42,8 +42,8 @@ impl Work<'_> {
     }
 }
 
-/// Event keys that were met. A letter that a worker has published without hearing the confirm has a twin, which RabbitMQ
-/// has made of the rejected delivery: for whoever looks at them they are one.
+/// Event keys so far. If a worker published a dead letter and the confirm was lost, it has rejected the
+/// delivery, and RabbitMQ has made a second dead letter. The list shows the two as one.
 #[derive(Debug, Default)]
 struct Met(HashSet<String>);
 

@@ -1,5 +1,4 @@
-//! A message that was set aside: what is known of it, which of them are meant, and what it becomes when it is replayed.
-//! Pure.
+//! A set-aside message: its metadata, the filter for it, and the message that replaces it in a replay. Pure.
 
 use std::time::Duration;
 
@@ -103,7 +102,8 @@ pub fn heading() -> String {
     in_columns(["SET ASIDE AT", "TENANT", "REASON", "EVENT TYPE", "EVENT KEY", "BYTES", "ERROR"])
 }
 
-/// The queue isn't known as a whole when its first line is written: what is longer than usual moves the rest of its line.
+/// The queue isn't known as a whole when its first line is written: what is longer than usual moves the rest
+/// of its line.
 fn in_columns([at, tenant, reason, event_type, key, bytes, error]: [&str; 7]) -> String {
     let line =
         format!("{at:<24}  {tenant:<10}  {reason:<18}  {event_type:<25}  {key:<36}  {bytes:>7}  {error}");
@@ -126,7 +126,7 @@ struct Death {
     at_ms: Option<i64>,
 }
 
-/// What RabbitMQ notes when it dead-letters a message.
+/// RabbitMQ's header about a message that it has dead-lettered.
 fn first_death(headers: &FieldTable) -> Option<Death> {
     let AMQPValue::FieldArray(deaths) = headers.inner().get("x-death")? else { return None };
     let AMQPValue::FieldTable(death) = deaths.as_slice().first()? else { return None };
@@ -175,7 +175,7 @@ pub struct Filter {
     /// Only what was set aside more recently than this
     #[arg(long, value_name = "AGE", value_parser = parse_duration)]
     pub newer_than: Option<Duration>,
-    /// No more than so many per tenant, the oldest first
+    /// At most this many per tenant, the oldest first
     #[arg(long, value_name = "NUMBER")]
     pub limit: Option<u64>,
 }
@@ -204,7 +204,7 @@ pub enum Unfit {
     /// It was too large to be kept whole.
     #[error("only the beginning of its body was kept")]
     Cut,
-    /// It would only come back.
+    /// It would become a dead letter again.
     #[error("its body is no event ({0})")]
     NoEvent(Unusable),
     /// It is not well signed.
@@ -230,8 +230,8 @@ pub fn of_dead_letter(properties: &BasicProperties) -> Result<Replay, Unfit> {
     replay(event::routable_type(event_type.as_deref()), properties.clone())
 }
 
-/// What a quarantined webhook is replayed as, if its body is an event after all; and if these keys find it well
-/// signed.
+/// What a quarantined webhook is replayed as, if its body is an event after all; and if these keys find it
+/// well signed.
 pub fn of_quarantined(
     tenant: &str,
     properties: &BasicProperties,
@@ -263,7 +263,7 @@ pub fn of_quarantined(
 fn replay(event_type: &str, properties: BasicProperties) -> Result<Replay, Unfit> {
     let mut headers = FieldTable::default();
     for (name, value) in properties.headers().clone().unwrap_or_default().inner() {
-        // Those with x- are RabbitMQ's: deaths and deliveries of the past.
+        // Headers with x- are RabbitMQ's, about earlier deaths and deliveries.
         if !name.as_str().starts_with("x-") && !ADDED.contains(&name.as_str()) {
             headers.insert(name.clone(), value.clone());
         }

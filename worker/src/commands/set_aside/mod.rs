@@ -1,4 +1,4 @@
-//! `worker dead …` and `worker quarantine …`: looking at what was set aside, putting it back, throwing it away.
+//! `worker dead …` and `worker quarantine …`: list, show, replay and drop set-aside messages.
 
 use std::io::Write;
 
@@ -50,10 +50,10 @@ pub enum DeadCommand {
     /// Shows the messages with headers and body
     #[command(after_help = "Example: worker dead show --limit 1")]
     Show(Selection),
-    /// Puts messages back on their way to the workers
+    /// Publishes messages to the work queues again
     ///
-    /// Each is removed once RabbitMQ has confirmed the new one. An event keeps its key, so it counts once however often it
-    /// is replayed.
+    /// Each message is removed after RabbitMQ has confirmed the new one. An event keeps its key, so it counts
+    /// once, however often it is replayed.
     #[command(after_help = "Example: worker dead replay --reason refused_by_mongodb --dry-run")]
     Replay(Change),
     /// Removes messages for good
@@ -70,19 +70,19 @@ pub enum QuarantineCommand {
     /// Shows the messages with headers and body
     #[command(after_help = "Example: worker quarantine show --limit 1")]
     Show(Selection),
-    /// Puts webhooks on their way to the workers, if they are events after all and well signed
+    /// Publishes quarantined webhooks to the work queues, if their signature is good now
     ///
-    /// Each is removed once RabbitMQ has confirmed the event. What was not kept whole, is no JSON object, or has a
-    /// signature that none of the tenant's signing keys makes, stays.
+    /// Each webhook is removed after RabbitMQ has confirmed the event. A webhook stays if it was not kept
+    /// whole, isn't a JSON object, or has a signature that none of the tenant's signing keys makes.
     #[command(after_help = "Example: worker quarantine replay --tenant vip --dry-run")]
     Replay {
         /// Which.
         #[command(flatten)]
         change: Change,
-        /// Verify signatures with the signing keys as they are now: this is the default, spelled out
+        /// Check signatures with the present signing keys (the default)
         #[arg(long)]
         reverify: bool,
-        /// Also what doesn't verify, whoever has sent it: look at it first
+        /// Also replay webhooks whose signature isn't good: anybody may have sent them, so look at them first
         #[arg(long, conflicts_with = "reverify")]
         unverified: bool,
     },
@@ -132,19 +132,19 @@ pub struct Task {
     change: Change,
 }
 
-/// What is done with messages.
+/// What to do with messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
     /// A line each.
     List,
     /// With headers and body.
     Show,
-    /// Back on their way to the workers.
+    /// Publish them to the work queues.
     Replay {
-        /// Only what the signing keys find well signed.
+        /// Only those whose signature fits a signing key.
         reverify: bool,
     },
-    /// Away for good.
+    /// Delete them.
     Drop,
 }
 
@@ -175,7 +175,7 @@ impl From<QuarantineCommand> for Task {
 }
 
 impl From<Selection> for Change {
-    /// Who only looks changes nothing.
+    /// Reading changes nothing.
     fn from(selection: Selection) -> Self {
         Self { selection, dry_run: true }
     }
@@ -221,7 +221,7 @@ pub async fn run(task: Task, mut env: Env, out: &mut impl Write) -> Result<(), C
     Ok(())
 }
 
-/// The senders' keys, which only a replay that verifies needs; there none are found good without one.
+/// The signing keys, which only a replay with signatures needs; without a key, no signature is good.
 fn keys(env: &mut Env, tenants: &[String], action: Action, is_named: bool) -> Vec<Keys> {
     if !matches!(action, Action::Replay { reverify: true }) {
         return vec![Keys::default(); tenants.len()];

@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 /// Longest wait for a connection, and for each answer.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
-/// Longest wait for messages to be seen in their queue again; others may have taken them.
+/// Longest wait until messages are in their queue again; others may have taken them.
 const RETURN_TIMEOUT: Duration = Duration::from_secs(2);
 /// Messages that are returned at once. RabbitMQ keeps the order of at most 32: what it can't pass on to the
 /// queue at once it collects by consumer, and each message that was got is a consumer's own.
@@ -50,7 +50,7 @@ pub enum QueueError {
     Name(#[from] ShortStringError),
 }
 
-/// Connects, declaring nothing for any tenant: an operator's slip of the pen must not leave queues behind.
+/// Connects, and declares nothing for any tenant: a mistyped tenant must not make queues.
 pub async fn connect(address: Address) -> Result<Publisher, QueueError> {
     let link = Link::start(address, "worker command", Purpose::Publish { channels: 1 }, [].into(), 0);
     let connected = timeout(ANSWER_TIMEOUT, next_session(&mut link.sessions())).await;
@@ -97,8 +97,8 @@ impl Queue {
         }))
     }
 
-    /// The next message, as long as there were more when the queue was opened: a replayed event that is set
-    /// aside again would come round for ever.
+    /// The next of the messages that were there when the queue was opened: a replayed event that is set
+    /// aside again must not be read for ever.
     pub async fn next(&mut self) -> Result<Option<BasicGetMessage>, QueueError> {
         if self.left == 0 {
             return Ok(None);
@@ -110,7 +110,7 @@ impl Queue {
         Ok(message)
     }
 
-    /// Removes a message for good.
+    /// Removes a message.
     pub async fn remove(&self, message: &BasicGetMessage) -> Result<(), QueueError> {
         if !timeout(ANSWER_TIMEOUT, message.delivery.acker.ack(BasicAckOptions::default())).await?? {
             return Err(QueueError::NotRemoved);
@@ -119,14 +119,14 @@ impl Queue {
         Ok(())
     }
 
-    /// Closes it when only a part of it was looked at, and leaves its order as it was. What is returned goes
-    /// behind what was returned before: so all of it has to be taken, and returned together.
+    /// Closes a queue of which only a part was read, and keeps its order. A returned message goes behind
+    /// those that were returned before: so all messages have to be taken, and returned together.
     pub async fn close_in_order(mut self) -> Result<(), QueueError> {
         while self.left > 0 && self.next().await?.is_some() {}
         self.close().await
     }
 
-    /// Puts back whatever was not removed, in the order in which it was taken.
+    /// Returns the messages that were not removed, in the order in which they were taken.
     pub async fn close(self) -> Result<(), QueueError> {
         let tags: Vec<u64> = self.taken().iter().copied().collect();
         let there = if tags.is_empty() { None } else { topology::length(&self.channel, &self.name).await? };
@@ -137,15 +137,15 @@ impl Queue {
             let last = some.last().copied().unwrap_or_default();
             timeout(ANSWER_TIMEOUT, self.channel.basic_nack(last, options)).await??;
             expected = expected.saturating_add(u32::try_from(some.len()).unwrap_or(u32::MAX));
-            // Once others take them meanwhile, it can't be seen.
+            // If others take them meanwhile, this can't be seen.
             is_seen = is_seen && self.is_as_long(expected).await?;
         }
         timeout(ANSWER_TIMEOUT, self.channel.close(200, topology::short("done")?)).await??;
         Ok(())
     }
 
-    /// Waits until the queue has this many messages. RabbitMQ puts them back after it has answered; whoever looks
-    /// at once, such as a next command, would miss some.
+    /// Waits until the queue has this many messages. RabbitMQ returns them after it has answered; otherwise
+    /// the next command could miss some.
     async fn is_as_long(&self, expected: u32) -> Result<bool, QueueError> {
         let until = Instant::now() + RETURN_TIMEOUT;
         while let Some(length) = topology::length(&self.channel, &self.name).await?

@@ -11,17 +11,17 @@ use crate::commands::set_aside::queue::{self, Queue, WINDOW};
 use crate::commands::set_aside::{Action, Work};
 use crate::commands::{CommandError, now_ms};
 
-/// What came of a message that was meant.
+/// The result for a chosen message.
 #[derive(Debug)]
 pub struct Done {
-    /// What is known of it.
+    /// Its metadata.
     pub about: SetAside,
     /// Why it is still there, if it is.
     pub stays: Option<String>,
 }
 
 impl Aside<'_> {
-    /// Does this with the messages that are meant, and says what came of each; and what went wrong, if that
+    /// Does this with the chosen messages, and returns the result of each; and the failure, if that
     /// ended it early.
     pub async fn change(&self, action: Action, chosen: &Chosen) -> (Vec<Done>, Result<(), AsideError>) {
         let mut done = Vec::new();

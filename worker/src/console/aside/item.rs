@@ -1,4 +1,4 @@
-//! A message that was set aside, and how it is chosen. Pure.
+//! A set-aside message, and how a form chooses it. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -97,8 +97,8 @@ fn trust(aside: &Aside<'_>, message: &BasicGetMessage) -> Trust {
 /// Digits of the hash by which a message is chosen.
 const ID_DIGITS: usize = 20;
 
-/// By what a message is chosen. A dead letter and its twin are one; of quarantined webhooks each is one of
-/// its own, also if somebody has sent the same again.
+/// The text by which a form chooses a message. A dead letter and its twin are one; each quarantined webhook
+/// is one of its own, also if somebody has sent the same again.
 fn id(kind: Kind, about: &SetAside, body: &[u8]) -> String {
     let text = match (kind, &about.key) {
         (Kind::Dead, Some(key)) => format!("{key}\n"),

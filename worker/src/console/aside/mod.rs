@@ -1,7 +1,7 @@
 //! Looks into a tenant's dead letters or quarantine, and replays or drops what is there.
 //!
-//! RabbitMQ shows messages only to who takes them out. So one request at a time looks into a queue, at its
-//! oldest messages, for some seconds at most; what it doesn't remove returns when it has looked.
+//! RabbitMQ shows messages only to a client that takes them out. So one request at a time looks into a queue,
+//! at its oldest messages, for some seconds at most; then the messages that it doesn't remove return.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -24,7 +24,7 @@ pub const MOST: usize = 1000;
 const MOST_BYTES: usize = 64 << 20;
 /// Longest time for looking; what was seen by then is shown.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(6);
-/// Longest wait for whoever looks at the same queue.
+/// Longest wait for another request that looks into the same queue.
 const TURN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why nothing can be seen or done.

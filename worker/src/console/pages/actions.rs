@@ -32,7 +32,7 @@ struct Confirm {
     button: String,
     rows: Vec<Row>,
     left_out: usize,
-    /// What the form brings along.
+    /// The hidden fields of the form.
     hidden: Vec<(String, String)>,
     back: String,
 }

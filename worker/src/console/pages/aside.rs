@@ -40,7 +40,7 @@ struct List {
 
 /// A message, as lists show it.
 pub struct Row {
-    /// By what it is chosen.
+    /// The text by which the form chooses it.
     pub id: String,
     /// The page that shows it.
     pub url: String,
@@ -144,7 +144,7 @@ async fn list(request: Request, kind: Kind) -> Reply {
     })
 }
 
-/// What is said where a queue can't be looked into.
+/// What the page says if it can't look into a queue.
 #[must_use]
 pub fn unseen(error: &AsideError) -> String {
     let hint = match error {

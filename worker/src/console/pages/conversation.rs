@@ -158,7 +158,7 @@ fn note_line(request: &Request, note: &Document, shows_bodies: bool) -> Line {
     }
 }
 
-/// What a message says: its text, else what can be said of it.
+/// The content of a message: its text, else a description.
 fn content(message: &Document) -> String {
     let raw = message.get_document("raw_message").ok();
     let field = |name: &str| raw.map(|raw| text(raw, name)).filter(|text| !text.is_empty());

@@ -1,4 +1,4 @@
-//! Erases a person: what there is first, and a question.
+//! Erases a person: counts first, and asks.
 
 use actix_web::http::StatusCode;
 use askama::Template;
@@ -17,7 +17,7 @@ use crate::person::Name;
 struct Erase {
     page: Page,
     is_running: bool,
-    /// The fields by which the person is erased who was counted.
+    /// The fields by which the counted person is erased.
     counted: Option<(&'static str, String)>,
     summary: String,
     /// What there is of the person, or was: a collection or a queue, and how much.
@@ -25,7 +25,7 @@ struct Erase {
     notice: String,
 }
 
-/// What comes of the latest erasure, and the form for the next one.
+/// The result of the latest erasure, and the form for the next one.
 pub async fn page(request: Request) -> Reply {
     let Some(pages) = request.pages() else {
         return problem(StatusCode::NOT_FOUND, "There is no such tenant.");
@@ -86,7 +86,7 @@ fn field(given: &Name) -> (&'static str, String) {
 
 fn summary(job: &Job) -> String {
     let who = match field(&job.given) {
-        // Who was erased is no longer named.
+        // An erased person is no longer named.
         _ if !job.is_count() => "the person".to_owned(),
         ("contact", id) => format!("contact {id}"),
         (_, phone) => format!("phone {phone}"),

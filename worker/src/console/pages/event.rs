@@ -1,4 +1,4 @@
-//! An event: what it was, and what became of it.
+//! An event: its body, and the documents that it led to.
 
 use actix_web::http::StatusCode;
 use askama::Template;
@@ -41,7 +41,7 @@ pub struct Body {
     pub raw: String,
     /// Whether there is more of it.
     pub is_cut: bool,
-    /// Where all of it can be had; empty if nowhere.
+    /// The address of the whole body; empty if there is none.
     pub url: String,
     /// Whether bodies are shown at all.
     pub is_shown: bool,

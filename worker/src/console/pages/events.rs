@@ -31,7 +31,7 @@ struct Events {
     fields: Fields,
     types: &'static [&'static str],
     rows: Vec<Row>,
-    /// What is said in the place of rows, or above them.
+    /// A notice instead of rows, or above them.
     notice: String,
     is_error: bool,
     next: Option<String>,
@@ -57,7 +57,7 @@ pub async fn page(request: Request) -> Reply {
     let fields = &request.fields;
     let aside =
         |queue: &str| url(&request.path(queue), [("key", fields.get("key")), ("type", fields.get("type"))]);
-    // What isn't stored is elsewhere.
+    // An event that isn't stored may be elsewhere.
     if let queue @ ("dead" | "quarantine") = fields.get("outcome") {
         return Reply::see(aside(queue));
     }
@@ -89,7 +89,7 @@ async fn found(pages: &Arc<TenantPages>, fields: &Fields) -> Result<(Vec<Entry>,
     if pages.database.missing_indexes().is_some() {
         let pages = pages.clone();
         let made = tokio::spawn(async move { pages.database.make_indexes().await });
-        // Mostly they are there, or soon will be.
+        // Mostly the indexes exist, or soon will.
         let _ = timeout(INDEX_TIMEOUT, made).await;
     }
     let search = search_for(fields)?;

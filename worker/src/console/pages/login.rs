@@ -46,7 +46,8 @@ fn shown(status: StatusCode, console: &Console, fields: &Fields, notice: &str) -
 /// The page to go to: one of ours.
 fn next(fields: &Fields) -> &str {
     let next = fields.get("next");
-    // Two slashes begin the name of another host, and browsers take a backslash for a slash. Nothing else may be in a header.
+    // Two slashes begin the name of another host, and browsers take a backslash for a slash. Nothing else may
+    // be in a header.
     let is_plain = |byte: u8| byte.is_ascii_graphic() && byte != b'\\';
     if next.starts_with("/t/") && next.bytes().all(is_plain) { next } else { "/" }
 }
@@ -83,13 +84,13 @@ pub async fn enter(request: HttpRequest, console: web::Data<Console>, Form(field
     }
 }
 
-/// Whether a token is the right one. Hashes are compared: how long that takes tells nothing of the token.
+/// Whether a token is the right one. Compares hashes: so the time for it tells nothing about the token.
 fn is_right(console: &Console, token: &str) -> bool {
     let digest = |token: &str| event::body_digest(token.as_bytes(), "");
     console.settings.token.as_ref().is_none_or(|right| digest(&right.0) == digest(token))
 }
 
-/// Whether the browser has come by TLS, as the proxy in front of us says.
+/// Whether the browser uses TLS, as the proxy in front of the console says.
 fn is_secure(request: &HttpRequest) -> bool {
     header(request, &HeaderName::from_static("x-forwarded-proto")) == Some("https")
 }

@@ -15,7 +15,7 @@ pub mod login;
 pub mod overview;
 pub mod runbook;
 
-/// What a form is answered with that isn't one of ours.
+/// The answer to a form that isn't one of ours.
 pub const FOREIGN_FORM: &str = "This form was not sent from a page of your session, so nothing was done. Please go back, reload the page and try again.";
 
 /// The frame of a page.
@@ -29,9 +29,9 @@ pub struct Page {
     pub tenants: Vec<String>,
     /// The tenant that it is about; empty if it is about all.
     pub tenant: String,
-    /// The name of who has logged in.
+    /// The name of the operator.
     pub operator: String,
-    /// What a form has to bring.
+    /// The token that each form must have.
     pub csrf: String,
 }
 
@@ -55,7 +55,7 @@ impl Page {
     }
 }
 
-/// A few words in the place of a page.
+/// A few words instead of a page.
 #[derive(Template)]
 #[template(path = "problem.html")]
 struct Problem<'a> {
@@ -63,7 +63,7 @@ struct Problem<'a> {
     what: &'a str,
 }
 
-/// A few words in the place of a page, also for who hasn't logged in.
+/// A few words instead of a page, also without a login.
 #[must_use]
 pub fn problem(status: StatusCode, what: &str) -> Reply {
     Reply::page_with(status, &Problem { status: status.as_u16(), what })

@@ -1,4 +1,4 @@
-//! The overview: are webhooks safe, and how is each tenant?
+//! The overview: whether webhooks are safe, and the state of each tenant.
 
 use std::time::{Duration, Instant};
 
@@ -47,7 +47,7 @@ struct Card {
     dead: String,
     has_dead: bool,
     quarantined: String,
-    /// What can't be told at the moment.
+    /// What the console can't reach now.
     notice: String,
 }
 
@@ -106,8 +106,8 @@ fn in_hand(tenant: &str, peers: &[Announcement]) -> u64 {
     u64::try_from(in_flight).unwrap_or(u64::MAX)
 }
 
-/// How long the oldest waiting event has waited, at most: it was received after the one that was stored last, since each
-/// queue keeps the order, and after nothing waited.
+/// How long the oldest waiting event has waited, at most: it was received after the one that was stored last,
+/// since each queue keeps the order, and after nothing waited.
 fn oldest(
     seen: Option<&pipeline::Tenant>,
     rates: Option<&Known>,

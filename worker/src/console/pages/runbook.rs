@@ -1,4 +1,4 @@
-//! The runbook, at hand where it is needed.
+//! The runbook.
 
 use std::sync::LazyLock;
 
@@ -24,7 +24,7 @@ pub async fn page(request: Request) -> Reply {
     Reply::page(&Runbook { page: request.page("Runbook", "runbook"), html: &HTML })
 }
 
-/// Markdown of ours, with a name for each heading. Links to other files lead nowhere from here, and are text.
+/// Makes HTML of our Markdown, with an id for each heading. Links to other files become text.
 fn to_html(markdown: &str) -> String {
     let events: Vec<Event<'_>> = Parser::new_ext(markdown, Options::ENABLE_TABLES).collect();
     let (mut shown, mut is_unlinked) = (Vec::new(), false);

@@ -26,8 +26,8 @@ pub async fn message(store: &Store, id: &str) -> Result<Option<Document>, Failur
     Ok(find.run(store, &store.names.messages).await?.into_iter().next())
 }
 
-/// The conversations that somebody may mean by a contact's id, phone or chat id: the text itself, with and without the plus
-/// of a phone, the phone of the contact, and the conversations of the contact.
+/// The conversations that somebody may mean by a contact's id, phone or chat id: the text itself, with and
+/// without the plus of a phone, the phone of the contact, and the conversations of the contact.
 pub async fn ids(store: &Store, meant: &str) -> Result<Vec<String>, Failure> {
     let mut ids = vec![meant.to_owned(), format!("+{meant}"), meant.trim_start_matches('+').to_owned()];
     let contact = Find { fields: doc! {"phone": 1}, ..Find::by_ids([&meant.to_owned()]) };
@@ -55,8 +55,8 @@ pub async fn conversation(store: &Store, ids: &[String]) -> Result<Option<Docume
     Ok(found.into_iter().next())
 }
 
-/// Messages of a conversation, the latest first, and where the earlier ones begin. Those without content have no time, and
-/// nothing to read.
+/// Messages of a conversation, the latest first, and where the earlier ones begin. Those without content have
+/// no time, and nothing to read.
 pub async fn messages(
     store: &Store,
     chat: &str,

@@ -1,4 +1,4 @@
-//! What MongoDB is asked. Each question has an index, a bound on what it brings, and a deadline.
+//! Queries to MongoDB. Each has an index, a bound on its result, and a deadline.
 
 use std::sync::Mutex;
 use std::sync::PoisonError;
@@ -57,7 +57,7 @@ impl Database {
         self.store.get_or_try_init(|| Store::open(&self.tenant, &self.settings)).await
     }
 
-    /// What a search should know of the indexes; nothing, if they are there.
+    /// What a search says about missing indexes; nothing, if they exist.
     #[must_use]
     pub fn missing_indexes(&self) -> Option<String> {
         match self.indexes() {
@@ -71,7 +71,8 @@ impl Database {
         }
     }
 
-    /// Makes the indexes that searches need, unless they are there or somebody is at it. Takes its time with many events.
+    /// Makes the indexes that searches need, unless they exist or another request makes them. Takes long with
+    /// many events.
     pub async fn make_indexes(&self) {
         {
             let mut indexes = self.indexes.lock().unwrap_or_else(PoisonError::into_inner);
@@ -84,18 +85,18 @@ impl Database {
         let tenant = &self.tenant.name;
         let state = match made {
             Ok(()) => {
-                info!(tenant, "the indexes for searching are there");
+                info!(tenant, "the indexes for searches are ready");
                 Indexes::Made
             }
             Err(failure) => {
-                warn!(tenant, error = chain(&failure), "can't make the indexes for searching");
+                warn!(tenant, error = chain(&failure), "can't make the indexes for searches");
                 Indexes::Failed(chain(&failure))
             }
         };
         *self.indexes.lock().unwrap_or_else(PoisonError::into_inner) = state;
     }
 
-    /// Has them looked for again: somebody may have dropped one.
+    /// Checks the indexes again: somebody may have dropped one.
     pub fn doubt_indexes(&self) {
         *self.indexes.lock().unwrap_or_else(PoisonError::into_inner) = Indexes::Unknown;
     }
@@ -118,8 +119,8 @@ pub struct Find {
     pub limit: usize,
     /// Which fields of them; all, if it is empty.
     pub fields: Document,
-    /// The keys of the index to use; whichever MongoDB takes, if there is none. With another one the order within a moment
-    /// would be another, too.
+    /// The keys of the index to use; whichever MongoDB takes, if there is none. With another one the order
+    /// within a moment would be another, too.
     pub index: Option<Document>,
 }
 
@@ -150,8 +151,8 @@ impl Find {
     }
 }
 
-/// Where the next page begins: behind what was shown of this moment. Many events are stored in one moment, and the index
-/// has no order among them but their own, which stays.
+/// Where the next page begins: behind the shown events of this moment. Many events are stored in one moment;
+/// the index has them in an order that doesn't change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
     /// The moment, in milliseconds since 1970.

@@ -1,4 +1,5 @@
-//! How many events are stored in a minute. Asked for while somebody looks, and answered from what is known.
+//! How many events are stored in a minute. Counted while somebody looks at the page, which shows the latest
+//! numbers.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,9 +17,9 @@ use crate::store::failure::{Failure, within};
 
 const MINUTE_MS: i64 = 60 * 1000;
 const WEEK_MS: i64 = 7 * 24 * 60 * MINUTE_MS;
-/// What is older is asked for again.
+/// Older numbers are counted again.
 const FRESH: Duration = Duration::from_secs(5);
-/// How long a page waits for news before it shows what is known.
+/// How long a page waits for new numbers before it shows the latest ones.
 const NEWS_TIMEOUT: Duration = Duration::from_millis(800);
 /// More than this many in a minute are "at least this many": counting is bounded, too.
 pub const MOST_COUNTED: i64 = 1_000_000;
@@ -34,7 +35,7 @@ pub struct Stored {
     pub latest_received_at_ms: Option<i64>,
 }
 
-/// What is known, and how old that is.
+/// The latest numbers, and their age.
 #[derive(Clone, Debug)]
 pub struct Known {
     /// The latest answer; the reason if there was none.
@@ -55,7 +56,7 @@ impl Default for Rates {
     }
 }
 
-/// What is known of a tenant's rates. Asks for news if that is old, but doesn't wait for it for long.
+/// A tenant's latest rates. Counts again if they are old, but doesn't wait long for that.
 pub async fn known(pages: Arc<TenantPages>) -> Option<Known> {
     let mut known = pages.rates.known.subscribe();
     let is_fresh = |known: &Option<Known>| known.as_ref().is_some_and(|known| known.at.elapsed() < FRESH);
