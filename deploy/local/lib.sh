@@ -90,7 +90,8 @@ choose_ports() { # FOLDER NAME...
   flock "$registry"
   forget_unused_ports
   for name in "$@"; do
-    # The ephemeral range starts at 32768: an outgoing connection there can take a server's port while it is down.
+    # The ephemeral range starts at 32768: an outgoing connection there can take a server's port while it is
+    # down.
     until port=$((20000 + RANDOM % 12000)) && port_is_free "$port"; do :; done
     echo "$folder" >"$PORT_REGISTRY/$port"
     echo "$name=$port"

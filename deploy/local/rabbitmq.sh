@@ -1,7 +1,7 @@
 # shellcheck shell=bash
-# Sourced by servers: which RabbitMQ it runs. The machine's own if that is RabbitMQ 4 or newer; else Debian 13's
-# packages, unpacked into a folder that only the server itself sees, as its /usr.
-# PENSTOCK_RABBITMQ=next: the newest that Debian has, in the same way.
+# Sourced by servers: which RabbitMQ it runs. The machine's own if that is RabbitMQ 4 or newer; else Debian
+# 13's packages, unpacked into a folder that only the server itself sees, as its /usr. PENSTOCK_RABBITMQ=next:
+# the newest that Debian has, in the same way.
 
 case ${PENSTOCK_RABBITMQ:=stable} in
   stable) readonly RABBITMQ_SUITE=trixie ;;
@@ -33,8 +33,8 @@ rabbitmq_is_packaged() {
     (source /etc/os-release && [[ $ID == debian && ${VERSION_ID:-0} -ge 13 ]]) 2>/dev/null
 }
 
-# Sets $rabbitmq to the command that runs one of RabbitMQ's programs. It becomes that program: same pid and environment,
-# and the mount is gone when the last process that sees it has ended.
+# Sets $rabbitmq to the command that runs one of RabbitMQ's programs. It becomes that program: same pid and
+# environment, and the mount is gone when the last process that sees it has ended.
 # shellcheck disable=SC2034
 find_rabbitmq() { # PROGRAM
   local usr

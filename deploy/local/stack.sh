@@ -1,5 +1,6 @@
 # shellcheck shell=bash
-# Sourced by up, down, status and env: where the local stack keeps its state, its settings, and its own processes.
+# Sourced by up, down, status and env: where the local stack keeps its state, its settings, and its own
+# processes.
 
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 

@@ -1,5 +1,5 @@
-//! What operators do by hand: set-aside messages can be seen, put back and thrown away, documents computed anew, and
-//! nothing accepted is missed.
+//! The operators' commands: they list, replay and drop set-aside messages, compute documents again, and name
+//! accepted events that are missing.
 
 use mongodb::bson::{Document, doc};
 use penstock_tests::broker::Broker;

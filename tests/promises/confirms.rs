@@ -1,4 +1,4 @@
-//! A publisher is told of each message what became of it, whoever else is refused, gives up or leaves.
+//! A publisher gets the result of each message, whatever happens to other publishers' messages.
 
 use std::time::Duration;
 

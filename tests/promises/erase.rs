@@ -1,4 +1,5 @@
-//! A person who was erased is gone, and nothing comes back that was received before; what is received later is new.
+//! A person who was erased is gone, and nothing comes back that was received before; what is received later
+//! is new.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! What a worker has in hand while MongoDB fails it holds, for as long as it takes: that costs no delivery.
+//! While MongoDB fails, a worker holds the events in hand: that costs no delivery.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Whatever anybody sends, the honest are served, and what was turned away can be looked at and put back.
+//! Whatever anybody sends, genuine webhooks are received, and operators can list and replay quarantined ones.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -389,8 +389,8 @@ fn large_request(element: &str) -> Arc<[u8]> {
     format!("POST /webhook/faster HTTP/1.1\r\nhost: x\r\n{head}\r\n\r\n{body}").into_bytes().into()
 }
 
-/// Sends it over connections of their own, all at once. Tells the answers; whoever hangs up doesn't wait for
-/// one.
+/// Sends each over its own connection, all at once. Returns the answers; a client that hangs up doesn't wait
+/// for one.
 async fn send_at_once(address: &str, request: &Arc<[u8]>, hangs_up: bool) -> BTreeMap<String, usize> {
     let mut senders = JoinSet::new();
     for _ in 0..64 {

@@ -1,4 +1,4 @@
-//! What keys are for: nobody is believed without one where one is asked for, and only ingest needs them.
+//! Signing keys: if a tenant has keys, an event needs a good signature; only ingest needs the keys.
 
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};

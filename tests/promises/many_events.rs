@@ -1,5 +1,5 @@
-//! The console's pages are as quick with many events as with few: each question follows an index. `tests/run --long` asks
-//! ten million events.
+//! The console's pages are as quick with many events as with few: each question follows an index. `tests/run
+//! --long` asks ten million events.
 
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,8 @@ use serde_json::json;
 const SENT: i64 = 100;
 /// A minute has so many copies of each.
 const COPIES_PER_MINUTE: i64 = 3;
-/// The most that MongoDB may look at for a question: a page of 50 lines, or the events of a minute, and some more.
+/// The most that MongoDB may look at for a question: a page of 50 lines, or the events of a minute, and some
+/// more.
 const MAX_EXAMINED: i64 = 500;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -92,8 +93,8 @@ async fn send(place: &Place, database: &Database) {
     ingest.process.stop().await;
 }
 
-/// Copies each event, to earlier and earlier times, and to other conversations; but those of the first conversation
-/// stay there. MongoDB does so by itself, and keeps the indexes.
+/// Copies each event, to earlier and earlier times, and to other conversations; but those of the first
+/// conversation stay there. MongoDB does so by itself, and keeps the indexes.
 async fn multiply(database: &Database, copies: i64) {
     let started = Instant::now();
     let events = database.0.collection::<Document>("webhook_events");

@@ -350,7 +350,7 @@ async fn log_while_held(pipeline: &Pipeline) -> String {
     log()
 }
 
-/// Whoever configured the worker has to act, and every error in the log says so.
+/// The person who configured the worker has to act, and every error in the log says so.
 fn assert_refused(log: &str) {
     assert_eq!(log.matches("ERROR").count(), log.matches("MongoDB refuses us").count(), "{log}");
     assert!(!log.contains("circuit breaker"), "{log}");

@@ -1,4 +1,4 @@
-//! A conversation has one queue, whoever publishes to it and when.
+//! A conversation has one queue, for every publisher, at any time.
 
 use std::io::{Read, Write};
 use std::net::TcpListener;

@@ -1,4 +1,4 @@
-//! Events that can't be stored hold up nobody else's, and what can't be stored for now is not given up.
+//! An event that can't be stored delays no other, and an event that can't be stored for now isn't given up.
 
 use mongodb::bson::doc;
 use penstock_tests::broker::{self, Broker, header};

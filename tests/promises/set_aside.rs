@@ -1,4 +1,4 @@
-//! What was set aside is seen and changed as operators expect it: in one order, and nothing by a slip.
+//! Commands list and change set-aside messages as operators expect: in one order, and nothing by mistake.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;

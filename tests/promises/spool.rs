@@ -162,8 +162,8 @@ async fn when_nothing_can_take_it_the_budget_of_refusals_is_spent_and_then_webho
             .to_string()
     };
     // What isn't worth saving is answered all the same.
-    let rubbish = post(&url, "[".repeat(200_000)).await;
-    assert_eq!((rubbish.status, &rubbish.body["reason"]), (200, &json!("too_deep")));
+    let unusable = post(&url, "[".repeat(200_000)).await;
+    assert_eq!((unusable.status, &unusable.body["reason"]), (200, &json!("too_deep")));
     assert_eq!(
         metric(
             &ingest.admin,
@@ -406,7 +406,8 @@ async fn a_spool_that_the_disk_cannot_read_is_set_aside_and_what_can_be_read_is_
     }
     earlier.process.stop().await;
 
-    // More than SQLite keeps in memory, so the drain has to read again what is read once when the spool is checked.
+    // More than SQLite keeps in memory, so the drain has to read again what is read once when the spool is
+    // checked.
     let file = spool.join("spool.db");
     let pages = std::fs::metadata(&file).unwrap().len() / 4096;
     let one_fails = format!("inject=pread64:error=EIO:when={}", pages + 500);

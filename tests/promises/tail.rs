@@ -1,4 +1,4 @@
-//! Events can be watched as they come, and whoever watches holds nobody up.
+//! Operators can watch events as they come, without delaying them.
 
 use std::time::{Duration, Instant};
 

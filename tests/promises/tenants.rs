@@ -1,5 +1,4 @@
-//! One tenant's trouble is its own: it is down, everybody can see it, it is tried again, and the others go
-//! on.
+//! A failure of one tenant affects no other: the tenant is down, everybody can see it, and it is tried again.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,5 @@
-//! What this version owes the one before and the next. `tests/versions/before-0.2` is what a build before version 0.2 wrote
-//! when it got these samples.
+//! Compatibility with the version before and the next. `tests/versions/before-0.2` is what a build before
+//! version 0.2 wrote when it got these samples.
 
 use std::time::Instant;
 

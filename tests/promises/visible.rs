@@ -1,4 +1,4 @@
-//! Operators see what is going on, and nothing that is nobody's business.
+//! Operators see the state of everything, and no personal data.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Workers share a tenant's queues, and whatever happens to one of them, the others go on with them.
+//! Workers share a tenant's queues, and whatever happens to one of them, the others take over its queues.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -18,8 +18,8 @@ use shared::partition;
 
 /// Partitions that three workers share.
 const PARTITIONS: u16 = 6;
-/// The promise is that a worker's queues go on within 15 s, and what it had locked as soon as MongoDB ends its
-/// transaction, which takes 5 s here; half as much again is for a machine that does other things too.
+/// The promise is that a worker's queues go on within 15 s, and what it had locked as soon as MongoDB ends
+/// its transaction, which takes 5 s here; half as much again is for a machine that does other things too.
 const STANDSTILL: Duration = Duration::from_secs(30);
 
 /// How many message events of a tenant a worker has stored.
@@ -38,7 +38,8 @@ async fn until_stored(database: &Database, events: u64) {
     .await;
 }
 
-/// Asserts that so many message events were stored, that each has counted once, and that none is left anywhere.
+/// Asserts that so many message events were stored, that each has counted once, and that none is left
+/// anywhere.
 async fn assert_all_counted_once(broker: &Broker, database: &Database, events: u64) {
     let counted = database.sum("conversations", "message_count").await.unsigned_abs();
     let counts = (database.count("webhook_events").await, database.count("messages").await, counted);
@@ -253,7 +254,8 @@ async fn an_event_that_kills_workers_becomes_a_dead_letter_and_takes_none_of_its
         (Broker::connect(&place.amqp_url).await, Database::on(&uri, &place, "faster").await);
     burst(&broker, "faster", 0..1, 51).await;
     until_stored(&database, 1).await;
-    // As long as its conversation can't be written, the event is in hand; and whoever has it in hand is killed.
+    // As long as its conversation can't be written, the event is in hand; and whoever has it in hand is
+    // killed.
     let mut locked = database.lock("conversations", "0").await;
     burst(&broker, "faster", 51..52, 51).await;
     let mut kills = 0;
@@ -270,8 +272,8 @@ async fn an_event_that_kills_workers_becomes_a_dead_letter_and_takes_none_of_its
         // It may be a neighbour that was in hand, which an open transaction of a killed worker had locked.
         assert!(kills <= 60, "it comes again and again");
         if kills == 3 {
-            // From now on the event comes first, and alone. A worker that is killed while it writes several together would
-            // leave an open transaction that locks the neighbours, too.
+            // From now on the event comes first, and alone. A worker that is killed while it writes several
+            // together would leave an open transaction that locks the neighbours, too.
             let returned = async || broker.depth("webhooks.faster.0").await;
             poll::until("the event is back in its queue", Some(1), returned).await;
             burst(&broker, "faster", 52..102, 51).await;

@@ -66,7 +66,7 @@ def alerts(build):
                     yield f"{name} reads what belongs to another {label}"
             if told.get("namespace") != namespace:
                 yield f"{name}: Alertmanager can't tell whose it is"
-            # Whoever is paged has to get there by a click.
+            # A click on the page must lead there.
             if "alert" in rule and not re.match(r"https?://[^#]+#\w", rule["annotations"]["runbook_url"]):
                 yield f"{name}: its runbook_url is no address"
 

@@ -71,7 +71,7 @@ securityContext:
 
 {{/* Takes selector, and perVersion: whether pods of an old version, which are about to go, don't count. */}}
 {{- define "penstock.spread" -}}
-# Rather unevenly spread than not running.
+# An uneven spread is better than a pod that doesn't run.
 topologySpreadConstraints:
 {{- range $key := list "topology.kubernetes.io/zone" "kubernetes.io/hostname" }}
   - topologyKey: {{ $key }}

@@ -72,8 +72,8 @@ async fn pile_up(bench: &mut Bench, stage: &Stage, events: u64) -> anyhow::Resul
     Ok(expected)
 }
 
-/// Marks the moment when this many are stored. MongoDB writes much of its work to disk up to a minute later: a
-/// checkpoint comes first, so that each slice bears its own.
+/// Marks the moment when this many are stored. MongoDB writes much of its work to disk up to a minute later:
+/// a checkpoint comes first, so that each slice bears its own.
 async fn mark(stage: &Stage, bound: u64) -> anyhow::Result<Mark> {
     let deadline = Instant::now() + STORING;
     while stage.stored().await? < bound {
