@@ -25,26 +25,23 @@ from mistakes import FILES, FINE, TEMPLATES, VALUES
 
 
 def main(binaries):
-    missed, used = [], set()
     good = {case: chart.render(chart.values(case))[0] for case in chart.CASES}
-    for what, case, changes in VALUES:
-        if accepted(case, changes):
-            missed.append(f"nobody notices {what}")
+    files = compose.load()
+    in_chart = [(what, broken(binaries, good[case], case, *change)) for what, case, *change in TEMPLATES]
+    mistakes = [
+        *((what, is_refused(case, changes)) for what, case, changes in VALUES),
+        *in_chart,
+        *((what, found_in_compose(files, change)) for what, change in FILES),
+        *others(),
+    ]
+    missed = [f"nobody notices {what}" for what, noticed in mistakes if not noticed]
+    used = {problem.split(":")[0] for _, problems in in_chart for problem in problems}
+    missed += [f"nothing shows that the rule {rule.__name__} works" for rule in rules.RULES if rule.__name__ not in used]
     for what, case, changes in FINE:
         missed += [f"{what}: {problem}" for problem in found(binaries, good[case], *chart.render(values_with(case, changes)))]
-    for what, case, file, old, new in TEMPLATES:
-        noticed = broken(binaries, good[case], case, file, old, new)
-        used |= {problem.split(":")[0] for problem in noticed}
-        if not noticed:
-            missed.append(f"nobody notices {what}")
-    missed += [f"nothing shows that the rule {rule.__name__} works" for rule in rules.RULES if rule.__name__ not in used]
-    files = compose.load()
-    missed += [f"nobody notices {what}" for what, change in FILES if not found_in_compose(files, change)]
-    missed += [f"nobody notices {what}" for what, noticed in others() if not noticed]
     for problem in missed:
         print(problem, file=sys.stderr)
-    count = len(VALUES) + len(TEMPLATES) + len(FILES) + len(list(others()))
-    print(f"{count} mistakes, {len(missed)} of them not found")
+    print(f"{len(mistakes)} mistakes, {len(missed)} of them not found")
     return 1 if missed else 0
 
 
@@ -54,13 +51,13 @@ def values_with(case, changes):
     return given
 
 
-def accepted(case, changes):
-    """Helm refuses bad values: by the schema, or by templates/validate.yaml."""
+def is_refused(case, changes):
+    """Whether Helm refuses values: by the schema, or by templates/validate.yaml."""
     try:
         chart.render(values_with(case, changes))
     except (helm_python.HelmValuesError, helm_python.HelmRenderError) as error:
-        return "validate.yaml" not in str(error) and not isinstance(error, helm_python.HelmValuesError)
-    return True
+        return "validate.yaml" in str(error) or isinstance(error, helm_python.HelmValuesError)
+    return False
 
 
 def broken(binaries, good, case, file, old, new):

@@ -39,23 +39,3 @@ pub enum Command {
         shell: Shell,
     },
 }
-
-#[cfg(test)]
-mod tests {
-    use clap::CommandFactory;
-
-    use super::*;
-
-    fn assert_example(command: &clap::Command, path: &str) {
-        let path = format!("{path} {}", command.get_name()).trim().to_owned();
-        let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
-        assert!(help.starts_with(&format!("Example: {path}")), "{path}: {help:?}");
-        command.get_subcommands().for_each(|command| assert_example(command, &path));
-    }
-
-    #[test]
-    fn every_help_has_an_example() {
-        Arguments::command().debug_assert();
-        assert_example(&Arguments::command(), "");
-    }
-}

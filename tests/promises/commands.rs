@@ -6,7 +6,7 @@ use penstock_tests::broker::Broker;
 use penstock_tests::database::{Database, readable};
 use penstock_tests::http::{post_received, send};
 use penstock_tests::poll;
-use penstock_tests::process::{Ingest, Worker, operate, operate_well, until_idle};
+use penstock_tests::process::{Ingest, Worker, operate, operate_well, run, until_idle};
 use penstock_tests::stack::Place;
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -302,28 +302,33 @@ async fn what_was_accepted_and_is_nowhere_is_named() {
 
 #[test]
 fn every_command_explains_itself() {
-    let folder = std::env::temp_dir();
-    for command in [
-        &["dead"][..],
-        &["dead", "list"],
-        &["dead", "show"],
-        &["dead", "replay"],
-        &["dead", "drop"],
-        &["quarantine", "replay"],
-        &["rebuild"],
-        &["reconcile"],
-        &["backfill"],
-    ] {
-        let arguments = [command, &["--help"]].concat();
-        let output = penstock_tests::process::run("worker", &folder, &arguments, &[]);
-        let text = String::from_utf8(output.stdout).unwrap();
-        assert!(output.status.success() && text.contains("Usage: worker"), "{arguments:?}: {text}");
-        assert_eq!(
-            text.contains("--dry-run"),
-            command.ends_with(&["replay"])
-                || command.ends_with(&["drop"])
-                || [&["rebuild"][..], &["backfill"]].contains(&command)
-        );
-        assert_eq!(text.contains("--json"), command.len() == 2 || command != ["dead"]);
+    for binary in ["ingest", "worker"] {
+        assert_explained(binary, &[]);
+    }
+}
+
+/// Asserts that a command's help has an example, and so with its subcommands.
+fn assert_explained(binary: &str, command: &[&str]) {
+    let output = run(binary, &std::env::temp_dir(), &[command, &["--help"]].concat(), &[]);
+    let help = String::from_utf8(output.stdout).unwrap();
+    let called = [&[binary][..], command].concat().join(" ");
+    assert!(output.status.success() && help.contains(&format!("Usage: {called}")), "{called}: {help}");
+    assert!(help.contains(&format!("Example: {called}")), "{called}: {help}");
+    let listed = help.lines().skip_while(|line| *line != "Commands:").skip(1);
+    for subcommand in listed.map_while(|line| line.split_whitespace().next()).filter(|name| *name != "help") {
+        assert_explained(binary, &[command, &[subcommand]].concat());
+    }
+}
+
+#[test]
+fn every_command_that_changes_something_can_be_tried_first() {
+    for command in ["dead replay", "dead drop", "quarantine replay", "quarantine drop", "queues migrate"]
+        .into_iter()
+        .chain(["rebuild", "backfill", "erase"])
+    {
+        let arguments: Vec<&str> = command.split(' ').chain(["--help"]).collect();
+        let output = run("worker", &std::env::temp_dir(), &arguments, &[]);
+        let help = String::from_utf8(output.stdout).unwrap();
+        assert!(help.contains("--dry-run") && help.contains("--json"), "{command}: {help}");
     }
 }

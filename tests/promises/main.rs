@@ -24,6 +24,7 @@ mod fitness;
 mod holding;
 mod hostile;
 mod keys;
+mod large_bodies;
 mod ledger;
 mod many_events;
 mod memory;
