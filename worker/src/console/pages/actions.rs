@@ -157,7 +157,7 @@ fn question(
 
 fn warning(kind: Kind, action: Action) -> &'static str {
     match (kind, action) {
-        (_, Action::Drop) => "They are gone for good.",
+        (_, Action::Drop) => "This can't be undone.",
         (Kind::Dead, _) => "They go to the workers again. What is refused again comes back here.",
         (Kind::Quarantine, Action::Replay { reverify: false }) => {
             "Nobody knows who has sent them: they go to the workers whether they are well signed or not."
