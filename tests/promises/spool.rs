@@ -135,7 +135,7 @@ async fn a_damaged_spool_is_set_aside_and_ingest_starts() {
     let ingest = Ingest::start_unconnected(&place, &[NOWHERE, ("SPOOL_DIR", spool.to_str().unwrap())]).await;
     post_received(&ingest.path("/webhook/faster"), "{}").await;
     assert_eq!(metric(&ingest.admin, "ingest_spool_corruptions", &[]).await, Some(1.0));
-    assert!(ingest.process.log_text().contains("the spool was damaged and is set aside"));
+    assert!(ingest.process.log_text().contains("set the damaged spool aside"));
     let names =
         std::fs::read_dir(&spool).unwrap().map(|file| file.unwrap().file_name().into_string().unwrap());
     assert!(names.into_iter().any(|name| name.starts_with("corrupt-spool-2")));
