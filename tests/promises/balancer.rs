@@ -110,7 +110,7 @@ async fn behind_a_load_balancer_the_refusals_are_those_of_the_budgets() {
     assert_eq!(statuses.iter().filter(|status| **status == 503).count(), 3 * 2, "{statuses:?}");
     assert!(statuses[18..].iter().all(|status| *status == 200), "{statuses:?}");
     assert_eq!(balancer.checks().await, well);
-    // One that stops says so, and the others go on.
+    // An ingest that stops says so, and the others keep serving.
     relay.set(Fault::None);
     let up = async || get(&ingests[1].path("/health")).await.body["broker"]["connected"].clone();
     poll::until("RabbitMQ is back", json!(true), up).await;

@@ -315,7 +315,7 @@ async fn dead_letters_are_counted_then_replayed_or_dropped() {
     let again = apply(&ada, &question).await;
     assert!(again.html.contains("somebody was faster"), "{}", again.html);
 
-    // The cause is mended, and all others go back.
+    // The cause is removed, and all others are replayed.
     rule(&database, doc! {}).await;
     let question = ada.open("/t/faster/dead/confirm?action=replay&scope=all&reason=refused_by_mongodb").await;
     assert!(question.html.contains("Replay 4 messages of faster?"), "{}", question.html);
@@ -323,7 +323,7 @@ async fn dead_letters_are_counted_then_replayed_or_dropped() {
     let hers = grace.open("/t/faster/dead/confirm?action=replay&scope=all").await;
     let (done, too_late) = tokio::join!(apply(&ada, &question), apply(&grace, &hers));
     let replayed = [&done, &too_late].map(|page| page.html.matches(">replayed<").count());
-    assert_eq!(replayed.iter().sum::<usize>(), 4, "each once, whoever is faster: {replayed:?}");
+    assert_eq!(replayed.iter().sum::<usize>(), 4, "each once: {replayed:?}");
     database.until_stored(4).await;
     assert_eq!((broker.depth("dead.faster").await, database.count("messages").await), (Some(0), 4));
     let logged: Vec<_> =

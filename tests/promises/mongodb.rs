@@ -117,10 +117,10 @@ impl Pipeline {
 
     /// After the fault: everything is stored soon, and has counted once.
     async fn recovers(mut self, fault: &str) {
-        let (mended, backlog) = (Instant::now(), self.faster.published());
+        let (repaired, backlog) = (Instant::now(), self.faster.published());
         let during = self.vip_before..self.vip.published();
         until_stored(&self.ill, backlog).await;
-        let recovery = mended.elapsed();
+        let recovery = repaired.elapsed();
         self.until_faster_stores(SOME).await;
         self.until_vip_stores(SOME).await;
         let (to_faster, to_vip) = (self.faster.stop().await, self.vip.stop().await);

@@ -55,10 +55,10 @@ impl Outage {
     /// After the fault: everything flows again, and nothing is lost.
     async fn recovered(self, what: &str) {
         let spooled = self.spooled().await;
-        let mended = std::time::Instant::now();
+        let repaired = std::time::Instant::now();
         let left = async || metric(&self.ingest.admin, "ingest_spool_records", &[]).await;
         poll::until_within("the spool is empty", Some(0.0), Duration::from_secs(60), left).await;
-        let drained = mended.elapsed();
+        let drained = repaired.elapsed();
         let before = self.spooled().await;
         self.load.until_more(200).await;
         let report = self.load.stop().await;

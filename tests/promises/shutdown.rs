@@ -74,7 +74,7 @@ async fn a_worker_told_to_stop_finishes_what_it_has_in_hand() {
 #[tokio::test]
 async fn a_second_signal_ends_it_at_once() {
     let place = Place::new().await;
-    // It would go on serving for longer than a test waits.
+    // It would keep serving for longer than a test waits.
     let mut ingest = Ingest::start(&place, &[("DRAIN_DELAY", "60s")]).await.process;
     let told =
         |ingest: &Process, message: &str| ingest.log_lines().iter().any(|line| line["message"] == message);

@@ -18,8 +18,9 @@ use shared::partition;
 
 /// Partitions that three workers share.
 const PARTITIONS: u16 = 6;
-/// The promise is that a worker's queues go on within 15 s, and what it had locked as soon as MongoDB ends
-/// its transaction, which takes 5 s here; half as much again is for a machine that does other things too.
+/// The promise: others take over a worker's queues within 15 s, and its locked documents as soon as MongoDB
+/// ends its transaction, which takes 5 s here; half as much again is for a machine that does other things
+/// too.
 const STANDSTILL: Duration = Duration::from_secs(30);
 
 /// How many message events of a tenant a worker has stored.
@@ -103,7 +104,7 @@ impl Trio {
         }
     }
 
-    async fn mend(&mut self, n: usize, harm: Harm) {
+    async fn repair(&mut self, n: usize, harm: Harm) {
         match harm {
             Harm::Killed => self.workers[n] = Self::worker(&self.place, &self.urls[n]).await,
             Harm::Frozen => self.workers[n].process.signal("CONT"),
@@ -143,7 +144,7 @@ impl Trio {
             self.feed.until_more(100).await;
             until_stored(&self.database, self.feed.published()).await;
             standstills.push(self.longest_standstill(begun).await);
-            self.mend(n, harm).await;
+            self.repair(n, harm).await;
         }
         let published = self.feed.stop().await;
         until_stored(&self.database, published).await;
@@ -254,7 +255,7 @@ async fn an_event_that_kills_workers_becomes_a_dead_letter_and_takes_none_of_its
         (Broker::connect(&place.amqp_url).await, Database::on(&uri, &place, "faster").await);
     burst(&broker, "faster", 0..1, 51).await;
     until_stored(&database, 1).await;
-    // As long as its conversation can't be written, the event is in hand; and whoever has it in hand is
+    // While its conversation can't be written, the event is in hand; and the worker that has it in hand is
     // killed.
     let mut locked = database.lock("conversations", "0").await;
     burst(&broker, "faster", 51..52, 51).await;
@@ -365,9 +366,9 @@ async fn an_outage_of_mongodb_as_long_as_an_election_is_over_soon() {
     relay.set(Fault::Cut);
     tokio::time::sleep(Duration::from_secs(3)).await;
     relay.set(Fault::None);
-    let (mended, backlog) = (Instant::now(), feed.published());
+    let (repaired, backlog) = (Instant::now(), feed.published());
     until_stored(&database, backlog).await;
-    let recovery = mended.elapsed();
+    let recovery = repaired.elapsed();
     println!("after an outage of 3 s the backlog was stored in {recovery:.1?}");
     assert!(recovery < Duration::from_secs(10), "{recovery:?}: {}", worker.process.log_text());
     let published = feed.stop().await;

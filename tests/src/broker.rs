@@ -62,7 +62,7 @@ impl Broker {
         let (options, none) = (BasicConsumeOptions::default(), FieldTable::default());
         let consumer = channel.basic_consume(queue.into(), String::new().into(), options, none).await;
         let mut consumer = consumer.expect("the queue exists");
-        let message = consumer.next().await.expect("it goes on").expect("a delivery");
+        let message = consumer.next().await.expect("the consumer is open").expect("a delivery");
         // Or the next one would be sent, and count a delivery when the channel closes.
         let cancelled = channel.basic_cancel(consumer.tag(), BasicCancelOptions::default());
         cancelled.await.expect("RabbitMQ cancels it");

@@ -77,7 +77,7 @@ impl ReplicaSet {
         set.initiate(None).await;
         let create = doc! {"createUser": "root", "pwd": "root", "roles": ["root"]};
         let address = set.primary().await.address;
-        // As long as there is no user, whoever comes from the same machine may create one.
+        // While there is no user, a client on the same machine may create one.
         direct(address).await.database("admin").run_command(create).await.expect("the first user");
         let uri = format!("mongodb://root:root@{address}/?directConnection=true");
         (set, Client::with_uri_str(uri).await.expect("a URI"))

@@ -56,7 +56,7 @@ pub struct QueueTask {
 }
 
 /// What a task remembers from one channel to the next.
-struct Memory {
+struct TaskState {
     /// Whether one delivery is taken at a time.
     careful: bool,
     refusals: Refusals,
@@ -70,7 +70,7 @@ impl QueueTask {
         self.context.state.set_oldest(None);
         // The first delivery may be what has killed the worker before this one.
         let (refusals, novelty) = (Refusals::default(), Novelty::default());
-        let mut memory = Memory { careful: true, refusals, novelty };
+        let mut task_state = TaskState { careful: true, refusals, novelty };
         let mut pause = REOPEN_PAUSE.0;
         while !self.stop.is_cancelled() {
             let session = tokio::select! {
@@ -79,7 +79,7 @@ impl QueueTask {
             };
             let Some(session) = session else { return };
             let opened = Instant::now();
-            match self.consume(&session, &mut memory).await {
+            match self.consume(&session, &mut task_state).await {
                 Ok(Ended::Stopped) => return,
                 Ok(Ended::Changed) => continue,
                 Ok(Ended::Disconnected | Ended::GivenBack) => {}
@@ -103,11 +103,11 @@ impl QueueTask {
     }
 
     /// Consumes over one connection.
-    async fn consume(&mut self, session: &Session, memory: &mut Memory) -> Result<Ended, IntakeError> {
+    async fn consume(&mut self, session: &Session, task_state: &mut TaskState) -> Result<Ended, IntakeError> {
         self.views.mark_unchanged();
         self.consumed.mark_unchanged();
         let preference = self.preference();
-        let prefetch = self.prefetch(memory);
+        let prefetch = self.prefetch(task_state);
         let opened = Intake::open(&self.context, session, prefetch, preference.priority);
         let mut intake = tokio::select! {
             opened = opened => opened?,
@@ -116,7 +116,7 @@ impl QueueTask {
         let mut views = self.views.clone();
         let (context, stop) = (self.context.clone(), self.stop.clone());
         let ended = tokio::select! {
-            ended = self.work(session, &mut intake, preference, memory) => ended,
+            ended = self.work(session, &mut intake, preference, task_state) => ended,
             () = session.lost().cancelled() => Ok(Ended::Disconnected),
             () = gives_up(&context, &stop) => Ok(Ended::Stopped),
             () = stands_still(&context) => Ok(Ended::GivenBack),
@@ -136,41 +136,41 @@ impl QueueTask {
         session: &Session,
         intake: &mut Intake,
         mut preference: Preference,
-        memory: &mut Memory,
+        task_state: &mut TaskState,
     ) -> Result<Ended, IntakeError> {
         loop {
             tokio::select! {
                 biased;
-                () = self.stop.cancelled() => return self.finish(intake, memory).await,
+                () = self.stop.cancelled() => return self.finish(intake, task_state).await,
                 Ok(()) = self.views.changed() => {
                     let next = self.preference();
                     if next.priority != preference.priority {
                         preference = next;
-                        self.consume_anew(session, intake, preference, memory).await?;
+                        self.consume_anew(session, intake, preference, task_state).await?;
                     }
                     continue;
                 }
                 Ok(()) = self.consumed.changed() => {
-                    if self.prefetch(memory) != intake.prefetch {
-                        self.consume_anew(session, intake, preference, memory).await?;
+                    if self.prefetch(task_state) != intake.prefetch {
+                        self.consume_anew(session, intake, preference, task_state).await?;
                     }
                     continue;
                 }
                 waiting = intake.until_waiting(&self.context) => waiting?,
             }
-            if !memory.careful && intake.has_returns(SUSPECT_RETURNS) {
+            if !task_state.careful && intake.has_returns(SUSPECT_RETURNS) {
                 let (tenant, queue) = (&self.context.tenant.name, &self.context.name);
                 warn!(tenant, queue, "an event came back {SUSPECT_RETURNS} times, taking one at a time");
-                memory.careful = true;
+                task_state.careful = true;
                 return Ok(Ended::Changed);
             }
-            if memory.careful && !intake.has_returns(SUSPECT_RETURNS) {
+            if task_state.careful && !intake.has_returns(SUSPECT_RETURNS) {
                 // While one is in hand, nothing is under way to the consumer that is cancelled.
-                memory.careful = false;
-                self.consume_anew(session, intake, preference, memory).await?;
+                task_state.careful = false;
+                self.consume_anew(session, intake, preference, task_state).await?;
                 continue;
             }
-            self.write_batch(intake, memory, self.context.tenant.settings.batch_linger).await?;
+            self.write_batch(intake, task_state, self.context.tenant.settings.batch_linger).await?;
         }
     }
 
@@ -178,7 +178,7 @@ impl QueueTask {
     async fn write_batch(
         &self,
         intake: &mut Intake,
-        memory: &mut Memory,
+        task_state: &mut TaskState,
         linger: Duration,
     ) -> Result<(), IntakeError> {
         let context = &self.context;
@@ -188,7 +188,7 @@ impl QueueTask {
         context.state.set_oldest(oldest);
         let channel = intake.channel.clone();
         let settle = Settle { context, channel: &channel };
-        let Memory { refusals, novelty, .. } = memory;
+        let TaskState { refusals, novelty, .. } = task_state;
         let mut write = Write { context, settle, refusals, novelty, looked_at: None };
         intake.while_receiving(context, write.batch(batch)).await?;
         context.state.set_oldest(intake.oldest());
@@ -196,10 +196,10 @@ impl QueueTask {
     }
 
     /// Takes no more deliveries, and writes those in hand.
-    async fn finish(&self, intake: &mut Intake, memory: &mut Memory) -> Result<Ended, IntakeError> {
+    async fn finish(&self, intake: &mut Intake, task_state: &mut TaskState) -> Result<Ended, IntakeError> {
         intake.cancel(&self.context).await?;
         while !intake.is_empty() {
-            self.write_batch(intake, memory, Duration::ZERO).await?;
+            self.write_batch(intake, task_state, Duration::ZERO).await?;
         }
         Ok(Ended::Stopped)
     }
@@ -212,20 +212,20 @@ impl QueueTask {
         session: &Session,
         intake: &mut Intake,
         preference: Preference,
-        memory: &mut Memory,
+        task_state: &mut TaskState,
     ) -> Result<(), IntakeError> {
-        let prefetch = self.prefetch(memory);
+        let prefetch = self.prefetch(task_state);
         let next = Intake::open(&self.context, session, prefetch, preference.priority).await?;
-        self.finish(intake, memory).await?;
+        self.finish(intake, task_state).await?;
         std::mem::replace(intake, next).close().await;
         let (tenant, queue, priority) = (&self.context.tenant.name, &self.context.name, preference.priority);
         info!(tenant, queue, priority, prefetch, "consuming anew");
         Ok(())
     }
 
-    fn prefetch(&self, memory: &Memory) -> u16 {
+    fn prefetch(&self, task_state: &TaskState) -> u16 {
         let QueueContext { tenant, queue, .. } = &self.context;
-        if memory.careful { 1 } else { self.consumed.borrow().prefetch(*queue, tenant.settings.batch_size) }
+        if task_state.careful { 1 } else { self.consumed.borrow().prefetch(*queue, tenant.settings.batch_size) }
     }
 
     fn preference(&self) -> Preference {
