@@ -140,7 +140,10 @@ impl Gateway {
             Decision::Keep => true,
             Decision::Drop(dropped) => {
                 if let Some(dropped) = dropped {
-                    warn!(tenant, dropped, "too many unusable webhooks: some were neither quarantined nor logged");
+                    warn!(
+                        tenant,
+                        dropped, "too many unusable webhooks: some were neither quarantined nor logged"
+                    );
                 }
                 false
             }

@@ -149,7 +149,9 @@ impl Route {
         self.metrics.published(outcome.as_ref().map_or_else(PublishError::outcome, |()| "confirmed"), took);
         let tenant = &self.name;
         match self.suspicion.observe(&outcome, took, self.publish_timeout) {
-            Some(true) => warn!(tenant, "RabbitMQ didn't confirm in time: webhooks go to the spool until it does"),
+            Some(true) => {
+                warn!(tenant, "RabbitMQ didn't confirm in time: webhooks go to the spool until it does")
+            }
             Some(false) => info!(tenant, "RabbitMQ confirms in time again: webhooks go to it"),
             None => {}
         }

@@ -32,7 +32,8 @@ pub async fn warnings(store: &Store) -> Result<Vec<String>, Failure> {
 }
 
 /// What is wrong with indexes that make writes fail.
-const INDEXES: &str = "indexes make writes fail: events that MongoDB refuses because of them are dead-lettered";
+const INDEXES: &str =
+    "indexes make writes fail: events that MongoDB refuses because of them are dead-lettered";
 
 /// The indexes that make writes fail, each with the reason.
 pub async fn indexes_in_the_way(store: &Store) -> Result<Vec<String>, Failure> {

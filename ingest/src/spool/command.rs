@@ -67,7 +67,9 @@ pub enum CommandError {
     #[error("can't define the metrics")]
     Metrics(#[from] prometheus::Error),
     /// RabbitMQ hasn't confirmed everything.
-    #[error("{0} webhooks are still in the spool, since RabbitMQ took nothing of a tenant for {STALL_TIMEOUT:?}")]
+    #[error(
+        "{0} webhooks are still in the spool, since RabbitMQ took nothing of a tenant for {STALL_TIMEOUT:?}"
+    )]
     Left(u64),
 }
 

@@ -32,7 +32,12 @@ pub const SETTINGS: &[Setting] = &[
         None,
         "the address of the tenant's MongoDB; `tls=true` for TLS, `tlsCAFile` for a certificate authority of your own",
     ))),
-    of_tenant(text("DB_NAME", Worker, None, "the tenant's database; without this setting, the database that the URI names")),
+    of_tenant(text(
+        "DB_NAME",
+        Worker,
+        None,
+        "the tenant's database; without this setting, the database that the URI names",
+    )),
     of_tenant(secret(text(
         "SIGNING_KEYS",
         Ingest,
@@ -122,7 +127,13 @@ pub const SETTINGS: &[Setting] = &[
     ),
     counting(
         "messages a second",
-        number("QUARANTINE_RATE", Ingest, "5", (0, 100_000), "how many more ingest puts there after the burst"),
+        number(
+            "QUARANTINE_RATE",
+            Ingest,
+            "5",
+            (0, 100_000),
+            "how many more ingest puts there after the burst",
+        ),
     ),
     counting(
         "webhooks",
@@ -183,7 +194,13 @@ pub const SETTINGS: &[Setting] = &[
     ),
     counting(
         "connections",
-        number("MONGO_MAX_POOL_SIZE", Worker, "50", (1, 10_000), "the largest number of connections to it; not below the minimum"),
+        number(
+            "MONGO_MAX_POOL_SIZE",
+            Worker,
+            "50",
+            (1, 10_000),
+            "the largest number of connections to it; not below the minimum",
+        ),
     ),
     duration("EVENT_RETENTION", Worker, "30d", ("60s", "3650d"), "how long `webhook_events` keeps events"),
     of_tenant(secret(text(

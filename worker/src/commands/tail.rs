@@ -75,7 +75,8 @@ pub async fn run(arguments: Arguments, mut env: Env, out: &mut impl Write) -> Re
 
 /// Shows events until the session is lost.
 async fn follow(session: &Session, arguments: &Arguments, out: &mut impl Write) -> Result<(), CommandError> {
-    let mut events = timeout(ANSWER_TIMEOUT, subscribe(session, arguments)).await.map_err(QueueError::from)??;
+    let mut events =
+        timeout(ANSWER_TIMEOUT, subscribe(session, arguments)).await.map_err(QueueError::from)??;
     while let Some(Ok(event)) = events.next().await {
         say(out, if arguments.json { as_json(&event).to_string() } else { line(&event) })?;
         out.flush().map_err(super::unwritten)?;

@@ -225,7 +225,11 @@ impl QueueTask {
 
     fn prefetch(&self, task_state: &TaskState) -> u16 {
         let QueueContext { tenant, queue, .. } = &self.context;
-        if task_state.careful { 1 } else { self.consumed.borrow().prefetch(*queue, tenant.settings.batch_size) }
+        if task_state.careful {
+            1
+        } else {
+            self.consumed.borrow().prefetch(*queue, tenant.settings.batch_size)
+        }
     }
 
     fn preference(&self) -> Preference {

@@ -11,7 +11,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::BackfillError;
-use super::known::{DEADLINE, RETRY_TIMEOUT, PAUSE};
+use super::known::{DEADLINE, PAUSE, RETRY_TIMEOUT};
 use super::progress::{Place, Task};
 use crate::store::Store;
 use crate::store::failure::Failure;

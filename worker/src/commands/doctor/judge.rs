@@ -239,7 +239,9 @@ fn tenant(facts: &Tenant) -> Vec<Finding> {
     }
     match &facts.warnings {
         Err(error) => findings.push(unknown(subject("indexes"), error, "")),
-        Ok(warnings) if warnings.is_empty() => findings.push(fine(subject("indexes"), "none makes writes fail")),
+        Ok(warnings) if warnings.is_empty() => {
+            findings.push(fine(subject("indexes"), "none makes writes fail"))
+        }
         Ok(warnings) => findings.extend(warnings.iter().map(|warning| act(subject("MongoDB"), warning, ""))),
     }
     findings.extend(facts.hello.as_ref().ok().map(|hello| clock(&subject("clock"), hello)));

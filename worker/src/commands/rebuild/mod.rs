@@ -339,8 +339,9 @@ impl Rebuild {
             };
             let Err(failure) = written else { return written };
             failed += 1;
-            let is_too_late =
-                failed >= failures || started.elapsed() > RETRY_TIMEOUT || self.started.elapsed() > LONGEST_RUN;
+            let is_too_late = failed >= failures
+                || started.elapsed() > RETRY_TIMEOUT
+                || self.started.elapsed() > LONGEST_RUN;
             match attempts.failed(&failure, Duration::ZERO).1 {
                 Next::Again(pause) | Next::HalveIfProbed(pause) if !is_too_late => sleep(pause).await,
                 _ => return Err(failure),
