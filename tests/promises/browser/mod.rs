@@ -285,9 +285,7 @@ const FOCUSED: &str = "const it = document.activeElement;
 async fn tab_to(browser: &Browser, words: &str) {
     for _ in 0..40 {
         browser.keys(Key::Tab).await;
-        let focused = browser
-            .script(FOCUSED)
-            .await;
+        let focused = browser.script(FOCUSED).await;
         assert_ne!(focused[1], "none", "{} shows that it has the focus", focused[0]);
         if focused[0] == words {
             return;
