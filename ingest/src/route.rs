@@ -150,7 +150,7 @@ impl Route {
         let tenant = &self.name;
         match self.suspicion.observe(&outcome, took, self.publish_timeout) {
             Some(true) => {
-                warn!(tenant, "RabbitMQ didn't confirm in time: webhooks go to the spool until it does")
+                warn!(tenant, "RabbitMQ didn't confirm in time: webhooks go to the spool until it does");
             }
             Some(false) => info!(tenant, "RabbitMQ confirms in time again: webhooks go to it"),
             None => {}
