@@ -1,6 +1,7 @@
 //! The console in a real browser: each page and action, on a phone and in the dark, with the keyboard alone, and whatever
 //! the bodies hold.
 
+use fantoccini::key::Key;
 use mongodb::bson::doc;
 use penstock_tests::broker::Broker;
 use penstock_tests::console::{Console, TOKEN, encoded};
@@ -12,7 +13,6 @@ use penstock_tests::relay::Fault;
 use penstock_tests::stack::Place;
 use reqwest::Method;
 use serde_json::{Value, json};
-use thirtyfour::Key;
 
 use crate::console::{message, rule, signature};
 
@@ -259,20 +259,20 @@ async fn the_keyboard_is_enough() {
     browser.look_at(DESKTOP).await;
     site.open("/login?next=/t/faster/dead").await;
     browser.keys("Ada").await;
-    browser.keys(Key::Tab).await;
+    browser.keys(&Key::Tab).await;
     browser.keys(TOKEN).await;
-    browser.keys(Key::Enter).await;
+    browser.keys(&Key::Enter).await;
     browser.will_see("1 of 1 messages.").await;
     tab_to(browser, "Skip to content").await;
-    browser.keys(Key::Enter).await;
+    browser.keys(&Key::Enter).await;
     tab_to(browser, "Select dead-1").await;
     browser.keys(" ").await;
     assert_eq!(browser.count("input[type=checkbox]:checked").await, 1);
     tab_to(browser, "Drop…").await;
-    browser.keys(Key::Enter).await;
+    browser.keys(&Key::Enter).await;
     browser.will_see("Drop 1 message of faster?").await;
     tab_to(browser, "Drop 1 message").await;
-    browser.keys(Key::Enter).await;
+    browser.keys(&Key::Enter).await;
     browser.will_see("1 dropped.").await;
     site.place.remove().await;
 }
@@ -284,7 +284,7 @@ const FOCUSED: &str = "const it = document.activeElement;
 /// Presses the tabulator until something with these words has the focus.
 async fn tab_to(browser: &Browser, words: &str) {
     for _ in 0..40 {
-        browser.keys(Key::Tab).await;
+        browser.keys(&Key::Tab).await;
         let focused = browser.script(FOCUSED).await;
         assert_ne!(focused[1], "none", "{} shows that it has the focus", focused[0]);
         if focused[0] == words {

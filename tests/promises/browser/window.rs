@@ -4,12 +4,18 @@ use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::str::FromStr;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use fantoccini::actions::{InputSource, KeyAction, KeyActions};
+use fantoccini::wd::WebDriverCompatibleCommand;
+use fantoccini::{Client, ClientBuilder, Locator};
+use hyper_util::client::legacy::connect::HttpConnector;
 use penstock_tests::poll;
 use penstock_tests::stack::Place;
+use reqwest::{Method, Url};
 use serde_json::{Value, json};
-use thirtyfour::LoggingPrefsLogLevel;
-use thirtyfour::prelude::*;
 
 /// Finds what a person would stumble over in a page.
 const EXAMINE: &str = include_str!("examine.js");
@@ -17,7 +23,7 @@ const EXAMINE: &str = include_str!("examine.js");
 /// A browser window.
 #[derive(Debug)]
 pub struct Browser {
-    window: WebDriver,
+    window: Client,
     // Chromium ends with it.
     _driver: Driver,
 }
@@ -37,19 +43,18 @@ impl Browser {
     /// Starts one, with a profile of its own.
     pub async fn start(place: &Place) -> Self {
         let driver = Driver::start(&place.folder).await;
-        let mut wanted = DesiredCapabilities::chrome();
         let profile = format!("--user-data-dir={}", driver.folder.join("profile").display());
         // By the pipe Chromium notices that its driver is gone.
-        for argument in ["--headless=new", "--remote-debugging-pipe", "--disable-dev-shm-usage", &profile] {
-            wanted.add_arg(argument).expect("an argument");
-        }
+        let mut arguments =
+            vec!["--headless=new", "--remote-debugging-pipe", "--disable-dev-shm-usage", &profile];
         if std::fs::metadata("/proc/self").expect("Linux").uid() == 0 {
-            wanted.set_no_sandbox().expect("an argument");
+            arguments.push("--no-sandbox");
         }
-        wanted.set_browser_log_level(LoggingPrefsLogLevel::All).expect("a level");
-        let window = WebDriver::new(driver.url.clone(), wanted).await.expect("Chromium starts");
-        // Dropped, it would otherwise wait for a driver that may be gone.
-        window.clone().leak().expect("it runs");
+        let wanted =
+            json!({"goog:chromeOptions": {"args": arguments}, "goog:loggingPrefs": {"browser": "ALL"}});
+        let wanted = wanted.as_object().cloned().expect("an object");
+        let mut builder = ClientBuilder::new(HttpConnector::new());
+        let window = builder.capabilities(wanted).connect(&driver.url).await.expect("Chromium starts");
         Self { window, _driver: driver }
     }
 
@@ -65,8 +70,8 @@ impl Browser {
 
     /// Opens another tab and goes there.
     pub async fn new_tab(&self) {
-        let tab = self.window.new_tab().await.expect("a tab");
-        self.window.switch_to_window(tab).await.expect("a tab");
+        let tab = self.window.new_window(true).await.expect("a tab");
+        self.window.switch_to_window(tab.handle).await.expect("a tab");
     }
 
     /// Goes to a tab, by its number.
@@ -99,19 +104,20 @@ impl Browser {
 
     /// How many elements the page has of a kind.
     pub async fn count(&self, css: &str) -> usize {
-        self.window.find_all(By::Css(css)).await.expect("a page").len()
+        self.window.find_all(Locator::Css(css)).await.expect("a page").len()
     }
 
     /// Clicks the first element of a kind.
     pub async fn click(&self, css: &str) {
-        let found = self.window.find(By::Css(css)).await.unwrap_or_else(|error| panic!("{css}: {error}"));
+        let found =
+            self.window.find(Locator::Css(css)).await.unwrap_or_else(|error| panic!("{css}: {error}"));
         found.click().await.unwrap_or_else(|error| panic!("{css}: {error}"));
     }
 
     /// Clicks the first button or link with these words.
     pub async fn press(&self, words: &str) {
         let path = format!("//*[(self::a or self::button or self::summary) and normalize-space()='{words}']");
-        let found = self.window.find(By::XPath(path)).await;
+        let found = self.window.find(Locator::XPath(&path)).await;
         let found = match found {
             Ok(found) => found,
             Err(error) => panic!("{words:?} in {}: {error}", self.path().await),
@@ -122,21 +128,24 @@ impl Browser {
     /// Writes into the first field of this name, in the place of what is there.
     pub async fn fill(&self, name: &str, text: &str) {
         let css = format!("input[name={name}]:not([type=hidden])");
-        let field = self.window.find(By::Css(&*css)).await.unwrap_or_else(|error| panic!("{css}: {error}"));
+        let field =
+            self.window.find(Locator::Css(&css)).await.unwrap_or_else(|error| panic!("{css}: {error}"));
         field.clear().await.expect("a field");
         field.send_keys(text).await.expect("a field");
     }
 
     /// Presses keys, wherever the focus is.
-    pub async fn keys(&self, keys: impl Into<TypingData>) {
-        let keys: TypingData = keys.into();
-        self.window.action_chain().send_keys(keys).perform().await.expect("a keyboard");
+    pub async fn keys(&self, keys: &str) {
+        let press =
+            |keys: KeyActions, value| keys.then(KeyAction::Down { value }).then(KeyAction::Up { value });
+        let pressed = keys.chars().fold(KeyActions::new("keyboard".to_owned()), press);
+        self.window.perform_actions(pressed).await.expect("a keyboard");
     }
 
     /// Runs a script in the page and gives its answer.
     pub async fn script(&self, script: &str) -> Value {
         let answer = self.window.execute(script, Vec::new()).await;
-        answer.unwrap_or_else(|error| panic!("{script}: {error}")).json().clone()
+        answer.unwrap_or_else(|error| panic!("{script}: {error}"))
     }
 
     /// Looks at pages in this way from now on, also at the one that is open.
@@ -148,7 +157,7 @@ impl Browser {
         for (command, values) in
             [("Emulation.setEmulatedMedia", media), ("Emulation.setDeviceMetricsOverride", size)]
         {
-            self.window.cdp().send_raw(command, values).await.expect("Chromium obeys");
+            self.order(command, values).await;
         }
     }
 
@@ -160,21 +169,44 @@ impl Browser {
 
     /// What the browser has complained about since it was asked last, such as a violated policy.
     pub async fn complaints(&self) -> Vec<String> {
-        let log = self.window.browser_log().await.expect("a log");
-        log.into_iter().map(|entry| entry.message).collect()
+        let log = self.say("se/log", json!({"type": "browser"})).await;
+        let message = |entry: &Value| entry["message"].as_str().expect("a message").to_owned();
+        log.as_array().expect("a list").iter().map(message).collect()
     }
 
     /// Keeps a picture of the whole page in the folder `PENSTOCK_PICTURES`, if there is one.
     pub async fn picture(&self, name: &str) {
         let Ok(folder) = std::env::var("PENSTOCK_PICTURES") else { return };
         let values = json!({"captureBeyondViewport": true});
-        let answer = self.window.cdp().send_raw("Page.captureScreenshot", values).await.expect("a picture");
-        let png = base64::Engine::decode(
-            &base64::engine::general_purpose::STANDARD,
-            answer["data"].as_str().expect("a picture"),
-        );
-        let file = Path::new(&folder).join(format!("{name}.png"));
-        std::fs::write(file, png.expect("a picture")).expect("a folder");
+        let answer = self.order("Page.captureScreenshot", values).await;
+        let png = STANDARD.decode(answer["data"].as_str().expect("a picture")).expect("a picture");
+        std::fs::write(Path::new(&folder).join(format!("{name}.png")), png).expect("a folder");
+    }
+
+    /// Has Chromium do what no WebDriver can.
+    async fn order(&self, command: &str, values: Value) -> Value {
+        self.say("goog/cdp/execute", json!({"cmd": command, "params": values})).await
+    }
+
+    async fn say(&self, path: &'static str, body: Value) -> Value {
+        self.window.issue_cmd(Chromiums { path, body }).await.expect("Chromium obeys")
+    }
+}
+
+/// A command of Chromium's own.
+#[derive(Debug)]
+struct Chromiums {
+    path: &'static str,
+    body: Value,
+}
+
+impl WebDriverCompatibleCommand for Chromiums {
+    fn endpoint(&self, driver: &Url, session: Option<&str>) -> Result<Url, <Url as FromStr>::Err> {
+        driver.join(&format!("session/{}/{}", session.unwrap_or_default(), self.path))
+    }
+
+    fn method_and_body(&self, _: &Url) -> (Method, Option<String>) {
+        (Method::POST, Some(self.body.to_string()))
     }
 }
 
