@@ -166,7 +166,7 @@ impl Roster {
         });
         if is_settled {
             self.pending = None;
-            info!(workers = ?self.view.borrow().workers, "sharing queues with these workers");
+            info!(workers = in_words(&self.view.borrow().workers), "sharing queues with these workers");
         }
     }
 
@@ -211,4 +211,22 @@ fn workers(alive: &[&Announcement]) -> BTreeMap<String, Vec<String>> {
         }
     }
     workers
+}
+
+/// The workers of each tenant, for people.
+fn in_words(workers: &BTreeMap<String, Vec<String>>) -> String {
+    let of_tenant = |(tenant, names): (&String, &Vec<String>)| format!("{tenant}: {}", names.join(", "));
+    workers.iter().map(of_tenant).collect::<Vec<_>>().join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_log_names_workers_as_people_do() {
+        let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        let workers = [("faster".to_owned(), names(&["a-1", "b-2"])), ("vip".to_owned(), names(&["a-1"]))];
+        assert_eq!(in_words(&workers.into()), "faster: a-1, b-2; vip: a-1");
+    }
 }

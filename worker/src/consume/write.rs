@@ -113,7 +113,13 @@ impl Write<'_> {
             return Attempted::Again(Duration::ZERO);
         }
         let (class, next) = part.attempts.failed(&failure, elapsed + started.elapsed());
-        debug!(tenant = tenant.name, queue = context.name, ?class, error = chain(&failure), "not written");
+        debug!(
+            tenant = tenant.name,
+            queue = context.name,
+            class = class.name(),
+            error = chain(&failure),
+            "not written"
+        );
         tenant.state.record_failure(class, &failure);
         tenant.metrics.retries.inc();
         match next {

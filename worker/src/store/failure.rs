@@ -25,6 +25,19 @@ pub enum Class {
     Data,
 }
 
+impl Class {
+    /// A word for the log.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Conflict => "conflict",
+            Self::Infrastructure => "infrastructure",
+            Self::Configuration => "configuration",
+            Self::Data => "data",
+        }
+    }
+}
+
 /// `WriteConflict`, `NoSuchTransaction`, `LockTimeout`, `SnapshotUnavailable`, `DuplicateKey` (another worker
 /// inserted after our snapshot; a new snapshot shows its document).
 const CONFLICT: [i32; 5] = [112, 251, 24, 246, DUPLICATE_KEY];
