@@ -22,6 +22,7 @@ pub mod shutdown;
 mod similar;
 pub mod start;
 pub mod status;
+pub mod table;
 pub mod telemetry;
 pub mod tenant;
 pub mod tenant_queue;

@@ -42,6 +42,7 @@ mod settings;
 mod shutdown;
 mod silent_queues;
 mod spool;
+mod tables;
 mod tail;
 mod tenants;
 mod tls;

@@ -166,7 +166,7 @@ async fn a_migration_that_is_killed_goes_on_and_loses_no_message_and_no_order() 
     assert_eq!(operate_well(&place, &["dead", "list", "--tenant", "vip", "--json"]).json().len(), 30);
     assert_eq!(
         operate_well(&place, &["queues", "migrate"]).out,
-        "all queues have the arguments of this version\n"
+        "none: all queues have the arguments of this version\n"
     );
 
     let worker = Worker::start(&place, &[]).await;

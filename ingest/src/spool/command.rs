@@ -1,7 +1,6 @@
 //! `ingest spool`: for the spool of an ingest that doesn't run any more.
 
 use std::io::{self, Write};
-use std::mem::take;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +9,8 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use clap::Subcommand;
 use serde_json::{Value, json};
-use shared::text::{printable, rfc3339};
+use shared::table::{self, Column, Table};
+use shared::text::rfc3339;
 
 use super::folder::OpenError;
 use super::format::{self, Record};
@@ -97,13 +97,14 @@ pub async fn run(command: SpoolCommand, settings: &Settings) -> Result<(), Comma
 }
 
 fn list(folder: &Path) -> Result<(), CommandError> {
-    let mut is_first = true;
+    let mut table = Table::new(COLUMNS);
+    let mut is_empty = true;
     write_all(folder, |record| {
-        let heading = if take(&mut is_first) { in_columns(HEADING) + "\n" } else { String::new() };
-        heading + &line(record)
+        is_empty = false;
+        table.row(&cells(record))
     })?;
-    if is_first {
-        writeln!(io::stdout(), "none")?;
+    if is_empty {
+        writeln!(io::stdout(), "{}", table::NONE)?;
     }
     Ok(())
 }
@@ -125,18 +126,21 @@ fn write_all(folder: &Path, mut line: impl FnMut(&Record) -> String) -> Result<(
     Ok(())
 }
 
-/// The heading of a list, as the worker's are.
-const HEADING: [&str; 6] = ["RECEIVED AT", "TENANT", "REASON", "EVENT TYPE", "EVENT KEY", "BYTES"];
+/// The columns of a list, as the worker's are.
+const COLUMNS: [Column; 6] = [
+    Column::text("RECEIVED AT", 24),
+    Column::text("TENANT", 10),
+    Column::text("REASON", 18),
+    Column::text("EVENT TYPE", 25),
+    Column::text("EVENT KEY", 36),
+    Column::number("BYTES", 7),
+];
 
-fn line(record: &Record) -> String {
+fn cells(record: &Record) -> [String; 6] {
     let Metadata { tenant, received_at_ms, key, event_type, evidence, .. } = &record.webhook.metadata;
     let reason = evidence.as_ref().map_or("-", |evidence| &evidence.reason);
     let (received_at, bytes) = (rfc3339(*received_at_ms), record.webhook.body.len().to_string());
-    in_columns([&received_at, tenant, reason, event_type, key, &bytes])
-}
-
-fn in_columns([at, tenant, reason, event_type, key, bytes]: [&str; 6]) -> String {
-    printable(&format!("{at:<24}  {tenant:<10}  {reason:<18}  {event_type:<25}  {key:<36}  {bytes:>7}"))
+    [received_at, tenant.clone(), reason.to_owned(), event_type.clone(), key.clone(), bytes]
 }
 
 /// What is known of a record, under the names that the worker's commands have for it.

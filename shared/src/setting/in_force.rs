@@ -1,27 +1,27 @@
 //! The settings as a binary has read them, for people.
 
-use std::fmt::Write;
-
 use super::SETTINGS;
 use crate::env::{Env, InForce, Origin};
+use crate::table::{Column, Table};
 
-/// A line for each setting that was read: name, value and where that comes from. Secrets are not shown.
+/// A row for each setting that was read: name, value and where that comes from. Secrets are not shown.
 #[must_use]
 pub fn in_force(env: &Env) -> String {
     let mut read: Vec<(&String, &InForce)> = env.in_force().iter().collect();
     read.sort_by_key(|(name, _)| place(name));
     let width = read.iter().map(|(name, _)| name.len()).max().unwrap_or_default();
-    let mut lines = String::new();
+    let mut table =
+        Table::new([Column::text("SETTING", width), Column::text("VALUE", 0), Column::text("FROM", 0)]);
+    let mut rows = String::new();
     for (name, InForce { value, origin, is_secret }) in read {
         let value = match value {
             None => "(not set)",
             Some(_) if *is_secret && *origin != Origin::Default => "(not shown)",
             Some(value) => value,
         };
-        // Writing to a string can't fail.
-        let _ = writeln!(lines, "{name:width$}  {value}  ({origin})");
+        rows += &(table.row(&[name.as_str(), value, &format!("({origin})")]) + "\n");
     }
-    lines
+    rows
 }
 
 /// Where a setting stands in the table.
@@ -48,6 +48,7 @@ mod tests {
         env.text_of_tenant(&["VIP_SIGNING_KEYS".to_owned()], "SIGNING_KEYS");
         env.text("SPOOL_DIR");
         let expected = "\
+SETTING           VALUE  FROM
 VIP_SIGNING_KEYS  (not shown)  (environment)
 HOST              ::  (.env)
 PORT              80  (environment)

@@ -14,6 +14,7 @@ use shared::env::Env;
 use shared::partition::{MAX_PARTITIONS, WorkQueue};
 use shared::publisher::Publisher;
 use shared::status::{self, ANNOUNCE_INTERVAL, Announcement, Peers};
+use shared::table::{Column, Table};
 use shared::topology;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
@@ -91,6 +92,7 @@ pub async fn run(arguments: Arguments, env: Env, out: &mut impl Write) -> Result
     };
     let broker = queue::connect(settings.rabbitmq.clone()).await?;
     let (mut accepted, mut missing) = (accepted, 0);
+    let mut table = Table::new(COLUMNS);
     for tenant in &tenants {
         let keys = accepted.as_mut().map(|accepted| accepted.remove(&tenant.name).unwrap_or_default());
         let account = account(tenant, &settings, &broker, keys, arguments.wait).await?;
@@ -98,7 +100,7 @@ pub async fn run(arguments: Arguments, env: Env, out: &mut impl Write) -> Result
         if arguments.json {
             say(out, json!(account))?;
         } else {
-            say(out, lines(&account))?;
+            say(out, rows(&mut table, &account))?;
         }
     }
     broker.link().close().await;
@@ -110,26 +112,36 @@ pub async fn run(arguments: Arguments, env: Env, out: &mut impl Write) -> Result
     }
 }
 
-fn lines(account: &Account) -> String {
-    let Account {
-        tenant,
-        accepted,
-        stored,
-        backfilled,
-        queued,
-        in_workers,
-        in_spools,
-        dead,
-        quarantined,
-        missing,
-    } = account;
-    let accepted = accepted.map_or(String::new(), |accepted| format!("accepted {accepted}, "));
-    let numbers = format!(
-        "{tenant}: {accepted}stored {stored} ({backfilled} of them backfilled), queued {queued}, in workers {in_workers}, in spools {in_spools}, dead {dead}, quarantined {quarantined}, missing {}",
-        missing.len()
-    );
-    let missing = missing.iter().map(|key| format!("\n  {}", printable(key)));
-    std::iter::once(numbers).chain(missing).collect()
+const COLUMNS: [Column; 10] = [
+    Column::text("TENANT", 10),
+    Column::number("ACCEPTED", 8),
+    Column::number("STORED", 8),
+    Column::number("BACKFILLED", 10),
+    Column::number("QUEUED", 8),
+    Column::number("IN WORKERS", 10),
+    Column::number("IN SPOOLS", 9),
+    Column::number("DEAD", 6),
+    Column::number("QUARANTINED", 11),
+    Column::number("MISSING", 7),
+];
+
+/// The numbers of a tenant, and below them what is missing.
+fn rows(table: &mut Table<10>, account: &Account) -> String {
+    let Account { tenant, accepted, missing, .. } = account;
+    let row = table.row(&[
+        tenant.clone(),
+        accepted.map_or("-".to_owned(), |accepted| accepted.to_string()),
+        account.stored.to_string(),
+        account.backfilled.to_string(),
+        account.queued.to_string(),
+        account.in_workers.to_string(),
+        account.in_spools.to_string(),
+        account.dead.to_string(),
+        account.quarantined.to_string(),
+        missing.len().to_string(),
+    ]);
+    let missing = missing.iter().map(|key| format!("\n  missing: {}", printable(key)));
+    std::iter::once(row).chain(missing).collect()
 }
 
 async fn account(

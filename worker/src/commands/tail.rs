@@ -15,12 +15,13 @@ use serde_json::json;
 use shared::address::Address;
 use shared::amqp::{self, Link, Purpose, Session};
 use shared::env::Env;
+use shared::table::{self, Column};
 use shared::topology::{self, WEBHOOKS_EXCHANGE};
 use tokio::time::timeout;
 
 use super::set_aside::message::{self, SetAside};
 use super::set_aside::queue::{ANSWER_TIMEOUT, QueueError};
-use super::{CommandError, printable, say};
+use super::{CommandError, say};
 
 /// Events that wait for a slow reader, and their bytes, at most: the oldest of them are dropped first.
 const MAX_LENGTH: i64 = 1000;
@@ -61,7 +62,7 @@ pub async fn run(arguments: Arguments, mut env: Env, out: &mut impl Write) -> Re
     let first = timeout(ANSWER_TIMEOUT, amqp::next_session(&mut sessions)).await.ok().flatten();
     let mut session = first.ok_or(QueueError::NotConnected)?;
     if !arguments.json {
-        say(out, heading())?;
+        say(out, table::heading(&COLUMNS))?;
     }
     loop {
         follow(&session, &arguments, out).await?;
@@ -115,24 +116,25 @@ fn binding_keys(tenants: &[String], event_type: Option<&str>) -> Vec<String> {
     tenants.iter().map(|tenant| format!("{tenant}.*.{event_type}")).collect()
 }
 
-fn heading() -> String {
-    in_columns(["RECEIVED AT", "TENANT", "EVENT TYPE", "BYTES", "EVENT KEY"])
-}
+const COLUMNS: [Column; 5] = [
+    Column::text("RECEIVED AT", 24),
+    Column::text("TENANT", 10),
+    Column::text("EVENT TYPE", 25),
+    Column::number("BYTES", 7),
+    Column::text("EVENT KEY", 0),
+];
 
 fn line(event: &Delivery) -> String {
     let about = SetAside::of(&tenant(event), &event.properties, &event.data);
     let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
-    in_columns([
-        &or_dash(about.received_at),
-        &about.tenant,
-        &or_dash(about.event_type),
-        &about.bytes.to_string(),
-        &or_dash(about.key),
-    ])
-}
-
-fn in_columns([at, tenant, event_type, bytes, key]: [&str; 5]) -> String {
-    printable(&format!("{at:<24}  {tenant:<10}  {event_type:<25}  {bytes:>7}  {key}"))
+    let cells = [
+        or_dash(about.received_at),
+        about.tenant,
+        or_dash(about.event_type),
+        about.bytes.to_string(),
+        or_dash(about.key),
+    ];
+    table::line(&COLUMNS, &cells)
 }
 
 fn as_json(event: &Delivery) -> serde_json::Value {

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use serde::Serialize;
 use serde_json::{Value, json};
+use shared::table::{self, Column, Table};
 
 use super::event;
 use super::known::{Looks, Stored, is_lacking};
@@ -140,9 +141,12 @@ impl Audit {
     /// A line for each day and direction, then for each message that is missing or different.
     #[must_use]
     pub fn lines(&self) -> Vec<String> {
+        let mut table = Table::new(COLUMNS);
         let days = self.days.iter().map(|((day, direction), tally)| {
             let Tally { respond_io, mongodb, missing, different } = tally;
-            format!("{day}  {direction}  respond.io {respond_io}, MongoDB {mongodb}, missing {missing}, different {different}")
+            let [respond_io, mongodb, missing, different] =
+                [respond_io, mongodb, missing, different].map(ToString::to_string);
+            table.row(&[day.as_str(), direction, &respond_io, &mongodb, &missing, &different])
         });
         let missing = self.missing.iter().map(|Missing { id, contact, at_ms, direction }| {
             printable(&format!(
@@ -154,7 +158,8 @@ impl Audit {
             printable(&format!("different: message {id} of contact {contact}: {}", fields.join(", ")))
         });
         let contacts = self.missing_contact_ids.iter().map(|id| printable(&format!("missing: contact {id}")));
-        days.chain(contacts).chain(missing).chain(different).collect()
+        let lines: Vec<String> = days.chain(contacts).chain(missing).chain(different).collect();
+        if lines.is_empty() { vec![table::NONE.to_owned()] } else { lines }
     }
 
     /// The same for programs, an object each.
@@ -177,6 +182,15 @@ impl Audit {
         days.chain(contacts).chain(missing).chain(different).collect()
     }
 }
+
+const COLUMNS: [Column; 6] = [
+    Column::text("DAY", 10),
+    Column::text("DIRECTION", 9),
+    Column::number("RESPOND.IO", 10),
+    Column::number("MONGODB", 9),
+    Column::number("MISSING", 9),
+    Column::number("DIFFERENT", 9),
+];
 
 /// The day in UTC.
 fn day(at_ms: i64) -> String {

@@ -9,9 +9,10 @@ use clap::Args;
 use futures_util::future::join_all;
 use serde_json::json;
 use shared::env::Env;
+use shared::table::{Column, Table};
 
 use super::address::HttpAddress;
-use super::{CommandError, printable, say};
+use super::{CommandError, say};
 use crate::settings::Settings;
 
 pub mod facts;
@@ -42,11 +43,9 @@ pub async fn run(arguments: Arguments, mut env: Env, out: &mut impl Write) -> Re
     let spool = PathBuf::from(env.text("SPOOL_DIR").unwrap_or_else(|| "spool".to_owned()));
     let settings = env.finish(settings)?;
     let findings = judge::all(&Box::pin(gather(&arguments, &settings, spool)).await);
-    if !arguments.json {
-        say(out, in_columns(["", "WHAT", "FOUND"]))?;
-    }
+    let mut table = Table::new(COLUMNS);
     for finding in &findings {
-        say(out, if arguments.json { json!(finding).to_string() } else { lines(finding) })?;
+        say(out, if arguments.json { json!(finding).to_string() } else { rows(&mut table, finding) })?;
     }
     match findings.iter().filter(|finding| finding.verdict == Verdict::Act).count() {
         0 => Ok(()),
@@ -69,13 +68,14 @@ async fn gather(arguments: &Arguments, settings: &Settings, spool: PathBuf) -> F
     Facts { rabbitmq, management, tenants, spool, url }
 }
 
-fn lines(finding: &Finding) -> String {
-    let Finding { verdict, subject, found, advice } = finding;
-    let advice =
-        advice.as_ref().map_or(String::new(), |advice| "\n".to_owned() + &in_columns(["", "", advice]));
-    in_columns([verdict.word(), subject, found]) + &advice
-}
+const COLUMNS: [Column; 3] = [Column::text("VERDICT", 7), Column::text("WHAT", 28), Column::text("FOUND", 0)];
 
-fn in_columns([verdict, subject, found]: [&str; 3]) -> String {
-    printable(&format!("{verdict:<7}  {subject:<28}  {found}"))
+/// The finding, and below it what to do.
+fn rows(table: &mut Table<3>, finding: &Finding) -> String {
+    let Finding { verdict, subject, found, advice } = finding;
+    let found = table.row(&[verdict.word(), subject, found]);
+    match advice {
+        Some(advice) => found + "\n" + &table.row(&["", "", advice]),
+        None => found,
+    }
 }

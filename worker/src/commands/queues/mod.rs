@@ -16,6 +16,7 @@ use shared::address::Address;
 use shared::env::Env;
 use shared::partition::{self, MAX_PARTITIONS};
 use shared::publisher::PublishError;
+use shared::table::{self, Column, Table};
 use shared::tenant;
 use shared::tenant_queue::TenantQueue;
 use shared::topology::WEBHOOKS_EXCHANGE;
@@ -134,16 +135,20 @@ pub async fn run(command: QueuesCommand, mut env: Env, out: &mut impl Write) -> 
         migration.migrate(&tasks).await?;
     }
     migration.broker.close().await;
+    let mut table = Table::new(COLUMNS);
+    let done = if arguments.dry_run { "would be migrated" } else { "migrated" };
     for task in &tasks {
-        let done = if arguments.dry_run { "would be migrated" } else { "migrated" };
-        let line = format!("{}: {done}, {} messages", task.queue, task.messages);
-        if arguments.json { say(out, json!(task))? } else { say(out, line)? }
+        let mut row = || table.row(&[task.queue.as_str(), &task.messages.to_string(), done]);
+        say(out, if arguments.json { json!(task).to_string() } else { row() })?;
     }
     if tasks.is_empty() && !arguments.json {
-        say(out, "all queues have the arguments of this version")?;
+        say(out, format!("{}: all queues have the arguments of this version", table::NONE))?;
     }
     Ok(())
 }
+
+const COLUMNS: [Column; 3] =
+    [Column::text("QUEUE", 28), Column::number("MESSAGES", 8), Column::text("STATE", 0)];
 
 struct Migration {
     broker: Broker,
