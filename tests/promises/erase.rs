@@ -360,7 +360,7 @@ async fn the_console_counts_and_asks_before_it_erases() {
     let phone = ada.open("/t/faster/erase").await.inputs("phone").remove(0);
     let confirmed = [("csrf", csrf.as_str()), ("phone", phone.as_str())];
     assert_eq!(ada.post("/t/faster/erase/apply", &confirmed).await.status, 303);
-    poll::until("they are gone", true, async || shows("Removed of the person").await).await;
+    poll::until("they are gone", true, async || shows("Removed everything about the person").await).await;
     assert!(!shows("0100999").await);
     assert_eq!(faster.count("webhook_events").await, 7);
     assert_eq!(faster.ids("contacts").await, ["7"]);

@@ -19,7 +19,7 @@ pub fn summary(collection: &str, document: &Document) -> String {
     let text = match collection {
         "messages" => format!("{} {}: {}", field("message_type"), field("type"), content(&path)),
         "conversations" => format!(
-            "{} messages, {} notes, {}",
+            "messages: {}, notes: {}, {}",
             field("message_count"),
             field("internal_note_count"),
             field("status")
@@ -67,7 +67,7 @@ mod tests {
         assert_eq!(summary("internal_notes", &long), format!("{}…", "é".repeat(40)));
         assert_eq!(
             summary("conversations", &doc! {"message_count": 2, "internal_note_count": 1}),
-            "2 messages, 1 notes"
+            "messages: 2, notes: 1"
         );
     }
 }

@@ -212,7 +212,7 @@ fn members(queues: &[crate::management::QueueState], nodes: usize) -> Finding {
             format!("{}: {}, with {nodes} nodes", queue.name, queue.members.len()),
             "rabbitmq-queues grow NODE all",
         ),
-        None if nodes == 1 => fine(subject, "one each: with this node's disk all is lost"),
+        None if nodes == 1 => fine(subject, "one each: if this node's disk is lost, their events are lost"),
         None => fine(subject, format!("{wanted} each or more")),
     }
 }

@@ -115,14 +115,14 @@ fn tell(erased: &Erased, json: bool, out: &mut impl Write) -> Result<(), Command
     }
     let Erased { tenant, dry_run, contacts, phones, removed, received_before, later } = erased;
     let would = if *dry_run { "would be removed" } else { "removed" };
-    say(out, format!("{tenant}: a person with {contacts} contact ids and {phones} phones, {would}:"))?;
+    say(out, format!("{tenant}: a person (contact ids: {contacts}, phones: {phones}), {would}:"))?;
     for (place, number) in removed {
         say(out, format!("  {number:>9} {place}"))?;
     }
     if let Some(before) = received_before {
         say(
             out,
-            format!("  nothing comes back that was received before {before}; {later} later events stay"),
+            format!("  workers drop what was received before {before}; later events that stay: {later}"),
         )?;
     }
     Ok(())

@@ -93,16 +93,16 @@ fn summary(job: &Job) -> String {
     };
     let Some(found) = &job.found else {
         return if job.is_count() {
-            format!("Counting what there is of {who}…")
+            format!("Counting what is stored about {who}…")
         } else {
             format!("Erasing {who}…")
         };
     };
-    let known_by = format!("{} contact ids and {} phones", found.contacts, found.phones);
+    let known_by = format!("contact ids: {}, phones: {}", found.contacts, found.phones);
     match &found.received_before {
-        None => format!("What there is of {who}, with {known_by}:"),
+        None => format!("Stored about {who} ({known_by}):"),
         Some(before) => format!(
-            "Removed of {who}, with {known_by}. Nothing comes back that was received before {before}; {} later events stay.",
+            "Removed everything about {who} ({known_by}) that was received before {before}. Later events that stay: {}.",
             found.later
         ),
     }
