@@ -44,15 +44,15 @@ const DIFFERENCES: [(&str, &str, &str, &str); 11] = [
 const COMPARED: usize = 889;
 
 /// A collection's documents by `_id`.
-type Collection = BTreeMap<String, Document>;
+pub type Collection = BTreeMap<String, Document>;
 
 /// What was posted to the bridge, in order: the sample and the path. And what it stored.
-struct Recorded {
-    posted: Vec<(String, String)>,
-    stored: BTreeMap<String, Collection>,
+pub struct Recorded {
+    pub posted: Vec<(String, String)>,
+    pub stored: BTreeMap<String, Collection>,
 }
 
-fn recorded() -> Recorded {
+pub fn recorded() -> Recorded {
     let path = format!("{}/bridge/documents.json", env!("CARGO_MANIFEST_DIR"));
     let file: Document = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
     let posted = file.get_array("posted").unwrap().iter().map(|posted| {

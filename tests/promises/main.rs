@@ -10,6 +10,7 @@ mod bridge;
 mod browser;
 mod clusters;
 mod commands;
+mod compare;
 mod confirms;
 mod connections;
 mod console;

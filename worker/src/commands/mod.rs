@@ -19,6 +19,7 @@ use crate::store::failure::Failure;
 
 pub mod address;
 pub mod backfill;
+pub mod compare;
 pub mod doctor;
 pub mod erase;
 pub mod events;
@@ -31,6 +32,7 @@ pub mod set_aside;
 pub mod tail;
 
 use backfill::BackfillError;
+use compare::ComparisonError;
 use events::EventsCommand;
 use queues::{MigrationError, QueuesCommand};
 use send::SendError;
@@ -62,6 +64,8 @@ pub enum Command {
     Rebuild(rebuild::Arguments),
     /// Compares accepted events with those that are stored, queued, dead-lettered and quarantined.
     Reconcile(reconcile::Arguments),
+    /// Compares the documents of two databases that got the same webhooks, such as the bridge's and a trial's.
+    Compare(compare::Arguments),
     /// Reads messages and contacts that MongoDB lacks from respond.io's API and stores them, or lists them.
     Backfill(backfill::Arguments),
     /// Removes everything about a person, and makes workers drop older events about the person.
@@ -121,6 +125,9 @@ pub enum CommandError {
     /// Queues can't be migrated.
     #[error(transparent)]
     Migration(#[from] MigrationError),
+    /// Two databases can't be compared.
+    #[error(transparent)]
+    Comparison(#[from] ComparisonError),
     /// A backfill fails.
     #[error(transparent)]
     Backfill(#[from] BackfillError),
@@ -143,6 +150,7 @@ pub async fn run(command: Command, env: Env, out: &mut impl Write) -> Result<(),
         Command::Queues(command) => queues::run(command, env, out).await,
         Command::Rebuild(arguments) => rebuild::run(arguments, env, out).await,
         Command::Reconcile(arguments) => reconcile::run(arguments, env, out).await,
+        Command::Compare(arguments) => compare::run(arguments, env, out).await,
         Command::Backfill(arguments) => backfill::run(arguments, env, out).await,
         Command::Erase(arguments) => erase::run(arguments, env, out).await,
         Command::Console => console::run(env).await,

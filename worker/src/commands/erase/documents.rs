@@ -6,6 +6,7 @@ use futures_util::StreamExt;
 use mongodb::Cursor;
 use mongodb::bson::{Bson, Document, doc};
 use mongodb::options::{ReadConcern, WriteConcern};
+use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 
 use super::who::Person;
@@ -13,7 +14,7 @@ use super::{DEADLINE, Erased, Erasure};
 use crate::store::failure::Failure;
 
 /// Longest time for a collection to be searched without an index.
-pub(super) const SCAN_TIMEOUT: Duration = Duration::from_mins(30);
+pub(in crate::commands) const SCAN_TIMEOUT: Duration = Duration::from_mins(30);
 /// Documents that are removed at once.
 pub(super) const BATCH: usize = 1000;
 
@@ -90,7 +91,9 @@ impl Erasure<'_> {
 }
 
 /// The next document that was found.
-pub(super) async fn next(found: &mut Cursor<Document>) -> Result<Option<Document>, Failure> {
+pub(in crate::commands) async fn next<T: DeserializeOwned>(
+    found: &mut Cursor<T>,
+) -> Result<Option<T>, Failure> {
     let next = timeout(SCAN_TIMEOUT, found.next()).await.map_err(|_| Failure::TimedOut(SCAN_TIMEOUT))?;
     Ok(next.transpose()?)
 }

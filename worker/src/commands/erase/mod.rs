@@ -32,7 +32,7 @@ use crate::store::Store;
 use crate::store::failure::Failure;
 use crate::store::transaction::Work;
 
-mod documents;
+pub(in crate::commands) mod documents;
 mod ledger;
 mod queues;
 pub mod who;
