@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use actix_web::dev::Server;
 use actix_web::http::StatusCode;
-use actix_web::http::header::CACHE_CONTROL;
+use actix_web::http::header::{ALLOW, CACHE_CONTROL};
 use actix_web::middleware::DefaultHeaders;
-use actix_web::{App, HttpResponse, HttpServer, Route, guard, web};
+use actix_web::{App, HttpRequest, HttpResponse, HttpServer, Resource, Responder, Route, guard, web};
 use tokio::time::timeout;
 use tracing::error;
 
@@ -82,57 +82,70 @@ fn routes(is_open: bool) -> actix_web::Scope {
     };
     web::scope("")
         .guard(guard::fn_guard(is_expected))
-        .route("/style.css", web::get().to(async || asset("text/css; charset=utf-8", STYLE)))
-        .route("/console.js", web::get().to(async || asset("text/javascript; charset=utf-8", SCRIPT)))
-        .route("/icon.svg", web::get().to(async || asset("image/svg+xml", ICON)))
-        .route("/login", web::get().to(login::form))
-        .route("/login", web::post().to(login::enter))
-        .route("/logout", post(login::leave))
-        .route("/", get(overview::page))
-        .route("/live", get(overview::live))
-        .route("/runbook", get(runbook::page))
-        .route("/t/{tenant}/events", get(events::page))
-        .route("/t/{tenant}/event", get(event::page))
-        .route("/t/{tenant}/event/body", get(event::body))
-        .route("/t/{tenant}/conversation", get(conversation::page))
-        .route("/t/{tenant}/erase", get(erase::page))
-        .route("/t/{tenant}/erase/count", post(erase::count))
-        .route("/t/{tenant}/erase/apply", post(erase::apply))
-        .route("/t/{tenant}/dead", get(aside::dead))
-        .route("/t/{tenant}/dead/message", get(aside::dead_message))
-        .route("/t/{tenant}/dead/confirm", get(actions::confirm_dead))
-        .route("/t/{tenant}/dead/apply", post(actions::apply_dead))
-        .route("/t/{tenant}/quarantine", get(aside::quarantine))
-        .route("/t/{tenant}/quarantine/message", get(aside::quarantined_message))
-        .route("/t/{tenant}/quarantine/confirm", get(actions::confirm_quarantined))
-        .route("/t/{tenant}/quarantine/apply", post(actions::apply_quarantined))
+        .service(asset("/style.css", "text/css; charset=utf-8", STYLE))
+        .service(asset("/console.js", "text/javascript; charset=utf-8", SCRIPT))
+        .service(asset("/icon.svg", "image/svg+xml", ICON))
+        .service(at("/login", "GET, POST", [web::get().to(login::form), web::post().to(login::enter)]))
+        .service(post("/logout", login::leave))
+        .service(get("/", overview::page))
+        .service(get("/live", overview::live))
+        .service(get("/runbook", runbook::page))
+        .service(get("/t/{tenant}/events", events::page))
+        .service(get("/t/{tenant}/event", event::page))
+        .service(get("/t/{tenant}/event/body", event::body))
+        .service(get("/t/{tenant}/conversation", conversation::page))
+        .service(get("/t/{tenant}/erase", erase::page))
+        .service(post("/t/{tenant}/erase/count", erase::count))
+        .service(post("/t/{tenant}/erase/apply", erase::apply))
+        .service(get("/t/{tenant}/dead", aside::dead))
+        .service(get("/t/{tenant}/dead/message", aside::dead_message))
+        .service(get("/t/{tenant}/dead/confirm", actions::confirm_dead))
+        .service(post("/t/{tenant}/dead/apply", actions::apply_dead))
+        .service(get("/t/{tenant}/quarantine", aside::quarantine))
+        .service(get("/t/{tenant}/quarantine/message", aside::quarantined_message))
+        .service(get("/t/{tenant}/quarantine/confirm", actions::confirm_quarantined))
+        .service(post("/t/{tenant}/quarantine/apply", actions::apply_quarantined))
 }
 
-fn asset(kind: &'static str, text: &'static str) -> HttpResponse {
-    HttpResponse::Ok().content_type(kind).insert_header((CACHE_CONTROL, "max-age=300")).body(text)
+/// A path with its routes, one for each of these methods.
+fn at(path: &str, methods: &'static str, routes: impl IntoIterator<Item = Route>) -> Resource {
+    let resource = routes.into_iter().fold(web::resource(path), Resource::route);
+    let wrong_method = move |request: HttpRequest| async move {
+        let page = problem(StatusCode::METHOD_NOT_ALLOWED, "There is no page for this method.");
+        page.respond_to(&request).customize().insert_header((ALLOW, methods))
+    };
+    resource.default_service(web::to(wrong_method))
+}
+
+fn asset(path: &str, kind: &'static str, text: &'static str) -> Resource {
+    let answer = move || async move {
+        HttpResponse::Ok().content_type(kind).insert_header((CACHE_CONTROL, "max-age=300")).body(text)
+    };
+    at(path, "GET", [web::get().to(answer)])
 }
 
 /// A page for operators who have logged in. It changes nothing.
-fn get<F, R>(page: F) -> Route
+fn get<F, R>(path: &str, page: F) -> Resource
 where
     F: Fn(Request) -> R + Clone + 'static,
     R: Future<Output = Reply> + Send + 'static,
 {
-    web::get().to(move |request: Request| {
+    let route = web::get().to(move |request: Request| {
         let runtime = request.console.runtime.clone();
         let page = page(request);
         let made = runtime.spawn(async move { timeout(PAGE_TIMEOUT, page).await });
         async { made_in_time(made.await) }
-    })
+    });
+    at(path, "GET", [route])
 }
 
 /// What a form of ours does, if it was sent by an operator who has logged in.
-fn post<F, R>(action: F) -> Route
+fn post<F, R>(path: &str, action: F) -> Resource
 where
     F: Fn(Request) -> R + Clone + 'static,
     R: Future<Output = Reply> + Send + 'static,
 {
-    web::post().to(move |request: Request, Form(form): Form| {
+    let route = web::post().to(move |request: Request, Form(form): Form| {
         let runtime = request.console.runtime.clone();
         let checked = request.with_form(form);
         let done = checked.map(|request| {
@@ -145,7 +158,8 @@ where
                 None => problem(StatusCode::FORBIDDEN, pages::FOREIGN_FORM),
             }
         }
-    })
+    });
+    at(path, "POST", [route])
 }
 
 type Made = Result<Result<Reply, tokio::time::error::Elapsed>, tokio::task::JoinError>;
