@@ -50,7 +50,8 @@ async fn every_question_of_the_console_follows_an_index() {
         ("/t/faster/events", vec![("contact", "+15550100000")]),
         ("/t/faster/events", vec![("contact", "1000")]),
         ("/t/faster/events", vec![("contact", "+15550100001-7"), ("type", "message.received")]),
-        ("/t/faster/events", vec![("message", "m1")]),
+        ("/t/faster/events", vec![("message", "m0")]),
+        ("/t/faster/events", vec![("message", "m1"), ("type", "message.sent")]),
         ("/t/faster/event", vec![("key", &*now)]),
         ("/t/faster/conversation", vec![("chat", "1000")]),
         ("/t/faster/conversation", vec![("chat", "m1")]),
@@ -102,6 +103,7 @@ async fn multiply(database: &Database, copies: i64) {
     let nth = |text: &str, n: Document| doc! {"$concat": [text, "-", {"$toString": n}]};
     let is_moved = doc! {"$and": [{"$gt": ["$n", 0]}, {"$eq": [{"$type": "$chat_id"}, "string"]},
     {"$ne": ["$chat_id", "+15550100000"]}]};
+    let names_message = doc! {"$and": [{"$gt": ["$n", 0]}, {"$eq": [{"$type": "$message_id"}, "string"]}]};
     let age = doc! {"$multiply": ["$n", 60_000 / COPIES_PER_MINUTE]};
     let copied = [
         doc! {"$set": {"n": {"$range": [0, copies]}}},
@@ -111,6 +113,7 @@ async fn multiply(database: &Database, copies: i64) {
             "stored_at": {"$subtract": ["$stored_at", age.clone()]},
             "received_at": {"$subtract": ["$received_at", age]},
             "chat_id": {"$cond": [is_moved, nth("$chat_id", doc! {"$mod": ["$n", 1000]}), "$chat_id"]},
+            "message_id": {"$cond": [names_message, nth("$message_id", doc! {"$toInt": "$n"}), "$message_id"]},
         }},
         doc! {"$unset": "n"},
         doc! {"$out": "webhook_events"},

@@ -5,10 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use mongodb::bson::{DateTime, Document, doc};
 use shared::event::Stream;
 
+use super::message;
 use super::record::Record;
 use super::stamp::VARIANT_DIGITS;
 use super::table::Table;
-use crate::decode::{Envelope, Event};
+use crate::decode::{Envelope, Event, Kind};
 use crate::project::convert::{self, or_null};
 
 /// The outcome of an event.
@@ -23,7 +24,7 @@ pub enum Outcome {
 }
 
 /// Fields by which duplicates are known; the body itself isn't read for that.
-pub const KNOWN_BY: [&str; 3] = ["body_sha256", "received_at", "stream"];
+pub const KNOWN_BY: [&str; 4] = ["body_sha256", "message_id", "received_at", "stream"];
 
 fn variant(key: &str, digest: &str) -> String {
     format!("{key}~{}", digest.get(..VARIANT_DIGITS).unwrap_or(digest))
@@ -89,13 +90,22 @@ fn entry(event: &Event, now: DateTime) -> Record {
         ("body_sha256", event.digest.as_str().into()),
         ("body", event.body.as_str().into()),
     ]);
-    // For searches by conversation, and to see how long an event took.
-    for (name, value) in [("chat_id", &event.chat_id), ("trace_id", &event.trace_id)] {
+    // For searches by conversation and by message, and to see how long an event took.
+    let message_id = message_id(event);
+    for (name, value) in
+        [("chat_id", &event.chat_id), ("message_id", &message_id), ("trace_id", &event.trace_id)]
+    {
         if let Some(value) = value {
             entry.set(name, value.as_str());
         }
     }
     entry
+}
+
+/// The id of the message that an event makes or changes, if the event names it.
+fn message_id(event: &Event) -> Option<String> {
+    let is_of_message = matches!(event.kind, Kind::Message(_) | Kind::Status(_));
+    is_of_message.then(|| message::named(event)).flatten()
 }
 
 /// The fields of an entry that [`event`] reads.
@@ -128,6 +138,10 @@ fn again(entry: &mut Record, event: &Event, now: DateTime) -> Outcome {
     }
     entry.set("stream", event.stream.name());
     entry.set("stored_at", now);
+    match message_id(event) {
+        Some(message_id) => entry.set("message_id", message_id),
+        None => entry.remove("message_id"),
+    }
     Outcome::Stored
 }
 

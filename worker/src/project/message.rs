@@ -31,7 +31,8 @@ pub fn event_id_of_unnamed(event: &Event) -> Option<String> {
     named(event).is_none().then(|| event_id.to_owned())
 }
 
-fn named(event: &Event) -> Option<String> {
+/// The messageId that an event has, as text.
+pub(super) fn named(event: &Event) -> Option<String> {
     event.member("message").and_then(|message| message.get("messageId")?.id())
 }
 

@@ -163,18 +163,21 @@ impl Store {
         ]
     }
 
-    fn console_indexes(&self) -> [(&str, Document); 3] {
+    fn console_indexes(&self) -> [(&str, Document); 4] {
         let by_type = doc! {"name": "event_type_stored_at", "key": by_type()};
+        // Entries without the field, such as those of earlier releases, take no room in these.
+        let having = |field: &str| doc! {field: {"$exists": true}};
         let by_chat = doc! {
-            "name": "chat_id_stored_at",
-            "key": by_chat(),
-            // Entries of events without a conversation, and those of earlier releases, take no room in it.
-            "partialFilterExpression": {"chat_id": {"$exists": true}},
+            "name": "chat_id_stored_at", "key": by_chat(), "partialFilterExpression": having("chat_id"),
+        };
+        let by_message = doc! {
+            "name": "message_id_stored_at", "key": by_message(), "partialFilterExpression": having("message_id"),
         };
         let by_contact = doc! {"name": "contact_id", "key": {"contact.id": 1}};
         [
             (&self.names.ledger, by_type),
             (&self.names.ledger, by_chat),
+            (&self.names.ledger, by_message),
             (&self.names.conversations, by_contact),
         ]
     }
@@ -234,6 +237,12 @@ impl Store {
 #[must_use]
 pub fn by_chat() -> Document {
     doc! {"chat_id": 1, "stored_at": -1}
+}
+
+/// The keys of the ledger's index by message.
+#[must_use]
+pub fn by_message() -> Document {
+    doc! {"message_id": 1, "stored_at": -1}
 }
 
 /// The keys of the ledger's index by event type.

@@ -12,7 +12,7 @@ use crate::store::{self, Store};
 pub struct Search {
     /// The event key.
     pub key: Option<String>,
-    /// The id of a message.
+    /// The id of the message that an event makes or changes.
     pub message: Option<String>,
     /// A contact's id, phone or chat id.
     pub contact: Option<String>,
@@ -49,23 +49,21 @@ pub async fn search(
     search: &Search,
     has_indexes: bool,
 ) -> Result<(Vec<Entry>, Option<Place>), Failure> {
-    let mut chats = None;
-    let mut own = None;
-    if let Some(id) = &search.message {
-        let message = chat::message(store, id).await?;
-        chats = Some(message.iter().map(|message| text(message, "chat_id")).collect());
-        own = message.map(|message| text(&message, "event_id"));
-    } else if let Some(contact) = &search.contact {
-        chats = Some(chat::ids(store, contact).await?);
-    }
+    let chats = match &search.contact {
+        Some(contact) => Some(chat::ids(store, contact).await?),
+        None => None,
+    };
     let found = find(search, chats.as_deref(), has_indexes).run(store, &store.names.ledger).await?;
     let (mut page, next) =
         page_of(found.iter().map(entry).collect(), |entry| entry.stored_at_ms, search.place);
-    // Entries of earlier releases aren't found by their conversation; the message knows the first of them.
-    if let Some(own) = own.filter(|own| search.place.is_none() && page.iter().all(|entry| entry.key != *own))
-    {
-        let first = Find { fields: listed(), ..Find::by_ids([&own]) };
-        page.extend(first.run(store, &store.names.ledger).await?.iter().map(entry));
+    if let Some(id) = search.message.as_ref().filter(|_| search.place.is_none()) {
+        // Entries of earlier releases don't name their message; the message knows the first of them.
+        let own = chat::message(store, id).await?.map(|message| text(&message, "event_id"));
+        if let Some(own) = own.filter(|own| page.iter().all(|entry| entry.key != *own)) {
+            let first = Search { key: Some(own.clone()), message: None, ..search.clone() };
+            let first = find(&first, chats.as_deref(), has_indexes).run(store, &store.names.ledger).await?;
+            page.extend(first.iter().map(entry).filter(|entry| entry.key == own));
+        }
     }
     Ok((page, next))
 }
@@ -89,7 +87,7 @@ fn find(search: &Search, chats: Option<&[String]>, has_indexes: bool) -> Find {
         filter.insert("chat_id", doc! {"$in": chats});
     }
     if let Some(message) = message {
-        filter.insert("body", doc! {"$regex": literally(message)});
+        filter.insert("message_id", message);
     }
     if let Some(event_type) = event_type {
         filter.insert("event_type", event_type);
@@ -102,9 +100,10 @@ fn find(search: &Search, chats: Option<&[String]>, has_indexes: bool) -> Find {
     if !stored.is_empty() {
         filter.insert("stored_at", stored);
     }
-    let index = match (key, chats, event_type) {
+    let index = match (key, message, chats, event_type) {
         (Some(_), ..) => Some(doc! {"_id": 1}),
-        (_, Some(_), _) if has_indexes => Some(store::by_chat()),
+        (_, Some(_), ..) if has_indexes => Some(store::by_message()),
+        (.., Some(_), _) if has_indexes => Some(store::by_chat()),
         (.., Some(_)) if has_indexes => Some(store::by_type()),
         _ => None,
     };
@@ -116,12 +115,6 @@ fn find(search: &Search, chats: Option<&[String]>, has_indexes: bool) -> Find {
         limit: PAGE + 1,
         fields: listed(),
     }
-}
-
-/// A pattern that fits this text and nothing else.
-fn literally(text: &str) -> String {
-    let escaped = |c: char| if c.is_ascii_punctuation() { vec!['\\', c] } else { vec![c] };
-    text.chars().flat_map(escaped).collect()
 }
 
 /// The fields that a list shows: bodies are large.
@@ -167,17 +160,13 @@ mod tests {
         let some = || Some("x".to_owned());
         let by_key = Search { key: some(), event_type: some(), ..Search::default() };
         let by_type = Search { event_type: some(), ..Search::default() };
+        let by_message = Search { message: some(), event_type: some(), ..Search::default() };
         let (chats, by_chat) = (["x".to_owned()], Some(store::by_chat()));
         assert_eq!(find(&by_key, Some(&chats), false).index, Some(doc! {"_id": 1}));
+        assert_eq!(find(&by_message, Some(&chats), true).index, Some(store::by_message()));
         assert_eq!(find(&by_type, Some(&chats), true).index, by_chat);
         assert_eq!(find(&by_type, None, true).index, Some(store::by_type()));
         assert_eq!(find(&by_type, Some(&chats), false).index, None, "it may not be there yet");
         assert_eq!(find(&Search::default(), None, true).index, None, "that of stored_at, by the order");
-    }
-
-    #[test]
-    fn what_is_searched_for_is_never_a_pattern() {
-        let search = Search { message: Some("a.*$1_é\\E".into()), ..Search::default() };
-        assert_eq!(find(&search, None, true).filter, doc! {"body": {"$regex": r"a\.\*\$1\_é\\E"}});
     }
 }
