@@ -324,7 +324,7 @@ fn assert_explained(binary: &str, command: &[&str]) {
 fn every_command_that_changes_something_can_be_tried_first() {
     for command in ["dead replay", "dead drop", "quarantine replay", "quarantine drop", "queues migrate"]
         .into_iter()
-        .chain(["rebuild", "backfill", "erase"])
+        .chain(["events replay", "rebuild", "backfill", "erase"])
     {
         let arguments: Vec<&str> = command.split(' ').chain(["--help"]).collect();
         let output = run("worker", &std::env::temp_dir(), &arguments, &[]);

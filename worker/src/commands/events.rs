@@ -1,13 +1,16 @@
-//! `worker events`: looks into the ledger `webhook_events`.
+//! `worker events`: looks into the ledger `webhook_events`, and replays what is there.
 
+use std::collections::BTreeSet;
 use std::io::Write;
 
-use clap::{Args, Subcommand};
+use clap::{ArgGroup, Args, Subcommand};
 use mongodb::bson::Document;
 use serde_json::{Value, json};
 use shared::env::Env;
+use shared::table::{self, Column, Table};
 
 use super::backfill::parse_moment;
+use super::rebuild::Rebuild;
 use super::{CommandError, printable, rfc3339, say};
 use crate::console::pretty;
 use crate::console::queries::PAGE;
@@ -24,14 +27,51 @@ pub enum EventsCommand {
     /// Shows events with their metadata and bodies
     #[command(after_help = "Example: worker events show --key 5a3e0000-0000-4000-8000-000000000003")]
     Show(Selection),
+    /// Computes the documents of events again
+    ///
+    /// Documents that were deleted or changed by hand are as they should be again. A conversation counts all its
+    /// messages, so all events that share a document with a chosen one are applied with it, each once.
+    #[command(after_help = "Example: worker events replay --tenant vip --message 1122334455 --dry-run")]
+    Replay(Replay),
 }
 
-/// Which events.
+/// Which events, and how the answer is written.
 #[derive(Debug, Args)]
 pub struct Selection {
     /// Only this tenant's; several may be given [default: all]
     #[arg(long, value_name = "TENANT", value_delimiter = ',')]
     tenant: Vec<String>,
+    #[command(flatten)]
+    filter: Filter,
+    /// No more than so many per tenant
+    #[arg(long, value_name = "NUMBER", default_value_t = PAGE)]
+    limit: usize,
+    /// Write JSON, an object a line
+    #[arg(long)]
+    json: bool,
+}
+
+/// Which events to replay: those of the whole ledger are `worker rebuild`'s.
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("filters").required(true).multiple(true)
+    .args(["key", "message", "contact", "event_type", "since", "until"]))]
+pub struct Replay {
+    /// The tenant
+    #[arg(long, value_name = "TENANT")]
+    tenant: String,
+    #[command(flatten)]
+    filter: Filter,
+    /// Only show what would change: each field, before and after
+    #[arg(long)]
+    dry_run: bool,
+    /// Write JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Which events: those that fit all that is given.
+#[derive(Debug, Args)]
+pub struct Filter {
     /// Only this event key
     #[arg(long, value_name = "KEY")]
     key: Option<String>,
@@ -50,33 +90,48 @@ pub struct Selection {
     /// Stored before this moment
     #[arg(long, value_name = "TIME", value_parser = parse_moment)]
     until: Option<i64>,
-    /// At most this many per tenant
-    #[arg(long, value_name = "NUMBER", default_value_t = PAGE)]
-    limit: usize,
-    /// Write JSON, an object a line
-    #[arg(long)]
-    json: bool,
 }
 
 /// Runs the command.
 pub async fn run(command: EventsCommand, env: Env, out: &mut impl Write) -> Result<(), CommandError> {
-    let (EventsCommand::List(selection) | EventsCommand::Show(selection)) = &command;
-    let mut settings = Settings::read(env)?;
+    let settings = Settings::read(env)?;
+    match command {
+        EventsCommand::List(selection) => look(&selection, false, settings, out).await,
+        EventsCommand::Show(selection) => look(&selection, true, settings, out).await,
+        EventsCommand::Replay(arguments) => replay(arguments, settings, out).await,
+    }
+}
+
+async fn look(
+    selection: &Selection,
+    in_full: bool,
+    mut settings: Settings,
+    out: &mut impl Write,
+) -> Result<(), CommandError> {
     settings.purpose = Purpose::Console;
-    let mut shown = 0;
+    let (mut table, mut shown) = (Table::new(COLUMNS), 0);
     for tenant in tenants(&settings, &selection.tenant)? {
         let store = Store::open(&tenant, &settings).await?;
-        let entries = found(&store, selection).await?;
-        match &command {
-            EventsCommand::List(_) => list(&tenant.name, &entries, selection, shown == 0, out)?,
-            EventsCommand::Show(_) => show(&tenant.name, &store, &entries, selection, out).await?,
+        let entries = found(&store, &selection.filter, selection.limit).await?;
+        if in_full {
+            show(&tenant.name, &store, &entries, selection, out).await?;
+        } else {
+            list(&tenant.name, &entries, selection, &mut table, out)?;
         }
         shown += entries.len();
     }
     if shown == 0 && !selection.json {
-        say(out, "none")?;
+        say(out, table::NONE)?;
     }
     Ok(())
+}
+
+async fn replay(arguments: Replay, settings: Settings, out: &mut impl Write) -> Result<(), CommandError> {
+    let Replay { tenant, filter, dry_run, json } = arguments;
+    let rebuild = Rebuild::open(tenant, settings, dry_run).await?;
+    let chosen = found(&rebuild.store, &filter, usize::MAX).await?;
+    let chosen: BTreeSet<String> = chosen.into_iter().map(|entry| entry.key).collect();
+    rebuild.work_and_tell(Some(&chosen), json, out).await
 }
 
 fn tenants(settings: &Settings, names: &[String]) -> Result<Vec<Tenant>, CommandError> {
@@ -91,8 +146,8 @@ fn tenants(settings: &Settings, names: &[String]) -> Result<Vec<Tenant>, Command
 }
 
 /// The events that are meant, page after page.
-async fn found(store: &Store, selection: &Selection) -> Result<Vec<Entry>, CommandError> {
-    let Selection { key, message, contact, event_type, since, until, limit, .. } = selection;
+async fn found(store: &Store, filter: &Filter, limit: usize) -> Result<Vec<Entry>, CommandError> {
+    let Filter { key, message, contact, event_type, since, until } = filter;
     if message.is_some() || contact.is_some() || event_type.is_some() {
         // As when somebody searches in the console.
         store.make_console_indexes().await?;
@@ -110,8 +165,8 @@ async fn found(store: &Store, selection: &Selection) -> Result<Vec<Entry>, Comma
     loop {
         let (page, next) = ledger::search(store, &search, true).await?;
         entries.extend(page);
-        if next.is_none() || entries.len() >= *limit {
-            entries.truncate(*limit);
+        if next.is_none() || entries.len() >= limit {
+            entries.truncate(limit);
             return Ok(entries);
         }
         search.place = next;
@@ -122,27 +177,26 @@ fn list(
     tenant: &str,
     entries: &[Entry],
     selection: &Selection,
-    is_first: bool,
+    table: &mut Table<6>,
     out: &mut impl Write,
 ) -> Result<(), CommandError> {
-    if is_first && !entries.is_empty() && !selection.json {
-        say(
-            out,
-            in_columns(["STORED AT", "TENANT", "EVENT TYPE", "SIGNATURE", "CONVERSATION", "EVENT KEY"]),
-        )?;
-    }
     entries.iter().try_for_each(|entry| {
         if selection.json {
             return say(out, about(tenant, entry));
         }
         let Entry { key, event_type, signature, chat, stored_at_ms, .. } = entry;
-        say(out, in_columns([&rfc3339(*stored_at_ms), tenant, event_type, signature, chat, key]))
+        say(out, table.row(&[rfc3339(*stored_at_ms).as_str(), tenant, event_type, signature, chat, key]))
     })
 }
 
-fn in_columns([at, tenant, event_type, signature, chat, key]: [&str; 6]) -> String {
-    printable(&format!("{at:<24}  {tenant:<10}  {event_type:<25}  {signature:<12}  {chat:<16}  {key}"))
-}
+const COLUMNS: [Column; 6] = [
+    Column::text("STORED AT", 24),
+    Column::text("TENANT", 10),
+    Column::text("EVENT TYPE", 25),
+    Column::text("SIGNATURE", 12),
+    Column::text("CONVERSATION", 16),
+    Column::text("EVENT KEY", 0),
+];
 
 fn about(tenant: &str, entry: &Entry) -> Value {
     let Entry { key, event_type, signature, chat, received_at_ms, stored_at_ms } = entry;

@@ -235,7 +235,7 @@ fn read_ids(path: &Path) -> Result<Vec<String>, CommandError> {
 }
 
 /// A moment as people write it.
-pub(super) fn parse_moment(text: &str) -> Result<i64, String> {
+pub(in crate::commands) fn parse_moment(text: &str) -> Result<i64, String> {
     let read = moment::read(&Json::Text(text.into()));
     read.ok_or_else(|| "is not a moment like 2026-11-20T08:00Z".to_owned())
 }

@@ -1,6 +1,6 @@
 //! Which events belong together, because documents depend on several of them. Pure.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use crate::project::Wanted;
@@ -12,27 +12,50 @@ use crate::project::Wanted;
 /// become one, which does no harm.
 #[derive(Debug, Default)]
 pub struct Groups {
-    events: Vec<(String, usize)>,
+    /// Number, `_id` and size of each.
+    events: Vec<(u32, String, usize)>,
+    /// By an event's number, one of the same group; the root of a group has its own.
     parents: Vec<u32>,
+    /// By a document's hash, an event that concerns it.
     holders: HashMap<u64, u32>,
+}
+
+/// Documents, by their hashes.
+#[derive(Debug)]
+pub struct DocumentSet(HashSet<u64>);
+
+impl DocumentSet {
+    /// Whether one of these is among them.
+    #[must_use]
+    pub fn has_any(&self, concerned: &Wanted) -> bool {
+        hashes(concerned).iter().any(|hash| self.0.contains(hash))
+    }
 }
 
 impl Groups {
     /// Adds an event of this size that concerns these documents, by the `_id` of its entry in the ledger.
     pub fn add(&mut self, id: String, bytes: usize, concerned: &Wanted) {
-        let Ok(event) = u32::try_from(self.events.len()) else { return };
-        self.events.push((id, bytes));
+        let Ok(event) = u32::try_from(self.parents.len()) else { return };
+        self.events.push((event, id, bytes));
         self.parents.push(event);
-        let Wanted { ledger: _, messages, unnamed_messages: _, conversations, contacts, notes, calls } =
-            concerned;
-        for (collection, ids) in [messages, conversations, contacts, notes, calls].into_iter().enumerate() {
-            for id in ids {
-                let mut hasher = DefaultHasher::new();
-                (collection, id).hash(&mut hasher);
-                let holder = *self.holders.entry(hasher.finish()).or_insert(event);
-                self.join(holder, event);
-            }
+        for hash in hashes(concerned) {
+            let holder = *self.holders.entry(hash).or_insert(event);
+            self.join(holder, event);
         }
+    }
+
+    /// Leaves out each group that has none of these events, and says which documents the others concern.
+    pub fn narrow(&mut self, chosen: &BTreeSet<String>) -> DocumentSet {
+        let is_chosen = |(_, id, _): &&(u32, String, usize)| chosen.contains(id);
+        let chosen: Vec<u32> = self.events.iter().filter(is_chosen).map(|(event, ..)| *event).collect();
+        let roots: HashSet<u32> = chosen.into_iter().map(|event| self.root(event)).collect();
+        let mut events = std::mem::take(&mut self.events);
+        events.retain(|(event, ..)| roots.contains(&self.root(*event)));
+        self.events = events;
+        let holders = std::mem::take(&mut self.holders).into_iter();
+        DocumentSet(
+            holders.filter(|(_, event)| roots.contains(&self.root(*event))).map(|(hash, _)| hash).collect(),
+        )
     }
 
     /// Number of events.
@@ -45,7 +68,7 @@ impl Groups {
     #[must_use]
     pub fn into_batches(mut self, most_events: usize, most_bytes: usize) -> Vec<Vec<Vec<String>>> {
         let mut groups: HashMap<u32, (Vec<String>, usize)> = HashMap::new();
-        for (event, (id, bytes)) in (0..).zip(std::mem::take(&mut self.events)) {
+        for (event, id, bytes) in std::mem::take(&mut self.events) {
             let (ids, total) = groups.entry(self.root(event)).or_default();
             ids.push(id);
             *total += bytes;
@@ -88,6 +111,20 @@ impl Groups {
     }
 }
 
+fn hashes(concerned: &Wanted) -> Vec<u64> {
+    let Wanted { ledger: _, messages, unnamed_messages: _, conversations, contacts, notes, calls } =
+        concerned;
+    let collections = [messages, conversations, contacts, notes, calls].into_iter().enumerate();
+    let documents = collections.flat_map(|(collection, ids)| ids.iter().map(move |id| (collection, id)));
+    documents
+        .map(|document| {
+            let mut hasher = DefaultHasher::new();
+            document.hash(&mut hasher);
+            hasher.finish()
+        })
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -118,6 +155,24 @@ mod tests {
         }
         assert_eq!(groups.events(), 5);
         assert_eq!(sorted(groups.into_batches(100, 100)), [vec!["a", "b", "e"], vec!["c"], vec!["d"]]);
+    }
+
+    #[test]
+    fn only_the_groups_of_chosen_events_are_left() {
+        let mut groups = Groups::default();
+        for (id, concerned) in [
+            ("a", about(&["1"], &["x"])),
+            ("b", about(&["2"], &["y"])),
+            ("c", about(&["3"], &["x"])),
+            ("d", about(&["4"], &["z"])),
+        ] {
+            groups.add(id.to_owned(), 1, &concerned);
+        }
+        let documents = groups.narrow(&["c".to_owned(), "unknown".to_owned()].into());
+        assert_eq!(groups.events(), 2);
+        assert!(documents.has_any(&about(&["1"], &[])) && documents.has_any(&about(&["9"], &["x"])));
+        assert!(!documents.has_any(&about(&["2"], &["y"])) && !documents.has_any(&about(&["x"], &["1"])));
+        assert_eq!(sorted(groups.into_batches(100, 100)), [vec!["a", "c"]]);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! them at the same time makes one of the two start again. At the end, what workers have stored after the
 //! ledger was read is applied once more; an event that is applied twice changes nothing.
 
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -11,14 +12,11 @@ use std::time::Duration;
 use clap::Args;
 use futures_util::{StreamExt, stream};
 use mongodb::bson::{DateTime, doc};
-use serde::Serialize;
-use serde_json::json;
 use shared::env::Env;
 use shared::telemetry::chain;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{CommandError, printable, progress, say};
-use crate::project::table::Change;
+use super::{CommandError, progress};
 use crate::project::{self, Wanted};
 use crate::settings::{Purpose, Settings};
 use crate::store::Store;
@@ -26,13 +24,16 @@ use crate::store::failure::{Class, Failure};
 use crate::store::retries::{Attempts, Next};
 use crate::store::transaction::{self, Work, Written};
 
+mod answer;
+mod catch_up;
 pub mod changes;
 pub mod groups;
 pub mod ledger;
 mod parts;
 
+use answer::{Answer, Failed, Rebuilt};
 use groups::Groups;
-use ledger::{MARGIN, Reading, before};
+use ledger::Reading;
 
 /// Longest time for one transaction, and for a part of the ledger to be read.
 const DEADLINE: Duration = Duration::from_mins(1);
@@ -64,106 +65,11 @@ pub struct Arguments {
     json: bool,
 }
 
-/// The result.
-#[derive(Debug, Default, Serialize)]
-struct Rebuilt {
-    tenant: String,
-    dry_run: bool,
-    /// Events in the ledger that concern documents.
-    events: usize,
-    /// Of these, the events that `worker backfill` has brought.
-    backfilled: usize,
-    /// Entries of the ledger that can't be read.
-    unreadable: usize,
-    /// Documents that were missing.
-    inserted: usize,
-    /// Documents that were wrong.
-    updated: usize,
-    failed: Vec<Failed>,
-}
-
-/// Events whose documents MongoDB doesn't take.
-#[derive(Debug, Serialize)]
-struct Failed {
-    /// One of them.
-    event_key: String,
-    events: usize,
-    error: String,
-}
-
 /// Runs the command.
 pub async fn run(arguments: Arguments, env: Env, out: &mut impl Write) -> Result<(), CommandError> {
     let Arguments { tenant, dry_run, json } = arguments;
-    let mut settings = Settings::read(env)?;
-    settings.mongo_timeout = settings.mongo_timeout.max(DEADLINE);
-    settings.purpose = Purpose::Rebuild;
-    let known = settings.tenants.iter().find(|known| known.name == tenant).cloned();
-    let known = known.ok_or_else(|| CommandError::UnknownTenant(tenant.clone()))?;
-    let store = Store::open(&known, &settings).await?;
-    store.check_replica_set().await?;
-    if !dry_run {
-        // Those of dropped collections are gone, too.
-        store.make_other_indexes().await?;
-    }
-    let mut rebuilt = Rebuilt { tenant: tenant.clone(), dry_run, ..Rebuilt::default() };
-    let rebuild =
-        Rebuild { tenant, settings, store, dry_run, started: Instant::now(), ended: AtomicBool::new(false) };
-    let mut answer = Answer { out, json, said: Ok(()) };
-    let ran = rebuild.run(&mut rebuilt, &mut answer).await;
-    answer.said.and_then(|()| tell(&rebuilt, json, answer.out))?;
-    if let Err(failure) = ran {
-        return Err(CommandError::Unfinished(failure));
-    }
-    match rebuilt.failed.len() {
-        0 => Ok(()),
-        failed => Err(CommandError::Incomplete(format!("{failed} groups of documents could not be rebuilt"))),
-    }
-}
-
-/// Where changes are printed, as they are found.
-struct Answer<'a, W> {
-    out: &'a mut W,
-    json: bool,
-    /// The first failure to write.
-    said: Result<(), CommandError>,
-}
-
-impl<W: Write> Answer<'_, W> {
-    fn tell(&mut self, changes: &[(String, Change)]) {
-        for (collection, change) in changes {
-            if self.said.is_ok() {
-                self.said = self.tell_one(collection, change);
-            }
-        }
-    }
-
-    fn tell_one(&mut self, collection: &str, change: &Change) -> Result<(), CommandError> {
-        if self.json {
-            return say(self.out, changes::as_json(collection, change));
-        }
-        changes::as_lines(collection, change).iter().try_for_each(|line| say(self.out, printable(line)))
-    }
-}
-
-fn tell(rebuilt: &Rebuilt, json: bool, out: &mut impl Write) -> Result<(), CommandError> {
-    if json {
-        return say(out, json!(rebuilt));
-    }
-    let Rebuilt { tenant, dry_run, events, backfilled, unreadable, inserted, updated, failed } = rebuilt;
-    let would = if *dry_run { "would be " } else { "" };
-    say(
-        out,
-        format!(
-            "{tenant}: {events} events ({backfilled} of them backfilled), {inserted} documents {would}added, {updated} {would}changed"
-        ),
-    )?;
-    if *unreadable > 0 {
-        say(out, format!("  {unreadable} entries of the ledger can't be read"))?;
-    }
-    for Failed { event_key, events, error } in failed {
-        say(out, printable(&format!("  {events} events, {event_key} among them, are left out: {error}")))?;
-    }
-    Ok(())
+    let rebuild = Rebuild::open(tenant, Settings::read(env)?, dry_run).await?;
+    rebuild.work_and_tell(None, json, out).await
 }
 
 /// Does this work with the documents that these events concern, by their `_id` in the ledger.
@@ -174,21 +80,16 @@ pub(super) async fn of_events(
     ids: &[String],
     work: Work,
 ) -> Result<(), Failure> {
-    let rebuild = Rebuild {
-        tenant: tenant.to_owned(),
-        settings: settings.clone(),
-        store: store.clone(),
-        dry_run: false,
-        started: Instant::now(),
-        ended: AtomicBool::new(false),
-    };
+    let rebuild = Rebuild::new(tenant.to_owned(), settings.clone(), store.clone(), false);
     rebuild.group(ids, &work).await.map(drop)
 }
 
-struct Rebuild {
+/// What rebuilds documents of a tenant.
+pub(super) struct Rebuild {
     tenant: String,
     settings: Settings,
-    store: Store,
+    /// The tenant's database.
+    pub(super) store: Store,
     dry_run: bool,
     started: Instant,
     /// Set when the rebuild has to stop.
@@ -196,17 +97,75 @@ struct Rebuild {
 }
 
 impl Rebuild {
-    async fn run(&self, rebuilt: &mut Rebuilt, answer: &mut Answer<'_, impl Write>) -> Result<(), Failure> {
+    fn new(tenant: String, settings: Settings, store: Store, dry_run: bool) -> Self {
+        Self { tenant, settings, store, dry_run, started: Instant::now(), ended: AtomicBool::new(false) }
+    }
+
+    /// Opens the tenant's database.
+    pub(super) async fn open(
+        tenant: String,
+        mut settings: Settings,
+        dry_run: bool,
+    ) -> Result<Self, CommandError> {
+        settings.mongo_timeout = settings.mongo_timeout.max(DEADLINE);
+        settings.purpose = Purpose::Rebuild;
+        let known = settings.tenants.iter().find(|known| known.name == tenant).cloned();
+        let known = known.ok_or_else(|| CommandError::UnknownTenant(tenant.clone()))?;
+        let store = Store::open(&known, &settings).await?;
+        store.check_replica_set().await?;
+        if !dry_run {
+            // Those of dropped collections are gone, too.
+            store.make_other_indexes().await?;
+        }
+        Ok(Self::new(tenant, settings, store, dry_run))
+    }
+
+    /// Rebuilds the documents of these events, and of all that share documents with them; if none are chosen, those
+    /// of the whole ledger. Tells what came of it.
+    pub(super) async fn work_and_tell(
+        &self,
+        chosen: Option<&BTreeSet<String>>,
+        json: bool,
+        out: &mut impl Write,
+    ) -> Result<(), CommandError> {
+        let (tenant, dry_run) = (self.tenant.clone(), self.dry_run);
+        let chosen_events = chosen.map(BTreeSet::len);
+        let mut rebuilt = Rebuilt { tenant, dry_run, chosen: chosen_events, ..Rebuilt::default() };
+        let mut answer = Answer::new(json, out);
+        let ran = self.work(chosen, &mut rebuilt, &mut answer).await;
+        answer.end(&rebuilt)?;
+        ran.map_err(CommandError::Unfinished)?;
+        match rebuilt.failed.len() {
+            0 => Ok(()),
+            failed => {
+                Err(CommandError::Incomplete(format!("{failed} groups of documents could not be rebuilt")))
+            }
+        }
+    }
+
+    async fn work(
+        &self,
+        chosen: Option<&BTreeSet<String>>,
+        rebuilt: &mut Rebuilt,
+        answer: &mut Answer<'_, impl Write>,
+    ) -> Result<(), Failure> {
+        if chosen.is_some_and(BTreeSet::is_empty) {
+            return Ok(());
+        }
         let started = DateTime::now();
         let work = Work::Rebuild { horizon: self.horizon(started).await? };
-        let groups = self.read(rebuilt).await?;
+        let mut groups = self.read(rebuilt).await?;
+        let documents = chosen.map(|chosen| groups.narrow(chosen));
+        if documents.is_some() {
+            rebuilt.backfilled = None;
+        }
         rebuilt.events = groups.events();
         let done = self.rebuild(groups, work, rebuilt, answer).await;
         if self.dry_run {
             return done;
         }
         // Even after a failure: the rebuilt documents must have what workers have stored meanwhile.
-        let caught_up = self.catch_up(started, rebuilt).await;
+        let caught_up = self.catch_up(started, documents.as_ref(), rebuilt).await;
         done.and(caught_up)
     }
 
@@ -229,7 +188,7 @@ impl Rebuild {
             rebuilt.updated += written.updated;
             rebuilt.failed.extend(failed);
             answer.tell(&written.changes);
-            if answer.said.is_err() {
+            if answer.is_unread() {
                 self.ended.store(true, Ordering::Relaxed);
             }
             if let Some(failure) = ended {
@@ -247,20 +206,21 @@ impl Rebuild {
         let count = timeout(DEADLINE, self.store.ledger().estimated_document_count().into_future()).await;
         let bar = progress("reading", count.map_err(|_| Failure::TimedOut(DEADLINE))??);
         let mut entries = Reading(self.ledger(doc! {}, project::ledger::fields_of_events(), None).await?);
-        let mut groups = Groups::default();
+        let (mut groups, mut backfilled) = (Groups::default(), 0);
         while let Some(entry) = entries.next().await? {
             bar.inc(1);
             match (entry.get_str("_id"), project::ledger::event(&self.tenant, &entry)) {
                 (Ok(id), Some(event)) => {
                     let concerned = Wanted::by(std::slice::from_ref(&event));
                     if concerned.concerns_documents() {
-                        rebuilt.backfilled += usize::from(event.is_backfilled());
+                        backfilled += usize::from(event.is_backfilled());
                         groups.add(id.to_owned(), event.body.len(), &concerned);
                     }
                 }
                 _ => rebuilt.unreadable += 1,
             }
         }
+        rebuilt.backfilled = Some(backfilled);
         bar.finish_and_clear();
         Ok(groups)
     }
@@ -294,35 +254,6 @@ impl Rebuild {
         match work {
             Work::Rebuild { horizon } if group.len() > LARGE_GROUP => self.in_parts(group, *horizon).await,
             _ => self.write(group, work, u32::MAX).await,
-        }
-    }
-
-    /// Applies what workers have stored since the ledger was read.
-    async fn catch_up(&self, started: DateTime, rebuilt: &mut Rebuilt) -> Result<(), Failure> {
-        self.ended.store(false, Ordering::Relaxed);
-        // With an end: otherwise it would follow busy workers for ever.
-        let (from, to) = (before(started, MARGIN), DateTime::now().timestamp_millis() + 1000);
-        let meanwhile = doc! {"stored_at": {"$gte": from, "$lt": DateTime::from_millis(to)}};
-        let mut entries = Reading(self.ledger(meanwhile, doc! {"_id": 1}, None).await?);
-        let bar = progress("catching up", 0);
-        let mut ids = Vec::new();
-        loop {
-            let entry = entries.next().await?;
-            let is_last = entry.is_none();
-            ids.extend(entry.and_then(|entry| entry.get_str("_id").ok().map(str::to_owned)));
-            if is_last || ids.len() >= self.settings.batch_size {
-                bar.inc(ids.len() as u64);
-                let single = std::mem::take(&mut ids).into_iter().map(|id| vec![id]).collect();
-                let Done { failed, ended, .. } = self.batch(single, Work::Reapply).await;
-                rebuilt.failed.extend(failed);
-                if let Some(failure) = ended {
-                    return Err(failure);
-                }
-            }
-            if is_last {
-                bar.finish_and_clear();
-                return Ok(());
-            }
         }
     }
 
