@@ -198,7 +198,7 @@ async fn events_are_found_and_whatever_they_hold_is_text() {
         let chat = ada.open(&format!("/t/faster/conversation?{}", encoded(&[("chat", asked)]))).await.html;
         assert!(chat.contains("Hello") && chat.contains("Ada") && !chat.contains("<script>alert"), "{chat}");
     }
-    for path in ["/t/faster/dead?from=18446744073709551615", "/t/faster/events?before=1.18446744073709551615"]
+    for path in ["/t/faster/dead?skip=18446744073709551615", "/t/faster/events?before=1.18446744073709551615"]
     {
         ada.open(path).await;
     }

@@ -37,6 +37,7 @@ mod outages;
 mod pressure;
 mod queues;
 mod refused;
+mod searches;
 mod send;
 mod set_aside;
 mod settings;

@@ -35,7 +35,8 @@ impl<'a> Chosen<'a> {
         {
             self.bar.inc(1);
             let letter = SetAside::of(self.tenant, &message.properties, &message.data);
-            if self.filter.takes(&letter, self.now_ms) {
+            let is_about = || self.filter.is_about(self.tenant, &message.properties, &message.data);
+            if self.filter.takes(&letter, self.now_ms) && is_about() {
                 self.left -= 1;
                 return Ok(Some((letter, message)));
             }

@@ -7,6 +7,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use lapin::message::BasicGetMessage;
 use serde_json::json;
+use shared::table::{self, Table};
 
 use super::message::{self, SetAside};
 use super::queue::Queue;
@@ -18,6 +19,7 @@ impl Work<'_> {
         &self,
         queue: &mut Queue,
         selection: &Selection,
+        table: &mut Table<7>,
         lines: &mut u64,
         out: &mut impl Write,
     ) -> Result<(), CommandError> {
@@ -27,12 +29,9 @@ impl Work<'_> {
             if self.kind == Kind::Dead && !met.is_first(&letter) {
                 continue;
             }
-            if *lines == 0 && self.action == Action::List && !selection.json {
-                say(out, message::heading())?;
-            }
             *lines += 1;
             match (self.action == Action::Show, selection.json) {
-                (false, false) => say(out, letter.line())?,
+                (false, false) => say(out, table.row(&letter.cells()))?,
                 (false, true) => say(out, json!(letter))?,
                 (true, false) => say(out, shown(&letter, &message))?,
                 (true, true) => say(out, shown_as_json(&letter, &message))?,
@@ -58,7 +57,8 @@ fn shown(letter: &SetAside, message: &BasicGetMessage) -> String {
     let headers: String =
         headers.map(|(name, value)| printable(&format!("  {name}: {value}")) + "\n").collect();
     let body: Vec<_> = String::from_utf8_lossy(&message.data).lines().map(printable).collect();
-    format!("{}\n{headers}\n{}\n", letter.line(), body.join("\n"))
+    let line = table::line(&message::COLUMNS, &letter.cells());
+    format!("{line}\n{headers}\n{}\n", body.join("\n"))
 }
 
 fn shown_as_json(letter: &SetAside, message: &BasicGetMessage) -> serde_json::Value {

@@ -1,5 +1,6 @@
 //! A set-aside message: its metadata, the filter for it, and the message that replaces it in a replay. Pure.
 
+use std::slice;
 use std::time::Duration;
 
 use lapin::BasicProperties;
@@ -7,12 +8,18 @@ use lapin::types::{AMQPValue, FieldTable};
 use serde::Serialize;
 use shared::event;
 use shared::json::{Scan, Unusable};
+use shared::table::Column;
 use shared::topology::{
     self, BODY_BYTES_HEADER, BODY_SHA256_HEADER, DELIVERY_LIMIT_REASON, REASON_HEADER, SENT_SIGNATURE_HEADER,
 };
 use shared::verify::Keys;
 
-use crate::commands::{parse_duration, printable, rfc3339};
+use crate::commands::backfill::parse_moment;
+use crate::commands::{parse_duration, rfc3339};
+use crate::consume::delivery::envelope;
+use crate::decode::Event;
+use crate::person::{self, Name};
+use crate::project::Wanted;
 
 /// Headers that were added when a message was set aside, by a worker or by ingest.
 const ADDED: [&str; 6] =
@@ -80,35 +87,32 @@ impl SetAside {
         }
     }
 
-    /// A line for people, below [`heading`].
+    /// What a list shows of it, in [`COLUMNS`].
     #[must_use]
-    pub fn line(&self) -> String {
+    pub fn cells(&self) -> [String; 7] {
         let or_dash = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
-        in_columns([
-            &or_dash(&self.set_aside_at),
-            &self.tenant,
-            &self.reason,
-            &or_dash(&self.event_type),
-            &or_dash(&self.key),
-            &self.bytes.to_string(),
-            self.error.as_deref().unwrap_or_default(),
-        ])
+        [
+            or_dash(&self.set_aside_at),
+            self.tenant.clone(),
+            self.reason.clone(),
+            or_dash(&self.event_type),
+            or_dash(&self.key),
+            self.bytes.to_string(),
+            self.error.clone().unwrap_or_default(),
+        ]
     }
 }
 
-/// The heading of a list.
-#[must_use]
-pub fn heading() -> String {
-    in_columns(["SET ASIDE AT", "TENANT", "REASON", "EVENT TYPE", "EVENT KEY", "BYTES", "ERROR"])
-}
-
-/// The queue isn't known as a whole when its first line is written: what is longer than usual moves the rest
-/// of its line.
-fn in_columns([at, tenant, reason, event_type, key, bytes, error]: [&str; 7]) -> String {
-    let line =
-        format!("{at:<24}  {tenant:<10}  {reason:<18}  {event_type:<25}  {key:<36}  {bytes:>7}  {error}");
-    printable(line.trim_end())
-}
+/// The columns of a list.
+pub const COLUMNS: [Column; 7] = [
+    Column::text("SET ASIDE AT", 24),
+    Column::text("TENANT", 10),
+    Column::text("REASON", 18),
+    Column::text("EVENT TYPE", 25),
+    Column::text("EVENT KEY", 36),
+    Column::number("BYTES", 7),
+    Column::text("ERROR", 0),
+];
 
 /// A message's headers as text, for people and JSON.
 #[must_use]
@@ -169,6 +173,18 @@ pub struct Filter {
     /// Only this event type, such as message.received or unknown; several may be given
     #[arg(long, value_name = "TYPE", value_delimiter = ',')]
     pub event_type: Vec<String>,
+    /// Only events of this message, as far as their bodies tell
+    #[arg(long, value_name = "ID")]
+    pub message: Option<String>,
+    /// Only events of this contact, by its id or phone, as far as their bodies tell
+    #[arg(long, value_name = "ID|PHONE", allow_hyphen_values = true)]
+    pub contact: Option<String>,
+    /// Only what was set aside from this moment on, such as 2026-11-20T08:00Z
+    #[arg(long, value_name = "TIME", value_parser = parse_moment)]
+    pub since: Option<i64>,
+    /// Only what was set aside before this moment
+    #[arg(long, value_name = "TIME", value_parser = parse_moment)]
+    pub until: Option<i64>,
     /// Only what was set aside longer ago than this, such as 90s, 30m, 12h or 30d
     #[arg(long, value_name = "AGE", value_parser = parse_duration)]
     pub older_than: Option<Duration>,
@@ -181,7 +197,7 @@ pub struct Filter {
 }
 
 impl Filter {
-    /// Whether a message is meant; the limit apart.
+    /// Whether a message is meant; its body and the limit apart.
     #[must_use]
     pub fn takes(&self, letter: &SetAside, now_ms: i64) -> bool {
         let fits = |wanted: &[String], is: Option<&String>| {
@@ -193,8 +209,26 @@ impl Filter {
         fits(&self.key, letter.key.as_ref())
             && fits(&self.reason, Some(&letter.reason))
             && fits(&self.event_type, letter.event_type.as_ref())
+            && self.since.is_none_or(|since| letter.set_aside_at_ms.is_some_and(|at| at >= since))
+            && self.until.is_none_or(|until| letter.set_aside_at_ms.is_some_and(|at| at < until))
             && self.older_than.is_none_or(|limit| age.is_some_and(|age| age >= limit))
             && self.newer_than.is_none_or(|limit| age.is_some_and(|age| age < limit))
+    }
+
+    /// Whether a message's body is about the message and the contact that are meant.
+    #[must_use]
+    pub fn is_about(&self, tenant: &str, properties: &BasicProperties, body: &[u8]) -> bool {
+        if self.message.is_none() && self.contact.is_none() {
+            return true;
+        }
+        let Ok(event) = Event::decode(body, envelope(tenant, properties)) else { return false };
+        let names = person::names(&event);
+        let is_of = |meant: &String| {
+            let phone = Name::phone(meant);
+            names.contains(&Name::Contact(meant.clone())) || phone.is_some_and(|phone| names.contains(&phone))
+        };
+        self.message.as_ref().is_none_or(|id| Wanted::by(slice::from_ref(&event)).messages.contains(id))
+            && self.contact.as_ref().is_none_or(is_of)
     }
 }
 
@@ -335,10 +369,25 @@ mod tests {
         assert!(!takes(Filter { reason: words("r"), event_type: words("call.begun"), ..Filter::default() }));
         assert!(takes(Filter { older_than: Some(minute), ..Filter::default() }));
         assert!(!takes(Filter { newer_than: Some(minute), ..Filter::default() }));
+        assert!(takes(Filter { since: Some(10_000), until: Some(10_001), ..Filter::default() }));
+        assert!(!takes(Filter { since: Some(10_001), ..Filter::default() }));
+        assert!(!takes(Filter { until: Some(10_000), ..Filter::default() }));
         assert!(
             !Filter { newer_than: Some(minute), ..Filter::default() }.takes(&SetAside::default(), 0),
             "no time at all"
         );
+    }
+
+    #[test]
+    fn a_filter_looks_into_bodies_if_it_has_to() {
+        let body = br#"{"event_type":"message.sent","contact":{"id":7,"phone":"+1 555"},"message":{"messageId":9,"message":{"type":"text"}}}"#;
+        let takes = |filter: &Filter, body: &[u8]| filter.is_about("t", &BasicProperties::default(), body);
+        let message = |id: &str| Filter { message: Some(id.into()), ..Filter::default() };
+        let contact = |id: &str| Filter { contact: Some(id.into()), ..Filter::default() };
+        assert!(takes(&message("9"), body) && takes(&contact("7"), body) && takes(&contact("1555"), body));
+        assert!(!takes(&message("7"), body) && !takes(&contact("9"), body));
+        assert!(!takes(&Filter { contact: Some("8".into()), ..message("9") }, body));
+        assert!(takes(&Filter::default(), b"no event") && !takes(&contact("7"), b"no event"));
     }
 
     #[test]
@@ -369,11 +418,5 @@ mod tests {
         assert_eq!(replay.properties.message_id().as_ref().unwrap().as_str(), "e");
         assert_eq!(of_quarantined("vip", &sent(43), body, None), Err(Unfit::Cut));
         assert_eq!(of_quarantined("vip", &sent(2), b"[]", None), Err(Unfit::NoEvent(Unusable::NotAnObject)));
-    }
-
-    #[test]
-    fn what_a_terminal_shows_is_harmless() {
-        let letter = SetAside { key: Some("\u{1b}[2J".into()), ..SetAside::default() };
-        assert!(!letter.line().contains('\u{1b}') && letter.line().contains("u{1b}"));
     }
 }

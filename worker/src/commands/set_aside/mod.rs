@@ -6,6 +6,7 @@ use clap::{Args, Subcommand};
 use shared::address::Address;
 use shared::env::Env;
 use shared::publisher::Publisher;
+use shared::table::{self, Table};
 use shared::verify::Keys;
 use shared::{partition, tenant, topology};
 
@@ -120,7 +121,7 @@ pub struct Removal {
     #[command(flatten)]
     change: Change,
     /// All messages, where no filter says which
-    #[arg(long, required_unless_present_any = ["key", "reason", "event_type", "older_than", "newer_than", "limit", "dry_run"])]
+    #[arg(long, required_unless_present_any = ["key", "reason", "event_type", "message", "contact", "since", "until", "older_than", "newer_than", "limit", "dry_run"])]
     all: bool,
 }
 
@@ -193,6 +194,7 @@ pub async fn run(task: Task, mut env: Env, out: &mut impl Write) -> Result<(), C
     let tenants = if is_named { selection.tenant.clone() } else { known };
     let keys = keys(&mut env, &tenants, action, is_named);
     let broker = queue::connect(env.finish(address)?).await?;
+    let mut table = Table::new(message::COLUMNS);
     let mut lines = 0;
     for (tenant, keys) in tenants.into_iter().zip(keys) {
         let name = kind.queue(&tenant);
@@ -204,7 +206,9 @@ pub async fn run(task: Task, mut env: Env, out: &mut impl Write) -> Result<(), C
         };
         let work = Work { kind, action, tenant: &tenant, keys, broker: &broker, partitions };
         let done = match action {
-            Action::List | Action::Show => work.look(&mut queue, selection, &mut lines, out).await,
+            Action::List | Action::Show => {
+                work.look(&mut queue, selection, &mut table, &mut lines, out).await
+            }
             Action::Replay { .. } | Action::Drop => {
                 lines += 1;
                 work.change(&mut queue, &change, out).await
@@ -216,7 +220,7 @@ pub async fn run(task: Task, mut env: Env, out: &mut impl Write) -> Result<(), C
     }
     broker.link().close().await;
     if lines == 0 && !selection.json {
-        say(out, "none")?;
+        say(out, table::NONE)?;
     }
     Ok(())
 }

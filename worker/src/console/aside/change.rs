@@ -48,7 +48,7 @@ impl Aside<'_> {
                 && let Some(message) = looking.next(&mut queue).await?
             {
                 let item = Item::of(self, &message);
-                if chosen.takes(&item, now_ms) {
+                if chosen.takes(&item, now_ms) && chosen.is_about(self.tenant, &message) {
                     window.push((item.about, message));
                 }
             }

@@ -60,7 +60,7 @@ pub enum Chosen {
 }
 
 impl Chosen {
-    /// Whether a message is meant.
+    /// Whether a message is meant, its body apart.
     #[must_use]
     pub fn takes(&self, item: &Item, now_ms: i64) -> bool {
         match self {
@@ -69,6 +69,15 @@ impl Chosen {
                 item.about.set_aside_at_ms.is_none_or(|at| at <= *until_ms)
                     && filter.takes(&item.about, now_ms)
             }
+        }
+    }
+
+    /// Whether its body is about what is meant.
+    #[must_use]
+    pub fn is_about(&self, tenant: &str, message: &BasicGetMessage) -> bool {
+        match self {
+            Self::Ids(_) => true,
+            Self::All { filter, .. } => filter.is_about(tenant, &message.properties, &message.data),
         }
     }
 }

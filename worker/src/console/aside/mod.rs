@@ -79,12 +79,12 @@ pub struct Aside<'a> {
 
 impl Aside<'_> {
     /// The messages that fit, each once: a dead letter may have a twin, see `worker dead list`.
-    pub async fn look(&self, takes: impl Fn(&Item) -> bool) -> Result<Looked, AsideError> {
+    pub async fn look(&self, takes: impl Fn(&Item, &BasicGetMessage) -> bool) -> Result<Looked, AsideError> {
         let mut met = BTreeSet::new();
         let (mut items, mut fitting) = (Vec::new(), 0);
         let (length, looked_at) = self
-            .each(|item, _| {
-                if takes(&item) {
+            .each(|item, message| {
+                if takes(&item, message) {
                     fitting += 1;
                     if met.insert(item.id.clone()) {
                         items.push(item);

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use actix_web::http::StatusCode;
 use askama::Template;
+use lapin::message::BasicGetMessage;
 use tracing::info;
 
 use super::aside::{NAMES, Row, filter, part, row, unseen};
@@ -11,8 +12,8 @@ use super::{Page, problem};
 use crate::commands::now_ms;
 use crate::commands::set_aside::{Action, Kind};
 use crate::console::aside::change::Done;
-use crate::console::aside::item::Chosen;
-use crate::console::aside::{Aside, Looked, MOST};
+use crate::console::aside::item::{Chosen, Item};
+use crate::console::aside::{Aside, Looked};
 use crate::console::reply::Reply;
 use crate::console::request::Request;
 use crate::console::words;
@@ -107,8 +108,11 @@ async fn confirm(request: Request, kind: Kind) -> Reply {
         Err(what) => return problem(StatusCode::BAD_REQUEST, &what),
     };
     let aside = Aside { console: &request.console, tenant: &request.tenant, pages: &pages, kind };
-    let now_ms = now_ms();
-    match aside.look(|item| chosen.takes(item, now_ms)).await {
+    let (tenant, now_ms) = (&request.tenant, now_ms());
+    let takes = |item: &Item, message: &BasicGetMessage| {
+        chosen.takes(item, now_ms) && chosen.is_about(tenant, message)
+    };
+    match aside.look(takes).await {
         Ok(looked) if looked.items.is_empty() => problem(
             StatusCode::NOT_FOUND,
             "None of these messages is there: somebody has replayed or dropped them.",
@@ -132,7 +136,8 @@ fn question(
     let most = if looked.is_whole() {
         String::new()
     } else {
-        format!(" These are among the oldest {MOST}: do it again for the rest.")
+        let (seen, length) = (words::number(looked.looked_at as u64), words::number(looked.length.into()));
+        format!(" These are among the oldest {seen} of {length} messages: do it again for the rest.")
     };
     let count = words::number(number as u64);
     Confirm {

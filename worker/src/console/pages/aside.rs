@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use actix_web::http::StatusCode;
 use askama::Template;
+use lapin::message::BasicGetMessage;
 use shared::env::parse_duration;
 use shared::telemetry::chain;
 
 use super::event::Body;
-use super::{Page, problem};
+use super::{Page, moment, problem};
 use crate::commands::now_ms;
 use crate::commands::set_aside::Kind;
 use crate::commands::set_aside::message::Filter;
@@ -21,7 +22,7 @@ use crate::console::request::Request;
 use crate::console::words;
 
 /// The fields of the form.
-pub const NAMES: [&str; 5] = ["key", "reason", "type", "older", "newer"];
+pub const NAMES: [&str; 9] = ["key", "message", "contact", "reason", "type", "from", "to", "older", "newer"];
 
 #[derive(Template)]
 #[template(path = "aside.html")]
@@ -31,6 +32,7 @@ struct List {
     part: &'static str,
     is_dead: bool,
     fields: Fields,
+    names: &'static [&'static str],
     rows: Vec<Row>,
     summary: String,
     notice: String,
@@ -109,9 +111,13 @@ async fn list(request: Request, kind: Kind) -> Reply {
     let (part, title) = part(kind);
     let looked = match filter(&request.fields) {
         Ok(filter) => {
-            let (aside, now_ms) =
-                (Aside { console: &request.console, tenant: &request.tenant, pages: &pages, kind }, now_ms());
-            aside.look(|item| filter.takes(&item.about, now_ms)).await.map_err(|error| unseen(&error))
+            let (tenant, now_ms) = (&request.tenant, now_ms());
+            let aside = Aside { console: &request.console, tenant, pages: &pages, kind };
+            let takes = |item: &Item, message: &BasicGetMessage| {
+                filter.takes(&item.about, now_ms)
+                    && filter.is_about(tenant, &message.properties, &message.data)
+            };
+            aside.look(takes).await.map_err(|error| unseen(&error))
         }
         Err(what) => Err(what),
     };
@@ -119,9 +125,9 @@ async fn list(request: Request, kind: Kind) -> Reply {
         Ok(looked) => (looked, String::new()),
         Err(what) => (Looked::default(), what),
     };
-    let from: usize = request.fields.get("from").parse().unwrap_or(0);
+    let skipped: usize = request.fields.get("skip").parse().unwrap_or(0);
     let here = request.path(part);
-    let behind = from.saturating_add(PAGE);
+    let behind = skipped.saturating_add(PAGE);
     let next = (looked.items.len() > behind).then(|| behind.to_string());
     let shows_bodies = request.console.settings.shows_bodies;
     Reply::page(&List {
@@ -129,17 +135,18 @@ async fn list(request: Request, kind: Kind) -> Reply {
         title,
         part,
         is_dead: kind == Kind::Dead,
+        names: &NAMES,
         summary: if notice.is_empty() { summary(&looked) } else { String::new() },
         rows: looked
             .items
             .into_iter()
-            .skip(from)
+            .skip(skipped)
             .take(PAGE)
             .map(|item| row(&request, part, item, shows_bodies))
             .collect(),
         notice,
-        next: next.map(|next| request.fields.url(&here, &NAMES, &[("from", &next)])),
-        first: (from > 0).then(|| request.fields.url(&here, &NAMES, &[])),
+        next: next.map(|next| request.fields.url(&here, &NAMES, &[("skip", &next)])),
+        first: (skipped > 0).then(|| request.fields.url(&here, &NAMES, &[])),
         fields: request.fields.clone(),
     })
 }
@@ -180,6 +187,10 @@ pub fn filter(fields: &Fields) -> Result<Filter, String> {
         key: words("key"),
         reason: words("reason"),
         event_type: words("type"),
+        message: fields.given("message"),
+        contact: fields.given("contact"),
+        since: moment(fields, "from")?,
+        until: moment(fields, "to")?,
         older_than: age("older")?,
         newer_than: age("newer")?,
         limit: None,

@@ -166,7 +166,7 @@ async fn absent(request: &Request, key: String, mut notices: Vec<String>) -> Rep
         [(Kind::Dead, "dead", "a dead letter"), (Kind::Quarantine, "quarantine", "in quarantine")]
     {
         let aside = Aside { console: &request.console, tenant: &request.tenant, pages: &pages, kind };
-        let is_it = |item: &Item| item.about.key.as_deref() == Some(key.as_str());
+        let is_it = |item: &Item, _: &_| item.about.key.as_deref() == Some(key.as_str());
         match aside.look(is_it).await {
             Ok(looked) => found.extend(looked.items.into_iter().map(|item| {
                 let page = request.path(&format!("{part}/message"));

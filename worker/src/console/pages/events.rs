@@ -9,7 +9,7 @@ use shared::event::KNOWN_TYPES;
 use shared::telemetry::chain;
 use tokio::time::timeout;
 
-use super::{Page, problem};
+use super::{Page, moment, problem};
 use crate::console::fields::{Fields, url};
 use crate::console::queries::ledger::{self, Entry, Search};
 use crate::console::queries::{PAGE, Place};
@@ -21,6 +21,8 @@ use crate::decode::BACKFILLED;
 
 /// How long a search waits for the indexes that it needs.
 const INDEX_TIMEOUT: Duration = Duration::from_secs(1);
+/// The fields that also choose dead letters and quarantined webhooks.
+const ELSEWHERE: [&str; 6] = ["key", "message", "contact", "type", "from", "to"];
 /// The fields of the form.
 const NAMES: [&str; 7] = ["key", "message", "contact", "type", "from", "to", "outcome"];
 
@@ -55,8 +57,7 @@ struct Row {
 /// The page.
 pub async fn page(request: Request) -> Reply {
     let fields = &request.fields;
-    let aside =
-        |queue: &str| url(&request.path(queue), [("key", fields.get("key")), ("type", fields.get("type"))]);
+    let aside = |queue: &str| fields.url(&request.path(queue), &ELSEWHERE, &[]);
     // An event that isn't stored may be elsewhere.
     if let queue @ ("dead" | "quarantine") = fields.get("outcome") {
         return Reply::see(aside(queue));
@@ -103,19 +104,13 @@ async fn found(pages: &Arc<TenantPages>, fields: &Fields) -> Result<(Vec<Entry>,
 }
 
 fn search_for(fields: &Fields) -> Result<Search, String> {
-    let moment = |name: &str| match fields.given(name) {
-        Some(text) => {
-            words::parse_moment(&text).map(Some).ok_or_else(|| format!("{text:?} is no date and time."))
-        }
-        None => Ok(None),
-    };
     Ok(Search {
         key: fields.given("key"),
         message: fields.given("message"),
         contact: fields.given("contact"),
         event_type: fields.given("type"),
-        from_ms: moment("from")?,
-        to_ms: moment("to")?,
+        from_ms: moment(fields, "from")?,
+        to_ms: moment(fields, "to")?,
         place: fields.given("before").as_deref().and_then(Place::parse),
     })
 }

@@ -3,7 +3,9 @@
 use actix_web::http::StatusCode;
 use askama::Template;
 
+use super::fields::Fields;
 use super::reply::Reply;
+use super::words;
 
 pub mod actions;
 pub mod aside;
@@ -53,6 +55,12 @@ impl Page {
     pub fn part(&self) -> &'static str {
         if self.parts().iter().any(|(path, _)| *path == self.here) { self.here } else { "events" }
     }
+}
+
+/// The moment that a field of a form names, in milliseconds since 1970, or what is wrong with it.
+pub fn moment(fields: &Fields, name: &str) -> Result<Option<i64>, String> {
+    let named = |text: String| words::parse_moment(&text).ok_or(format!("{text:?} is no date and time."));
+    fields.given(name).map(named).transpose()
 }
 
 /// A few words instead of a page.
