@@ -240,7 +240,7 @@ fn tenant(facts: &Tenant) -> Vec<Finding> {
     match &facts.warnings {
         Err(error) => findings.push(unknown(subject("indexes"), error, "")),
         Ok(warnings) if warnings.is_empty() => {
-            findings.push(fine(subject("indexes"), "none makes writes fail"))
+            findings.push(fine(subject("indexes"), "none makes writes fail"));
         }
         Ok(warnings) => findings.extend(warnings.iter().map(|warning| act(subject("MongoDB"), warning, ""))),
     }

@@ -143,8 +143,7 @@ impl Find {
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         let running = tokio::spawn(async move {
             let find = collection.find(filter).sort(sort).skip(skip).limit(limit).max_time(DEADLINE);
-            let find =
-                find.projection(fields).optional(index.map(Hint::Keys), |find, index| find.hint(index));
+            let find = find.projection(fields).optional(index.map(Hint::Keys), mongodb::action::Find::hint);
             find.await?.try_collect::<Vec<Document>>().await
         });
         Ok(within(DEADLINE, running).await??)
