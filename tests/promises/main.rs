@@ -32,6 +32,7 @@ mod memory;
 mod migration;
 mod mongodb;
 mod old_documents;
+mod older;
 mod order;
 mod outages;
 mod pressure;
