@@ -56,6 +56,8 @@ async fn a_long_outage_of_mongodb_costs_no_delivery() {
     assert_eq!((in_hand, broker.waiting("faster").await), (Some(59.0), Some(0)));
     let oldest = metric(&worker.admin, "worker_oldest_in_hand_seconds", &[("tenant", "faster")]).await;
     assert!(oldest > Some(1.0), "{oldest:?}");
+    let received = metric(&worker.admin, "worker_oldest_waiting_seconds", &[("tenant", "faster")]).await;
+    assert!(received > Some(1e6), "ingest received them in 2023: {received:?}");
 
     member.signal("CONT");
     assert_stored_at_first_delivery(&broker, &database, worker).await;

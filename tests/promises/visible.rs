@@ -62,6 +62,7 @@ async fn every_series_exists_from_the_start() {
         "worker_retries_total 0",
         r#"worker_conflicts_total{tenant="faster"} 0"#,
         r#"worker_oldest_in_hand_seconds{tenant="vip"} 0"#,
+        r#"worker_oldest_waiting_seconds{tenant="vip"} 0"#,
         r#"worker_refusing_queues{tenant="faster"} 0"#,
         r#"worker_tenant_up{tenant="vip"} "#,
         r#"worker_abandoned_transactions_total{tenant="vip"} 0"#,

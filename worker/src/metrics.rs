@@ -53,6 +53,7 @@ pub struct Metrics {
     conflicts: IntGaugeVec,
     abandoned: IntCounterVec,
     oldest_in_hand: GaugeVec,
+    oldest_waiting: GaugeVec,
     refusing_queues: IntGaugeVec,
     up: IntGaugeVec,
     in_flight: IntGauge,
@@ -117,6 +118,13 @@ impl Metrics {
                 Opts::new("worker_oldest_in_hand_seconds", "How long the oldest event has been in hand"),
                 &["tenant"],
             )?,
+            oldest_waiting: GaugeVec::new(
+                Opts::new(
+                    "worker_oldest_waiting_seconds",
+                    "How long ago ingest received the oldest event in hand",
+                ),
+                &["tenant"],
+            )?,
             refusing_queues: gauges(
                 "worker_refusing_queues",
                 "Queues that hold, since MongoDB refuses one event after the other",
@@ -152,6 +160,7 @@ impl Metrics {
         register(Box::new(self.conflicts.clone()))?;
         register(Box::new(self.abandoned.clone()))?;
         register(Box::new(self.oldest_in_hand.clone()))?;
+        register(Box::new(self.oldest_waiting.clone()))?;
         register(Box::new(self.refusing_queues.clone()))?;
         register(Box::new(self.up.clone()))?;
         register(Box::new(self.in_flight.clone()))?;
@@ -176,6 +185,7 @@ impl Metrics {
         self.conflicts.with_label_values(&[tenant]);
         self.abandoned.with_label_values(&[tenant]);
         self.oldest_in_hand.with_label_values(&[tenant]);
+        self.oldest_waiting.with_label_values(&[tenant]);
         self.refusing_queues.with_label_values(&[tenant]);
         self.up.with_label_values(&[tenant]);
         self.breaker(tenant, BreakerState::Closed);
@@ -230,6 +240,7 @@ impl Metrics {
             self.breaker(tenant, state.breaker().seen().state);
             self.conflicts.with_label_values(of_tenant).set(state.conflicts().try_into().unwrap_or(i64::MAX));
             self.oldest_in_hand.with_label_values(of_tenant).set(state.oldest_in_hand().as_secs_f64());
+            self.oldest_waiting.with_label_values(of_tenant).set(state.oldest_waiting().as_secs_f64());
             self.refusing_queues.with_label_values(of_tenant).set(whole(state.refusing_queues()));
             self.up.with_label_values(of_tenant).set(i64::from(state.down().is_none()));
         }

@@ -34,7 +34,7 @@ pub struct TenantState {
 pub struct QueueState {
     in_hand: AtomicUsize,
     bytes_in_hand: AtomicUsize,
-    oldest: Mutex<Option<Instant>>,
+    oldest: Mutex<Option<Waiting>>,
     refusing: AtomicBool,
 }
 
@@ -165,8 +165,19 @@ impl TenantState {
     /// How long the oldest event has been in hand.
     #[must_use]
     pub fn oldest_in_hand(&self) -> Duration {
-        let oldest = lock(&self.queues).values().filter_map(|queue| queue.oldest()).min();
-        oldest.map_or(Duration::ZERO, |since| since.elapsed())
+        self.longest(|waiting| waiting.since.elapsed())
+    }
+
+    /// How long ago ingest received the oldest event in hand. Queues are in order, so no event in RabbitMQ waits
+    /// for much longer while they are consumed.
+    #[must_use]
+    pub fn oldest_waiting(&self) -> Duration {
+        self.longest(|waiting| waiting.before + waiting.since.elapsed())
+    }
+
+    fn longest(&self, of: impl Fn(Waiting) -> Duration) -> Duration {
+        let waiting = lock(&self.queues).values().filter_map(|queue| queue.oldest()).map(of).max();
+        waiting.unwrap_or_default()
     }
 
     /// What is announced.
@@ -190,12 +201,12 @@ impl TenantState {
 
 impl QueueState {
     /// Counts an event, and the bytes of its body, as received until the returned value is dropped: the event
-    /// is settled, or its channel is gone.
+    /// is settled, or its channel is gone. `before` is how long ago ingest had received it.
     #[must_use]
-    pub fn hold(self: &Arc<Self>, bytes: usize) -> InHand {
+    pub fn hold(self: &Arc<Self>, bytes: usize, before: Duration) -> InHand {
         self.in_hand.fetch_add(1, Ordering::Relaxed);
         self.bytes_in_hand.fetch_add(bytes, Ordering::Relaxed);
-        InHand { queue: self.clone(), bytes, since: Instant::now() }
+        InHand { queue: self.clone(), bytes, waiting: Waiting { since: Instant::now(), before } }
     }
 
     /// Events received and not settled yet.
@@ -206,13 +217,13 @@ impl QueueState {
 
     /// Since when the oldest event is in hand.
     #[must_use]
-    pub fn oldest(&self) -> Option<Instant> {
+    pub fn oldest(&self) -> Option<Waiting> {
         *lock(&self.oldest)
     }
 
     /// Says since when the oldest event is in hand, if there is one.
-    pub fn set_oldest(&self, since: Option<Instant>) {
-        *lock(&self.oldest) = since;
+    pub fn set_oldest(&self, waiting: Option<Waiting>) {
+        *lock(&self.oldest) = waiting;
     }
 
     /// Whether the queue holds, since MongoDB refuses one event after the other.
@@ -236,8 +247,17 @@ fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
 pub struct InHand {
     queue: Arc<QueueState>,
     bytes: usize,
-    /// When it was received.
+    /// Since when it waits.
+    pub waiting: Waiting,
+}
+
+/// Since when an event waits.
+#[derive(Clone, Copy, Debug)]
+pub struct Waiting {
+    /// When this worker received it.
     pub since: Instant,
+    /// How long ago ingest had received it then.
+    pub before: Duration,
 }
 
 impl Drop for InHand {
@@ -285,7 +305,7 @@ mod tests {
     fn what_is_in_hand_is_counted_over_all_queues_until_it_is_dropped() {
         let state = TenantState::new("faster", LIMITS);
         let (one, large) = (state.queue(WorkQueue::Partition(1)), state.queue(WorkQueue::Large));
-        let (first, second) = (one.hold(5), large.hold(7));
+        let (first, second) = (one.hold(5, Duration::ZERO), large.hold(7, Duration::ZERO));
         assert_eq!((state.in_flight(), state.bytes_in_flight()), (2, 12));
         drop(first);
         assert_eq!((state.status().in_flight, state.bytes_in_flight()), (1, 7));
@@ -296,12 +316,15 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_oldest_of_all_queues_counts() {
         let state = TenantState::new("faster", LIMITS);
-        assert_eq!(state.oldest_in_hand(), Duration::ZERO);
-        state.queue(WorkQueue::Partition(0)).set_oldest(Some(Instant::now()));
+        let seconds =
+            |state: &TenantState| [state.oldest_in_hand(), state.oldest_waiting()].map(|it| it.as_secs());
+        let waiting = |before| Some(Waiting { since: Instant::now(), before: Duration::from_secs(before) });
+        assert_eq!(seconds(&state), [0, 0]);
+        state.queue(WorkQueue::Partition(0)).set_oldest(waiting(1));
         tokio::time::advance(Duration::from_secs(2)).await;
-        state.queue(WorkQueue::Large).set_oldest(Some(Instant::now()));
-        assert_eq!(state.oldest_in_hand(), Duration::from_secs(2));
+        state.queue(WorkQueue::Large).set_oldest(waiting(60));
+        assert_eq!(seconds(&state), [2, 60]);
         state.queue(WorkQueue::Partition(0)).set_oldest(None);
-        assert_eq!(state.oldest_in_hand(), Duration::ZERO);
+        assert_eq!(seconds(&state), [0, 60]);
     }
 }

@@ -1,7 +1,7 @@
 //! A delivery, decoded as far as its body allows.
 
 use std::panic::catch_unwind;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use lapin::BasicProperties;
 use lapin::message::Delivery;
@@ -74,9 +74,10 @@ impl Taken {
         if redelivered {
             context.tenant.metrics.redelivered(&context.tenant.name);
         }
-        let in_hand = context.state.hold(data.len());
         let span = span(context, &properties);
         let envelope = envelope(&context.tenant.name, &properties);
+        let age_ms = u64::try_from(now_ms().saturating_sub(envelope.received_at_ms)).unwrap_or_default();
+        let in_hand = context.state.hold(data.len(), Duration::from_millis(age_ms));
         // If one body makes the decoder panic, the other events in hand must not suffer.
         let content = match catch_unwind(|| Event::decode(&data, envelope)) {
             Ok(Ok(mut event)) => {

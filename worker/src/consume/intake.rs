@@ -17,6 +17,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::QueueContext;
 use super::delivery::{Content, Receipt, Taken, Undecodable};
 use crate::decode::Event;
+use crate::state::Waiting;
 
 /// Longest time for RabbitMQ to answer: a queue may not answer while it elects a leader.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -137,8 +138,8 @@ impl Intake {
 
     /// Since when the first of what waits is in hand.
     #[must_use]
-    pub fn oldest(&self) -> Option<Instant> {
-        self.waiting.front().map(|taken| taken.receipt.in_hand.since)
+    pub fn oldest(&self) -> Option<Waiting> {
+        self.waiting.front().map(|taken| taken.receipt.in_hand.waiting)
     }
 
     /// Whether a waiting delivery was returned this often.
@@ -151,7 +152,8 @@ impl Intake {
     /// after its first event at the latest, and sooner once it has enough events.
     pub async fn gather(&mut self, context: &QueueContext, linger: Duration) -> Batch {
         let most = context.tenant.settings.batch_size.min(usize::from(self.prefetch));
-        let mut deadline = context.together.tick(self.oldest().unwrap_or_else(Instant::now), linger);
+        let first = self.oldest().map_or_else(Instant::now, |waiting| waiting.since);
+        let mut deadline = context.together.tick(first, linger);
         let (mut batch, mut bytes, mut deliveries) = (Batch::default(), 0, 0);
         while deliveries < most && bytes < MAX_BATCH_BYTES {
             if self.waiting.is_empty() {
@@ -163,7 +165,8 @@ impl Intake {
             let Some(taken) = self.waiting.pop_front() else { break };
             (bytes, deliveries) = (bytes + taken.bytes(), deliveries + 1);
             if deliveries == ENOUGH {
-                deadline = deadline.min(context.together.tick(taken.receipt.in_hand.since, linger / 2));
+                deadline =
+                    deadline.min(context.together.tick(taken.receipt.in_hand.waiting.since, linger / 2));
             }
             batch.add(taken);
         }

@@ -104,7 +104,7 @@ mod tests {
     fn part(events: usize) -> Part {
         let queue = Arc::new(QueueState::default());
         let receipt = |tag| {
-            let (properties, in_hand) = (BasicProperties::default(), queue.hold(1));
+            let (properties, in_hand) = (BasicProperties::default(), queue.hold(1, Duration::ZERO));
             Receipt { tag, properties, redelivered: false, in_hand, span: None }
         };
         let event = |n| {

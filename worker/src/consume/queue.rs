@@ -184,7 +184,7 @@ impl QueueTask {
         let context = &self.context;
         let batch = intake.gather(context, linger).await;
         let receipts = batch.receipts.iter().chain(batch.undecodable.iter().map(|(_, receipt)| receipt));
-        let oldest = receipts.map(|receipt| receipt.in_hand.since).min();
+        let oldest = receipts.map(|receipt| receipt.in_hand.waiting).min_by_key(|waiting| waiting.since);
         context.state.set_oldest(oldest);
         let channel = intake.channel.clone();
         let settle = Settle { context, channel: &channel };
@@ -261,7 +261,7 @@ async fn stands_still(context: &QueueContext) {
             works_since = Instant::now();
         }
         let oldest = context.state.oldest();
-        if oldest.is_some_and(|since| since.max(works_since).elapsed() >= STANDSTILL) {
+        if oldest.is_some_and(|waiting| waiting.since.max(works_since).elapsed() >= STANDSTILL) {
             let (tenant, queue) = (&context.tenant.name, &context.name);
             return error!(tenant, queue, "an event was in hand for {STANDSTILL:?}, gave it back: a defect");
         }
