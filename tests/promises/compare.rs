@@ -17,6 +17,9 @@ use crate::documents::sample;
 /// When the bridge wrote, in milliseconds since 1970: long before whenever this runs.
 const WRITTEN_AT_MS: i64 = 1_600_000_000_000;
 
+/// Also what was written just now.
+const AT_ONCE: [&str; 2] = ["--settle", "0s"];
+
 /// A Penstock that got what the bridge got, for these tenants.
 async fn penstock(place: &Place, recorded: &Recorded, tenants: &[&str]) -> Worker {
     let (ingest, worker) = (Ingest::start(place, &[]).await, Worker::start(place, &[]).await);
@@ -52,7 +55,7 @@ async fn bridge(place: &Place, recorded: &Recorded) -> Database {
 
 fn compare(place: &Place, more: &[&str]) -> Answer {
     let database = place.database("bridge");
-    let with_bridge = ["compare", "--tenant", "faster", "--settle", "0s", "--database", &database];
+    let with_bridge = ["compare", "--tenant", "faster", "--database", &database];
     operate(place, &[&with_bridge, more].concat())
 }
 
@@ -67,7 +70,7 @@ async fn a_trial_is_compared_with_the_bridge() {
     let worker = penstock(&place, &recorded, &["faster"]).await;
     let (ours, bridges) = (Database::of(&place, "faster").await, bridge(&place, &recorded).await);
 
-    let equal = compare(&place, &["--json"]);
+    let equal = compare(&place, &[&AT_ONCE[..], &["--json"]].concat());
     assert_eq!(equal.status, 0, "{} {}", equal.out, equal.errors);
     let tallies = by_collection(&equal);
     assert_eq!(tallies["messages"]["documents"], json!([26, 26]));
@@ -84,7 +87,7 @@ async fn a_trial_is_compared_with_the_bridge() {
         message.insert("_id", id);
         messages.insert_one(message).await.unwrap();
     }
-    assert_eq!(compare(&place, &[]).status, 0);
+    assert_eq!(compare(&place, &AT_ONCE).status, 0);
 
     // Penstock lacks a message and has one of its own; a message and a conversation differ.
     let collection = |name: &str| ours.0.collection::<Document>(name);
@@ -94,7 +97,7 @@ async fn a_trial_is_compared_with_the_bridge() {
     collection("messages").update_one(doc! {"_id": "1791793090209458"}, changed).await.unwrap();
     let changed = doc! {"$set": {"contact.email": "secret@example.com", "message_count": 9}};
     collection("conversations").update_one(doc! {"_id": "+15550100231"}, changed).await.unwrap();
-    let different = compare(&place, &["--json"]);
+    let different = compare(&place, &[&AT_ONCE[..], &["--json"]].concat());
     assert_eq!(different.status, 1, "{}", different.out);
     assert!(different.errors.contains("4 documents are missing or different"), "{}", different.errors);
     let tallies = by_collection(&different);
@@ -107,7 +110,7 @@ async fn a_trial_is_compared_with_the_bridge() {
     let found = json!({"count": 1, "examples": ["418820301"]});
     assert_eq!(conversations["fields"], json!({"contact.email": found, "message_count": found}));
 
-    let shown = compare(&place, &["--examples", "1"]);
+    let shown = compare(&place, &[&AT_ONCE[..], &["--examples", "1"]].concat());
     let database = place.database("bridge");
     assert!(shown.out.contains(&format!("  only in {database}: 1 (1791792900104729)\n")), "{}", shown.out);
     assert!(shown.out.contains("calls: the bridge has none"), "{}", shown.out);
@@ -131,9 +134,9 @@ async fn what_the_bridge_wrote_before_the_trial_is_not_missing() {
         doc! {"$set": {"message_count": 90, "created_at": DateTime::from_millis(WRITTEN_AT_MS - 1000)}};
     let conversations = bridges.0.collection::<Document>("conversations");
     conversations.update_one(doc! {"_id": "+15550100142"}, older).await.unwrap();
-    assert_eq!(compare(&place, &[]).status, 1);
+    assert_eq!(compare(&place, &AT_ONCE).status, 1);
     let since = "2020-09-13T12:26:40Z";
-    let compared = compare(&place, &["--since", since]);
+    let compared = compare(&place, &[&AT_ONCE[..], &["--since", since]].concat());
     assert_eq!(compared.status, 0, "{} {}", compared.out, compared.errors);
     // What both have just written may be on its way to the other.
     let new = compare(&place, &["--settle", "1000d", "--json"]);
