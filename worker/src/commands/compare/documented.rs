@@ -19,8 +19,8 @@ pub fn is_documented(name: &str, bridge: &Fields<'_>, ours: &Fields<'_>) -> bool
         ("sender_info.name", RawBsonRef::String(bridges), RawBsonRef::String(ours)) => {
             without_none(bridges) == *ours
         }
-        ("sender_info.phone" | "contact.phone" | "phone", RawBsonRef::String(""), RawBsonRef::Null) => true,
-        ("sender" | "sender_info.source", RawBsonRef::Null, RawBsonRef::String("system")) => true,
+        ("sender_info.phone" | "contact.phone" | "phone", RawBsonRef::String(""), RawBsonRef::Null)
+        | ("sender" | "sender_info.source", RawBsonRef::Null, RawBsonRef::String("system")) => true,
         ("sender" | "chat_id", RawBsonRef::String(bridges), RawBsonRef::String(ours)) => {
             bridges.trim() == *ours
         }

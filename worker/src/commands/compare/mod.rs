@@ -168,7 +168,9 @@ impl Comparison<'_> {
                     self.take_pair(kind, &partner, &document, tally);
                 }
             }
-            page.values().for_each(|document| self.take_single(kind, place, document, tally));
+            for document in page.values() {
+                self.take_single(kind, place, document, tally);
+            }
         }
     }
 

@@ -96,12 +96,12 @@ fn is_same(name: &str, first: Option<&RawBsonRef<'_>>, second: Option<&RawBsonRe
 }
 
 fn texts(list: &RawArray) -> BTreeSet<Option<&str>> {
-    list.into_iter().flatten().map(|text| text.as_str()).collect()
+    list.into_iter().flatten().map(RawBsonRef::as_str).collect()
 }
 
 /// Changes of lifecycle without their times, which are those of processing.
 fn changes(list: &RawArray) -> Vec<[Option<RawBsonRef<'_>>; 3]> {
-    let entries = list.into_iter().flatten().filter_map(|entry| entry.as_document());
+    let entries = list.into_iter().flatten().filter_map(RawBsonRef::as_document);
     entries.map(|entry| ["event_id", "from", "to"].map(|name| entry.get(name).ok().flatten())).collect()
 }
 
