@@ -74,7 +74,10 @@ impl Balancer {
             return Vec::new();
         };
         let servers = lines.iter().filter(|line| line.get(1).is_some_and(|name| name.starts_with("ingest")));
-        servers.map(|line| (line[status].to_owned(), line[failed].to_owned())).collect()
+        // A star stands for a check that is under way, beside the result of the last one.
+        servers
+            .map(|line| (line[status].trim_start_matches("* ").to_owned(), line[failed].to_owned()))
+            .collect()
     }
 }
 

@@ -168,8 +168,8 @@ impl OlderWorker {
 
     /// It is gone, and everybody hears it.
     pub async fn die(self) {
-        self.announcing.abort();
         self.connection.close(320, "killed".into()).await.unwrap();
+        self.announcing.abort();
     }
 }
 

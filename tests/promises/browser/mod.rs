@@ -90,7 +90,7 @@ impl Site {
     async fn log_in(&self, name: &str) {
         self.open("/login").await;
         enter(&self.browser, name, TOKEN).await;
-        self.browser.will_see("Webhooks are safe.").await;
+        self.browser.sees("Webhooks are safe.").await;
     }
 
     /// Nothing that was sent has run, and the browser has refused nothing.
@@ -130,18 +130,18 @@ async fn an_operator_sees_and_does_everything_in_a_browser() {
     enter(browser, "Ada", "no token").await;
     browser.sees("That is not the token.").await;
     enter(browser, "Ada", TOKEN).await;
-    assert_eq!(browser.path().await, "/t/faster/events?type=call.ended", "the page that was asked for");
-    assert_eq!(browser.count("tbody tr").await, 1);
+    browser.comes_to("/t/faster/events?type=call.ended").await;
+    browser.counts("tbody tr", 1).await;
 
     // The overview renews itself.
     browser.press("Penstock").await;
-    browser.will_see("Webhooks are safe.").await;
+    browser.sees("Webhooks are safe.").await;
     browser.script("window.same = 1").await;
     site.dead_letters(&["dead-1", "dead-2", "dead-3"]).await;
-    browser.will_see("3 events of faster could not be stored").await;
+    browser.sees("3 events of faster could not be stored").await;
     assert_eq!(browser.script("return window.same").await, 1, "the page wasn't loaded again");
     browser.press("What to do").await;
-    assert_eq!(browser.path().await, "/runbook");
+    browser.comes_to("/runbook").await;
     let top = browser.script("return document.querySelector(':target').getBoundingClientRect().top").await;
     assert!(top.as_f64().unwrap() < 900.0, "the procedure is in sight: {top}");
     site.is_clean().await;
@@ -150,7 +150,7 @@ async fn an_operator_sees_and_does_everything_in_a_browser() {
     browser.press("faster").await;
     browser.fill("contact", "+15550100142").await;
     browser.press("Search").await;
-    assert_eq!(browser.count("tbody tr").await, 3);
+    browser.counts("tbody tr", 3).await;
     browser.press("hello").await;
     browser.sees("Is the green lamp still for sale?").await;
     browser.press("As it was sent").await;
@@ -158,7 +158,7 @@ async fn an_operator_sees_and_does_everything_in_a_browser() {
         .sees(&chat("hello", "message.received", "2001", "Hello! Is the green lamp still for sale?"))
         .await;
     browser.press("Copy").await;
-    browser.will_see("Copied").await;
+    browser.sees("Copied").await;
     browser.press("+15550100142").await;
     browser.sees("It is. Shall I put it aside for you?").await;
     browser.sees(HOSTILE).await;
@@ -189,7 +189,7 @@ async fn an_operator_sees_and_does_everything_in_a_browser() {
     browser.press("Replay…").await;
     browser.press("Replay 2 messages").await;
     browser.sees("2 replayed.").await;
-    assert_eq!(browser.count("td[data-label=Result]").await, 2, "the result, item by item");
+    browser.counts("td[data-label=Result]", 2).await;
     site.is_clean().await;
     site.database.until_stored(6).await;
 
@@ -262,18 +262,18 @@ async fn the_keyboard_is_enough() {
     browser.keys(&Key::Tab).await;
     browser.keys(TOKEN).await;
     browser.keys(&Key::Enter).await;
-    browser.will_see("1 of 1 messages.").await;
+    browser.sees("1 of 1 messages.").await;
     tab_to(browser, "Skip to content").await;
     browser.keys(&Key::Enter).await;
     tab_to(browser, "Select dead-1").await;
     browser.keys(" ").await;
-    assert_eq!(browser.count("input[type=checkbox]:checked").await, 1);
+    browser.counts("input[type=checkbox]:checked", 1).await;
     tab_to(browser, "Drop…").await;
     browser.keys(&Key::Enter).await;
-    browser.will_see("Drop 1 message of faster?").await;
+    browser.sees("Drop 1 message of faster?").await;
     tab_to(browser, "Drop 1 message").await;
     browser.keys(&Key::Enter).await;
-    browser.will_see("1 dropped.").await;
+    browser.sees("1 dropped.").await;
     site.place.remove().await;
 }
 
@@ -312,7 +312,7 @@ async fn two_operators_a_session_that_has_ended_and_servers_that_are_down() {
         }
         browser.open(&format!("{url}/login?next=/t/faster/dead")).await;
         enter(browser, name, TOKEN).await;
-        browser.will_see("2 of 2 messages.").await;
+        browser.sees("2 of 2 messages.").await;
         browser.click("input[value=all]").await;
         browser.press("Replay…").await;
         browser.sees("Replay 2 messages of faster?").await;
@@ -326,29 +326,29 @@ async fn two_operators_a_session_that_has_ended_and_servers_that_are_down() {
 
     // One tenant's MongoDB is silent: the other pages work.
     browser.open(&format!("{}/", console.url)).await;
-    browser.will_see("Webhooks are safe.").await;
+    browser.sees("Webhooks are safe.").await;
     mongodb.set(Fault::Stall);
-    browser.will_see("What is stored can't be seen").await;
+    browser.sees("What is stored can't be seen").await;
     browser.press("faster").await;
     browser.sees("MongoDB did not answer").await;
     browser.press("Dead letters").await;
     browser.sees("0 of 0 messages.").await;
     mongodb.set(Fault::None);
     browser.press("Events").await;
-    assert!(browser.count("tbody tr").await > 0, "it works again");
+    browser.counts("tbody tr", 6).await;
 
     // RabbitMQ is gone: what is stored can be read.
     browser.press("Penstock").await;
-    browser.will_see("Webhooks are safe.").await;
+    browser.sees("Webhooks are safe.").await;
     rabbitmq.set(Fault::Cut);
-    browser.will_see("reach RabbitMQ").await;
+    browser.sees("reach RabbitMQ").await;
     browser.press("faster").await;
-    assert!(browser.count("tbody tr").await > 0);
+    browser.counts("tbody tr", 6).await;
     browser.press("Dead letters").await;
     browser.sees("RabbitMQ").await;
     rabbitmq.set(Fault::None);
     browser.press("Penstock").await;
-    browser.will_see("Webhooks are safe.").await;
+    browser.sees("Webhooks are safe.").await;
 
     // The console starts anew: the session is gone, the page leads to the login by itself, and from there back.
     browser.tab(1).await;
@@ -356,12 +356,12 @@ async fn two_operators_a_session_that_has_ended_and_servers_that_are_down() {
     console.process.stop().await;
     let console = Console::start(&site.place, &[&settings[..], &[("CONSOLE_PORT", &port)]].concat()).await;
     browser.tab(0).await;
-    browser.will_see("Your session has ended.").await;
+    browser.sees("Your session has ended.").await;
     browser.tab(1).await;
     browser.reload().await;
     browser.sees("Your session has ended.").await;
     enter(browser, "Grace", TOKEN).await;
-    assert_eq!(browser.path().await, "/t/faster/events?type=call.ended");
+    browser.comes_to("/t/faster/events?type=call.ended").await;
     console.process.stop().await;
     site.place.remove().await;
 }

@@ -86,25 +86,25 @@ impl Browser {
         url.query().map_or_else(|| url.path().to_owned(), |query| format!("{}?{query}", url.path()))
     }
 
-    /// The words that the page shows.
-    pub async fn text(&self) -> String {
-        self.script("return document.body.innerText").await.as_str().expect("text").to_owned()
-    }
-
-    /// Fails unless the page shows these words.
-    pub async fn sees(&self, words: &str) {
-        let text = self.text().await;
-        assert!(text.contains(words), "{words:?} in {}: {text}", self.path().await);
+    /// Waits until this is the path and query of the page.
+    pub async fn comes_to(&self, path: &str) {
+        poll::until("the page is there", path.to_owned(), async || self.path().await).await;
     }
 
     /// Waits until the page shows these words, without loading it again.
-    pub async fn will_see(&self, words: &str) {
-        poll::until(words, true, async || self.text().await.contains(words)).await;
+    pub async fn sees(&self, words: &str) {
+        // While one page follows another, there may be none.
+        let text = async || {
+            let text = self.window.execute("return document.body.innerText", Vec::new()).await;
+            text.ok().and_then(|text| Some(text.as_str()?.to_owned())).unwrap_or_default()
+        };
+        poll::until(words, true, async || text().await.contains(words)).await;
     }
 
-    /// How many elements the page has of a kind.
-    pub async fn count(&self, css: &str) -> usize {
-        self.window.find_all(Locator::Css(css)).await.expect("a page").len()
+    /// Waits until the page has so many elements of a kind.
+    pub async fn counts(&self, css: &str, number: usize) {
+        let count = async || self.window.find_all(Locator::Css(css)).await.map_or(0, |found| found.len());
+        poll::until(css, number, count).await;
     }
 
     /// Clicks the first element of a kind.
