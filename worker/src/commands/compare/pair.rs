@@ -8,7 +8,7 @@ use super::documented::is_documented;
 use crate::project::conversation::COUNTS;
 use crate::project::stamp::MERGE_FIELD;
 
-/// A document's fields by name; those within [`OPENED`] as `contact.phone`.
+/// A document's fields by name; those within `OPENED` as `contact.phone`.
 pub type Fields<'a> = BTreeMap<String, RawBsonRef<'a>>;
 
 /// Documents within a document whose fields are compared one by one.
