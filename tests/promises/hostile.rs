@@ -357,7 +357,10 @@ async fn two_hundred_slow_clients() {
         }
         let mut answer = Vec::new();
         let _ = stream.read_to_end(&mut answer).await;
-        String::from_utf8_lossy(&answer).lines().next().unwrap_or("closed").to_owned()
+        // actix-web looks after slow heads, too: if it is first, it says 408 before it closes.
+        let answer = String::from_utf8_lossy(&answer);
+        let said = answer.lines().next().filter(|line| !line.starts_with("HTTP/1.1 408"));
+        said.unwrap_or("closed").to_owned()
     };
     beside_the_honest("200 slow clients", &SIGNED, slow, 200, "closed").await;
 }
