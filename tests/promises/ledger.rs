@@ -15,8 +15,8 @@ fn message(n: u64) -> String {
     .to_string()
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn stored_events_are_listed_and_shown() {
+/// A worker, and 60 events of three conversations that are stored.
+async fn with_sixty_events() -> (Place, Database, Worker) {
     let place = Place::new().await;
     let (ingest, worker) = (Ingest::start(&place, &[]).await, Worker::start(&place, &[]).await);
     for n in 0..60 {
@@ -24,6 +24,13 @@ async fn stored_events_are_listed_and_shown() {
     }
     let database = Database::of(&place, "faster").await;
     database.until_stored(60).await;
+    ingest.process.stop().await;
+    (place, database, worker)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stored_events_are_listed_and_shown() {
+    let (place, database, worker) = with_sixty_events().await;
     let list =
         |filter: &[&str]| operate_well(&place, &[&["events", "list", "--json"], filter].concat()).json();
     for (filter, expected) in [
@@ -69,13 +76,7 @@ fn numbers(summary: &Value) -> [u64; 4] {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn replayed_events_bring_their_documents_back_and_leave_others_alone() {
-    let place = Place::new().await;
-    let (ingest, worker) = (Ingest::start(&place, &[]).await, Worker::start(&place, &[]).await);
-    for n in 0..60 {
-        post_received(&ingest.path("/webhook/faster"), message(n)).await;
-    }
-    let database = Database::of(&place, "faster").await;
-    database.until_stored(60).await;
+    let (place, database, worker) = with_sixty_events().await;
     until_idle(&Broker::connect(&place.amqp_url).await, &[&worker]).await;
     let well = database.dump().await;
     let collection = |name: &str| database.0.collection::<Document>(name);
