@@ -8,8 +8,9 @@ use ingest::check_signature::{self, VerifyError};
 use ingest::settings::Settings;
 use ingest::spool::command;
 use shared::env::Env;
+use shared::setting::{self, Binary};
 use shared::telemetry::Logging;
-use shared::{setting, shutdown, start, status};
+use shared::{shutdown, start, status};
 use tracing::warn;
 
 /// glibc's takes a fifth more of ingest's time, for as much memory.
@@ -27,7 +28,7 @@ async fn main() -> ExitCode {
         start::say(String::from_utf8_lossy(&script).trim_end());
         return ExitCode::SUCCESS;
     }
-    let mut env = Env::of_process();
+    let mut env = Env::of_process(Binary::Ingest);
     let logging = Logging::read(&mut env, "ingest");
     if let Some(Command::Verify(arguments)) = &arguments.command {
         return verify(arguments, env);

@@ -153,6 +153,9 @@ async fn health_shows_the_whole_pipeline() {
     );
     poll::until("nothing waits", json!(0), async || health().await["queue"]["size"].clone()).await;
     for worker in workers {
+        // Without HOSTNAME, a process is named by what it is.
+        let name = get(&format!("{}/health", worker.admin)).await.body["worker"].clone();
+        assert!(name.as_str().is_some_and(|name| name.starts_with("worker-")), "{name}");
         worker.process.stop().await;
     }
     poll::until("they have left", json!(0), async || health().await["queue"]["workers"].clone()).await;

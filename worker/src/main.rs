@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use shared::env::{EXIT_BAD_CONFIGURATION, Env};
+use shared::setting::Binary;
 use shared::telemetry::Logging;
 use shared::{shutdown, start, status};
 use tracing::warn;
@@ -25,7 +26,7 @@ const STACK_SIZE: usize = 16 << 20;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let mut env = Env::of_process();
+    let mut env = Env::of_process(Binary::Worker);
     let logging = Logging::read(&mut env, "worker");
     let host = env.text_or_default("HOSTNAME");
     if let Some(command) = arguments.command {

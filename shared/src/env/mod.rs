@@ -36,10 +36,11 @@ pub struct Env {
 }
 
 impl Env {
-    /// The process environment over the `.env` file of the working directory, if there is one.
+    /// What this binary reads: the process environment over the `.env` file of the working directory, if there
+    /// is one.
     #[must_use]
-    pub fn of_process() -> Self {
-        let mut env = Self::default();
+    pub fn of_process(binary: Binary) -> Self {
+        let mut env = Self { binary: Some(binary), ..Self::default() };
         for (name, value) in std::env::vars_os() {
             // Names and values of ours are UTF-8; variables of other programs don't matter.
             if let (Ok(name), Ok(value)) = (name.into_string(), value.into_string()) {
