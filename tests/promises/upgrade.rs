@@ -1,6 +1,7 @@
 //! Compatibility with the version before and the next. `tests/versions/before-0.2` is what a build before
 //! version 0.2 wrote when it got samples.
 
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 use mongodb::bson::Document;
@@ -14,7 +15,7 @@ use serde_json::json;
 use shared::status::{Announcement, Peers};
 use shared::topology::WEBHOOKS_EXCHANGE;
 
-use crate::older::{self, Published};
+use crate::older::{self, OlderWorker, Published};
 
 const FOLDER: &str = env!("CARGO_MANIFEST_DIR");
 
@@ -186,4 +187,69 @@ fn announcements_of_other_versions_are_understood() {
     let workers =
         peers.alive(now).filter(|peer| peer.served().is_some_and(|tenants| tenants.contains_key("faster")));
     assert_eq!((workers.count(), peers.alive(now).count(), peers.partitions(now)), (2, 4, Some(4)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_older_worker_and_a_new_one_share_the_queues_and_nothing_is_lost_or_written_twice() {
+    const EVENTS: u32 = 40;
+    let place = Place::new().await;
+    let worker = Worker::start(&place, &[]).await;
+    let (broker, database) = (Broker::connect(&place.amqp_url).await, Database::of(&place, "faster").await);
+    let older = OlderWorker::start(&place.amqp_url).await;
+    let shares = OlderWorker::shares();
+    let is_own = |queue: &String| shares[queue] == 0;
+    poll::until("each has its queues", true, async || {
+        let consumers = place.active_consumers("faster").await;
+        let of = |own: bool| -> BTreeSet<&String> {
+            consumers
+                .iter()
+                .filter(|(queue, _)| is_own(queue) == own)
+                .map(|(_, connection)| connection)
+                .collect()
+        };
+        let (olders, news) = (of(true), of(false));
+        (olders.len(), news.len()) == (1, 1) && olders != news
+    })
+    .await;
+
+    let published: Vec<Published> = (0..EVENTS).map(|n| older::event(n, n)).collect();
+    let mut olders = 0;
+    for message in &published {
+        let queue = broker.queue_of("faster", message.body.as_bytes()).await;
+        olders += usize::from(is_own(&queue.name("faster")));
+        let routing_key = queue.routing_key("faster", "message.received");
+        publish(&broker, &[Published { routing_key, ..message.clone() }]).await;
+    }
+    assert!(olders > 4 && olders < published.len(), "{olders}");
+    database.until_stored((published.len() - olders) as u64).await;
+    poll::until("the older worker has its share", olders, async || older.in_hand().len()).await;
+
+    // It stores half of them, acknowledges half of these, and dies.
+    let (half, quarter) = (olders / 2, olders / 4);
+    older.work(&database, half, quarter).await;
+    older.die().await;
+    database.until_stored(u64::from(EVENTS)).await;
+    until_idle(&broker, &[&worker]).await;
+    let [_, duplicates] = outcomes(&worker).await;
+    assert_eq!(duplicates, f64::from(u32::try_from(half - quarter).unwrap()), "stored, but not acknowledged");
+
+    // The conversations go on, whoever began them.
+    for n in 0..EVENTS {
+        let message = older::event(EVENTS + n, n);
+        let queue = broker.queue_of("faster", message.body.as_bytes()).await;
+        let routing_key = queue.routing_key("faster", "message.received");
+        publish(&broker, &[Published { routing_key, ..message }]).await;
+    }
+    database.until_stored(u64::from(2 * EVENTS)).await;
+    until_idle(&broker, &[&worker]).await;
+    assert_eq!(database.count("messages").await, u64::from(2 * EVENTS));
+    let counts = database.all("conversations").await;
+    assert_eq!(counts.len(), EVENTS as usize);
+    assert!(
+        counts.values().all(|conversation| conversation.get_i32("message_count").unwrap() == 2),
+        "{counts:?}"
+    );
+    assert_eq!((broker.waiting("faster").await, broker.depth("dead.faster").await), (Some(0), Some(0)));
+    worker.process.stop().await;
+    place.remove().await;
 }
