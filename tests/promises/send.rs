@@ -47,6 +47,8 @@ async fn what_is_somebodys_own_is_sent_as_it_is() {
     assert!(sent.status == 0 && sent.out.contains("stored in "), "{}{}", sent.out, sent.errors);
     let database = Database::of(&place, "vip").await;
     assert_eq!(database.get("webhook_events", "own").await.get_str("body").unwrap(), body);
+    let again = operate_with(&place, &from_file, &[]);
+    assert!(again.status == 1 && again.errors.contains("own is stored already"), "{}", again.errors);
     let from_input = ["send", "--tenant", "vip", "--url", &ingest.url, "--sample", "-"];
     let sent = tokio::task::block_in_place(|| {
         run_with_input("worker", &place.folder, &from_input, &[], r#"{"event_id":"piped"}"#)

@@ -79,6 +79,11 @@ pub enum SendError {
     /// It has no `event_id` that could differ.
     #[error("what isn't a JSON object can be sent once only, not --count times")]
     NoObject(#[source] serde_json::Error),
+    /// It would be taken for arrived at once.
+    #[error(
+        "the event {0} is stored already, so --wait can't tell whether it arrives: give it another event_id"
+    )]
+    Known(String),
     /// ingest doesn't answer.
     #[error("can't post to {0}")]
     Http(String, #[source] HttpError),
@@ -207,6 +212,11 @@ impl Sending {
         let form = if signature.is_some() { Form::Raw } else { Form::Unsigned };
         let id = Scan::of(&body).ok().and_then(|scan| scan.event_id().map(Cow::into_owned));
         let key = event_key(tenant, id.as_deref(), &body, form.name());
+        if let Some(store) = &self.store
+            && ledger::get(store, &key).await?.is_some()
+        {
+            return Err(SendError::Known(key).into());
+        }
         let path = format!("/webhook/{tenant}");
         let started = Instant::now();
         let answer = self.http.post(&path, headers, Bytes::from(body)).await;
