@@ -63,6 +63,8 @@ struct State {
     requests: Vec<(Instant, String)>,
     /// Requests beyond this many wait.
     most: Option<usize>,
+    /// How many requests for a further page of contacts it takes until one is refused; none, if it is 0.
+    refuse_cursor: usize,
 }
 
 impl RespondApi {
@@ -121,6 +123,11 @@ impl RespondApi {
     pub fn hold_after(&self, requests: usize) {
         let mut state = lock(&self.state);
         state.most = Some(state.requests.len() + requests);
+    }
+
+    /// From now on, doesn't know the cursor of the nth request for a page of contacts, and only that one.
+    pub fn refuse_cursor(&self, nth: usize) {
+        lock(&self.state).refuse_cursor = nth;
     }
 
     /// Answers what waits.
@@ -190,11 +197,17 @@ async fn answer(state: web::Data<Mutex<State>>, request: HttpRequest, body: web:
 }
 
 impl State {
-    fn answer(&self, request: &HttpRequest, body: &[u8]) -> HttpResponse {
+    fn answer(&mut self, request: &HttpRequest, body: &[u8]) -> HttpResponse {
         let path: Vec<&str> = request.path().trim_start_matches("/v2/").split('/').collect();
         let contact = |text: &str| text.strip_prefix("id:").and_then(|id| id.parse::<u64>().ok());
         match (request.method(), path.as_slice()) {
             (&Method::POST, ["contact", "list"]) => {
+                if self.refuse_cursor > 0 && request.query_string().contains("cursorId=") {
+                    self.refuse_cursor -= 1;
+                    if self.refuse_cursor == 0 {
+                        return error(400, "Unknown cursor");
+                    }
+                }
                 let asked: Value = serde_json::from_slice(body).unwrap_or_default();
                 if asked["filter"]["$and"].is_array() && asked["timezone"].is_string() {
                     self.page(request, self.contacts.iter(), None)

@@ -331,6 +331,23 @@ async fn what_is_wrong_is_said_plainly_and_the_token_never() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cursor_that_the_api_forgets_in_mid_run_costs_only_time() {
+    const CONTACTS: u64 = 250;
+    let (place, api) = (Place::new().await, api());
+    let worker = Worker::start(&place, &[]).await;
+    let broker = Broker::connect(&place.amqp_url).await;
+    (1..=CONTACTS).for_each(|id| api.put_contact(json!({"id": id, "phone": format!("+15550{id:06}")})));
+    // Two further pages are read to count the contacts.
+    api.refuse_cursor(4);
+    let run = backfill(&place, &[], &settings(&api, "1000"));
+    assert_eq!(run.status, 0, "{}", run.errors);
+    until_idle(&broker, &[&worker]).await;
+    assert_eq!(Database::of(&place, "faster").await.count("contacts").await, CONTACTS);
+    worker.process.stop().await;
+    place.remove().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_run_at_a_time_and_contacts_can_be_chosen() {
     let (place, api, traffic) = (Place::new().await, api(), Traffic::new(40, 160));
     let worker = Worker::start(&place, &[]).await;

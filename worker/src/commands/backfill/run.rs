@@ -73,9 +73,17 @@ impl<'a> Run<'a> {
     }
 
     async fn pages(&mut self, source: &Source, shown: &mut Shown) -> Result<(), BackfillError> {
-        let mut cursors = Cursors::default();
+        let (mut cursors, mut has_begun_anew) = (Cursors::default(), false);
         loop {
-            let Contacts { contacts, ids, unread, next } = self.contacts(source).await?;
+            let Place { cursor, done, until, total, .. } = &self.place;
+            let page = source.page(self.reader.api, cursor.as_deref(), done).await;
+            if matches!(page, Err(ApiError::Refused { .. })) && cursor.is_some() && !has_begun_anew {
+                // The API doesn't know this cursor any more.
+                self.place = Place { until: *until, total: *total, ..Place::default() };
+                (cursors, has_begun_anew) = (Cursors::default(), true);
+                continue;
+            }
+            let Contacts { contacts, ids, unread, next } = page?;
             for (id, error) in unread {
                 let counts = self.reader.failed(&id, &error);
                 self.place.finish(id, counts);
@@ -89,20 +97,6 @@ impl<'a> Run<'a> {
                 return Ok(());
             }
             self.reader.save(&self.place).await?;
-        }
-    }
-
-    /// The page of contacts at the place. Begins anew, if the API doesn't know the cursor of an earlier run
-    /// any more.
-    async fn contacts(&mut self, source: &Source) -> Result<Contacts, BackfillError> {
-        let Place { cursor, done, .. } = &self.place;
-        match source.page(self.reader.api, cursor.as_deref(), done).await {
-            Err(ApiError::Refused { .. }) if cursor.is_some() => {
-                let Place { until, total, .. } = self.place;
-                self.place = Place { until, total, ..Place::default() };
-                Ok(source.page(self.reader.api, None, &self.place.done).await?)
-            }
-            page => Ok(page?),
         }
     }
 
