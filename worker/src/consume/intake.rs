@@ -20,7 +20,7 @@ use crate::decode::Event;
 use crate::state::Waiting;
 
 /// Longest time for RabbitMQ to answer: a queue may not answer while it elects a leader.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Most bytes of bodies in a batch: more than two hundred usual ones. A batch has at least one event,
 /// whatever its size.
 pub const MAX_BATCH_BYTES: usize = 512 << 10;

@@ -11,9 +11,10 @@ use shared::partition::WorkQueue;
 use shared::status::{self, Announcement, Peers};
 use shared::telemetry::chain;
 use tokio::sync::watch;
-use tokio::time::{Instant, interval, sleep};
+use tokio::time::{Instant, interval, sleep, timeout};
 use tracing::{debug, info, warn};
 
+use super::intake::ANSWER_TIMEOUT;
 use super::preference::{self, STEPPED_DOWN};
 use crate::state::TenantState;
 
@@ -102,8 +103,8 @@ impl Roster {
     pub async fn run(mut self, link: &Link) {
         let mut sessions = link.sessions();
         while let Some(session) = amqp::next_session(&mut sessions).await {
-            match status::subscribe(&session).await {
-                Ok(mut announcements) => {
+            match timeout(ANSWER_TIMEOUT, status::subscribe(&session)).await {
+                Ok(Ok(mut announcements)) => {
                     let mut ticks = interval(TICK);
                     loop {
                         tokio::select! {
@@ -116,7 +117,8 @@ impl Roster {
                         }
                     }
                 }
-                Err(error) => debug!(error = chain(&error), "can't follow the announcements"),
+                Ok(Err(error)) => debug!(error = chain(&error), "can't follow the announcements"),
+                Err(_) => session.report_broken("RabbitMQ didn't answer in time"),
             }
             sleep(RESUBSCRIBE_PAUSE).await;
         }

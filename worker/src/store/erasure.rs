@@ -101,12 +101,30 @@ impl Attempt {
 }
 
 impl Store {
-    /// Makes the collection of fences, unless it exists: a transaction should not make it.
+    /// Makes the collection of fences, unless it exists: a transaction should not make it. If fences were lost,
+    /// as in a restore without them, they are told again when a person was last erased.
     pub(super) async fn make_fences(&self) -> Result<(), Failure> {
         match self.administer(doc! {"create": &self.names.fences}).await {
-            Err(failure) if failure.code() == Some(NAMESPACE_EXISTS) => Ok(()),
-            made => made,
+            Err(failure) if failure.code() == Some(NAMESPACE_EXISTS) => {}
+            made => made?,
         }
+        let store = self.clone();
+        let asked = tokio::spawn(async move { store.untold_erasure().await });
+        match within(DEADLINE, asked).await?? {
+            Some(at) => self.change_fences(at).await,
+            None => Ok(()),
+        }
+    }
+
+    /// When a person was last erased, if any was, and some fences don't tell.
+    async fn untold_erasure(&self) -> Result<Option<DateTime>, Error> {
+        let latest = self.on_primary(&self.names.erased).find_one(doc! {}).sort(doc! {"at": -1}).await?;
+        let Some(at) = latest.and_then(|latest| latest.get_datetime("at").ok().copied()) else {
+            return Ok(None);
+        };
+        let fences = self.on_primary(&self.names.fences);
+        let told = fences.count_documents(doc! {"erased_at": {"$gte": at}}).await?;
+        Ok((told < u64::from(FENCES.unsigned_abs())).then_some(at))
     }
 
     /// A collection as the primary has it, whatever the URI says.

@@ -96,9 +96,13 @@ impl Database {
         *self.indexes.lock().unwrap_or_else(PoisonError::into_inner) = state;
     }
 
-    /// Checks the indexes again: somebody may have dropped one.
+    /// Checks the indexes again: somebody may have dropped one. Those that are in the making aren't made a
+    /// second time, which would only take a connection and wait for the first.
     pub fn doubt_indexes(&self) {
-        *self.indexes.lock().unwrap_or_else(PoisonError::into_inner) = Indexes::Unknown;
+        let mut indexes = self.indexes.lock().unwrap_or_else(PoisonError::into_inner);
+        if *indexes != Indexes::InTheMaking {
+            *indexes = Indexes::Unknown;
+        }
     }
 
     fn indexes(&self) -> Indexes {
