@@ -13,7 +13,9 @@ use penstock_tests::console::Console;
 use penstock_tests::database::{COLLECTIONS, Database};
 use penstock_tests::http::{metric, post};
 use penstock_tests::poll;
-use penstock_tests::process::{Answer, Ingest, Process, Worker, operate_well, operate_with, until_idle};
+use penstock_tests::process::{
+    Answer, Ingest, Process, Worker, operate, operate_well, operate_with, start_unread, until_idle,
+};
 use penstock_tests::respond_api::{RespondApi, TOKEN};
 use penstock_tests::stack::{Place, is_long_run};
 use serde_json::{Value, json};
@@ -334,6 +336,53 @@ async fn without_the_key_of_the_tombstones_nothing_old_is_stored() {
     keys.insert_one(key).await.unwrap();
     until_idle(&broker, &[&worker]).await;
     assert_eq!(faster.ids("webhook_events").await, ["new"]);
+    worker.process.stop().await;
+    place.remove().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_the_fences_nothing_old_is_stored() {
+    let place = Place::new().await;
+    let broker = Broker::connect(&place.amqp_url).await;
+    let faster = Database::of(&place, "faster").await;
+    Worker::start(&place, &[]).await.process.stop().await;
+    operate_well(&place, &["erase", "--tenant", "faster", "--contact", "70070"]);
+    // As in a restore that has left them out.
+    faster.0.collection::<Document>("penstock_fences").drop().await.unwrap();
+    let worker = Worker::start(&place, &[]).await;
+    publish(&broker, &["faster"], &long_ago(0..7, ada)).await;
+    until_idle(&broker, &[&worker]).await;
+    assert_eq!((erased(&worker).await, faster.count("webhook_events").await), (7.0, 0));
+    worker.process.stop().await;
+    place.remove().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_another_command_has_taken_out_of_a_queue_is_not_forgotten() {
+    const LETTERS: u32 = 40;
+    let place = Place::new().await;
+    let worker = Worker::start(&place, &[]).await;
+    let broker = Broker::connect(&place.amqp_url).await;
+    let faster = Database::of(&place, "faster").await;
+    publish(&broker, &["faster"], &long_ago(0..1, person)).await;
+    faster.until_stored(1).await;
+    let body = format!("no event of {PHONE} {}", "x".repeat(8 << 10));
+    for n in 0..LETTERS {
+        broker.publish_event("faster", "any", RECEIVED_AT_MS, format!("{n} {body}").as_bytes()).await;
+    }
+    poll::until("dead letters", Some(LETTERS), async || broker.depth("dead.faster").await).await;
+
+    // It waits for whoever reads its output, with messages in hand.
+    let shown = start_unread(&place, &["dead", "show", "--tenant", "faster", "--json"]);
+    let taken = async || broker.depth("dead.faster").await < Some(LETTERS);
+    poll::until("messages are out", true, taken).await;
+    let erase = ["erase", "--tenant", "faster", "--phone", PHONE, "--json"];
+    let refused = operate(&place, &erase);
+    assert!(refused.status == 1 && refused.errors.contains("reads dead.faster"), "{}", refused.errors);
+    assert!(tokio::task::block_in_place(|| shown.wait_with_output()).unwrap().status.success());
+    let erased = operate_well(&place, &erase);
+    assert_eq!(erased.json()[0]["removed"]["dead.faster"], LETTERS, "{}", erased.out);
+    assert_eq!(broker.depth("dead.faster").await, Some(0));
     worker.process.stop().await;
     place.remove().await;
 }

@@ -316,6 +316,13 @@ pub fn operate_with(place: &Place, arguments: &[&str], settings: &[(&str, &str)]
     }
 }
 
+/// Starts a command of the worker, whose output waits in a pipe until somebody reads it.
+pub fn start_unread(place: &Place, arguments: &[&str]) -> Child {
+    let (faster, vip) = (place.database("faster"), place.database("vip"));
+    let mut command = command("worker", &place.folder, &[], &worker_settings(place, (&faster, &vip), &[]));
+    command.args(arguments).stdout(Stdio::piped()).spawn().expect("the binary starts")
+}
+
 /// Runs a command of the worker that must succeed.
 pub fn operate_well(place: &Place, arguments: &[&str]) -> Answer {
     let answer = operate(place, arguments);

@@ -18,6 +18,7 @@ use shared::table::{Column, Table};
 use shared::topology;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
+use super::erase::documents::SCAN_TIMEOUT;
 use super::set_aside::queue::{self, Queue, QueueError};
 use super::{CommandError, backfill, parse_duration, printable, progress, say};
 use crate::settings::{Settings, Tenant};
@@ -180,15 +181,15 @@ async fn account(
         queued,
         in_workers: in_workers(&peers, &tenant.name),
         in_spools: in_spools(&peers),
-        dead: length(broker, &topology::dead_queue(&tenant.name)).await?,
-        quarantined: length(broker, &topology::quarantine_queue(&tenant.name)).await?,
+        dead: queue::length(broker, &topology::dead_queue(&tenant.name)).await?,
+        quarantined: queue::length(broker, &topology::quarantine_queue(&tenant.name)).await?,
         missing: missing.into_iter().collect(),
     })
 }
 
 async fn count(store: &Store, entries: Document) -> Result<u64, Failure> {
-    let count = timeout(DEADLINE, store.ledger().count_documents(entries).into_future()).await;
-    Ok(count.map_err(|_| Failure::TimedOut(DEADLINE))??)
+    let count = timeout(SCAN_TIMEOUT, store.ledger().count_documents(entries).into_future()).await;
+    Ok(count.map_err(|_| Failure::TimedOut(SCAN_TIMEOUT))??)
 }
 
 /// Removes the keys that the ledger has.
@@ -225,19 +226,12 @@ async fn forget_kept(broker: &Publisher, name: &str, keys: &mut BTreeSet<String>
     queue.close().await
 }
 
-async fn length(broker: &Publisher, name: &str) -> Result<u32, QueueError> {
-    let Some(queue) = Queue::open(broker, name).await? else { return Ok(0) };
-    let length = queue.length;
-    queue.close().await?;
-    Ok(length)
-}
-
 /// What waits in all work queues that a tenant may have, also those that an earlier `WEBHOOK_WORKERS` left
 /// behind.
 async fn queued(broker: &Publisher, tenant: &str) -> Result<u32, QueueError> {
     let mut queued = 0;
     for queue in WorkQueue::all(MAX_PARTITIONS) {
-        queued += length(broker, &queue.name(tenant)).await?;
+        queued += queue::length(broker, &queue.name(tenant)).await?;
     }
     Ok(queued)
 }

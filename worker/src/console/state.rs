@@ -17,7 +17,6 @@ use super::queries::Database;
 use super::queries::rates::Rates;
 use super::sessions::Sessions;
 use super::settings::ConsoleSettings;
-use crate::commands::set_aside::Kind;
 use crate::commands::set_aside::queue::WINDOW;
 
 /// Confirms under way get this long when stopping.
@@ -51,19 +50,6 @@ pub struct TenantPages {
     pub keys: Keys,
     /// The erasure that is under way, or was the last.
     pub erasures: Erasures,
-    // While one request looks into a queue, its messages are out of it.
-    dead: tokio::sync::Mutex<()>,
-    quarantine: tokio::sync::Mutex<()>,
-}
-
-impl TenantPages {
-    /// The holder of this permit may look into the queue.
-    pub fn turn(&self, kind: Kind) -> &tokio::sync::Mutex<()> {
-        match kind {
-            Kind::Dead => &self.dead,
-            Kind::Quarantine => &self.quarantine,
-        }
-    }
 }
 
 impl Console {
@@ -89,8 +75,6 @@ impl Console {
             rates: Rates::default(),
             keys: settings.keys.get(&tenant.name).cloned().unwrap_or_default(),
             erasures: Erasures::default(),
-            dead: tokio::sync::Mutex::default(),
-            quarantine: tokio::sync::Mutex::default(),
         };
         let tenants = worker.tenants.iter().map(|tenant| (tenant.name.clone(), Arc::new(pages(tenant))));
         Self {

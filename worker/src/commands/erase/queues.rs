@@ -1,11 +1,8 @@
 //! Dead letters, quarantined webhooks and unroutable messages of a person.
 
-use std::time::Duration;
-
 use lapin::message::BasicGetMessage;
 use mongodb::bson::DateTime;
 use shared::topology;
-use tokio::time::sleep;
 
 use super::who::Person;
 use super::{Erased, Erasure};
@@ -15,11 +12,6 @@ use crate::commands::set_aside::queue::{Queue, QueueError};
 use crate::consume::delivery::envelope;
 use crate::decode::Event;
 use crate::person;
-
-/// While somebody else looks into a queue, some of its messages are out of it: then it is read again after a
-/// pause, this many times.
-const LOOKS: u32 = 3;
-const PAUSE: Duration = Duration::from_secs(1);
 
 impl Erasure<'_> {
     /// Removes messages that were received before this moment.
@@ -35,32 +27,23 @@ impl Erasure<'_> {
             topology::quarantine_queue(tenant),
             topology::UNROUTABLE.to_owned(),
         ] {
-            for _ in 0..LOOKS {
-                let Some(mut queue) = Queue::open(self.broker, &name).await? else { break };
-                let removed = erased.removed.entry(name.clone()).or_default();
-                let looked = self.messages(&mut queue, person, at, removed).await;
-                let length = queue.length;
-                queue.close().await?;
-                if self.dry_run || looked? == length {
-                    break;
-                }
-                sleep(PAUSE).await;
-            }
+            let Some(mut queue) = Queue::open(self.broker, &name).await? else { continue };
+            let looked = self.messages(&mut queue, person, at, erased.removed.entry(name).or_default()).await;
+            queue.close().await?;
+            looked?;
         }
         Ok(())
     }
 
-    /// Looks at the messages of a queue, and says how many there were.
+    /// Removes messages of a queue.
     async fn messages(
         &self,
         queue: &mut Queue,
         person: &Person,
         at: DateTime,
         removed: &mut u64,
-    ) -> Result<u32, QueueError> {
-        let mut looked = 0;
+    ) -> Result<(), QueueError> {
         while let Some(message) = queue.next().await? {
-            looked += 1;
             if self.is_meant(&message, person, at) {
                 if !self.dry_run {
                     queue.remove(&message).await?;
@@ -68,7 +51,7 @@ impl Erasure<'_> {
                 *removed += 1;
             }
         }
-        Ok(looked)
+        Ok(())
     }
 
     fn is_meant(&self, message: &BasicGetMessage, person: &Person, at: DateTime) -> bool {

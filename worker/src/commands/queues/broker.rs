@@ -20,7 +20,7 @@ use shared::topology::{self, ASIDE_EXCHANGE, WEBHOOKS_EXCHANGE, is_soft};
 use tokio::time::timeout;
 
 use super::MigrationError;
-use crate::commands::set_aside::queue::{ANSWER_TIMEOUT, QueueError};
+use crate::commands::set_aside::queue::{ANSWER_TIMEOUT, QueueError, Turn};
 
 /// Messages in hand.
 const BATCH: u16 = 64;
@@ -97,6 +97,11 @@ impl Broker {
             }
             declared => Ok(declared.map(|_| channel)?),
         }
+    }
+
+    /// Keeps others from reading a queue: what they have taken out would be deleted with it.
+    pub async fn turn(&self, name: &str) -> Result<Turn, QueueError> {
+        Turn::take(&self.publisher, name).await
     }
 
     /// A queue, if there is one of this name.

@@ -213,6 +213,12 @@ impl Migration {
             return Ok(());
         }
         let _lock = self.broker.lock().await?;
+        let mut turns = Vec::new();
+        for Task { queue, work, .. } in tasks {
+            if matches!(work, Work::Replace(TenantQueue::Dead | TenantQueue::Quarantine)) {
+                turns.push(self.broker.turn(queue).await?);
+            }
+        }
         for task in tasks {
             self.divert(task).await?;
         }

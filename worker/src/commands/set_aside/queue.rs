@@ -1,13 +1,18 @@
 //! Reading a queue without consuming it: what isn't removed returns to its place.
+//!
+//! What one reader has taken out, another would miss. So readers take turns, also those of other processes.
 
 use std::collections::BTreeSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use lapin::Channel;
 use lapin::message::BasicGetMessage;
-use lapin::options::{BasicAckOptions, BasicGetOptions, BasicNackOptions};
-use lapin::types::ShortStringError;
+use lapin::options::{
+    BasicAckOptions, BasicConsumeOptions, BasicGetOptions, BasicNackOptions, QueueDeclareOptions,
+};
+use lapin::protocol::AMQPSoftError;
+use lapin::types::{FieldTable, ShortString, ShortStringError};
+use lapin::{Channel, Consumer};
 use shared::address::Address;
 use shared::amqp::{Link, Purpose, next_session};
 use shared::partition::WorkQueue;
@@ -19,6 +24,10 @@ use tokio::time::{Instant, sleep, timeout};
 
 /// Longest wait for a connection, and for each answer.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
+/// Longest wait for one's turn: a page of the console takes less.
+const TURN_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often it is asked for meanwhile. RabbitMQ logs each refusal.
+const TURN_PAUSE: Duration = Duration::from_millis(500);
 /// Longest wait until messages are in their queue again; others may have taken them.
 const RETURN_TIMEOUT: Duration = Duration::from_secs(2);
 /// Messages that are returned at once. RabbitMQ keeps the order of at most 32: what it can't pass on to the
@@ -36,6 +45,9 @@ pub enum QueueError {
     /// An answer didn't come.
     #[error("RabbitMQ doesn't answer within {ANSWER_TIMEOUT:?}")]
     Silent(#[from] Elapsed),
+    /// It is another reader's turn.
+    #[error("somebody else reads {0}, such as a page of the console or another command: try again later")]
+    Busy(String),
     /// The channel failed.
     #[error("RabbitMQ")]
     Channel(#[from] lapin::Error),
@@ -69,11 +81,64 @@ pub async fn declare_work(broker: &Publisher, tenant: &str, partitions: u16) -> 
     Ok(())
 }
 
+/// The number of messages in a queue; 0 if it doesn't exist.
+pub async fn length(broker: &Publisher, name: &str) -> Result<u32, QueueError> {
+    let session = broker.link().session().ok_or(QueueError::NotConnected)?;
+    let channel = timeout(ANSWER_TIMEOUT, session.channel()).await??;
+    let Some(length) = topology::length(&channel, name).await? else { return Ok(0) };
+    timeout(ANSWER_TIMEOUT, channel.close(200, topology::short("done")?)).await??;
+    Ok(length)
+}
+
+/// A turn to read a queue. Whose turn it is is the only consumer of a queue made for this, so RabbitMQ ends
+/// the turn with the channel, however that ends.
+#[derive(Debug)]
+pub struct Turn {
+    channel: Channel,
+    _consumer: Consumer,
+}
+
+impl Turn {
+    /// Waits until nobody else reads this queue.
+    pub async fn take(broker: &Publisher, name: &str) -> Result<Self, QueueError> {
+        let until = Instant::now() + TURN_TIMEOUT;
+        loop {
+            let session = broker.link().session().ok_or(QueueError::NotConnected)?;
+            let channel = timeout(ANSWER_TIMEOUT, session.channel()).await??;
+            match consume_alone(&channel, topology::short(format!("penstock.turns.{name}"))?).await {
+                Ok(consumer) => return Ok(Self { channel, _consumer: consumer }),
+                Err(QueueError::Channel(error)) if is_taken(&error) => {}
+                Err(error) => return Err(error),
+            }
+            if Instant::now() >= until {
+                return Err(QueueError::Busy(name.to_owned()));
+            }
+            sleep(TURN_PAUSE).await;
+        }
+    }
+}
+
+async fn consume_alone(channel: &Channel, turns: ShortString) -> Result<Consumer, QueueError> {
+    // It is gone with its consumer. Durable, since RabbitMQ is about to refuse shared queues that aren't.
+    let options = QueueDeclareOptions { durable: true, auto_delete: true, ..Default::default() };
+    timeout(ANSWER_TIMEOUT, channel.queue_declare(turns.clone(), options, FieldTable::default())).await??;
+    let options = BasicConsumeOptions { exclusive: true, ..Default::default() };
+    let consumed = channel.basic_consume(turns, ShortString::default(), options, FieldTable::default());
+    Ok(timeout(ANSWER_TIMEOUT, consumed).await??)
+}
+
+/// Whether somebody else consumes the queue, or has just ended, and the queue with them.
+fn is_taken(error: &lapin::Error) -> bool {
+    let is_in_use = topology::is_soft(error, &AMQPSoftError::ACCESSREFUSED)
+        && error.to_string().contains("exclusive use");
+    is_in_use || topology::is_soft(error, &AMQPSoftError::NOTFOUND)
+}
+
 /// The messages that were in a queue when it was opened, the oldest first. Each is taken out for as long as
 /// this is open, and returns to its place then, unless it is removed.
 #[derive(Debug)]
 pub struct Queue {
-    channel: Channel,
+    turn: Turn,
     name: String,
     /// Messages that were there.
     pub length: u32,
@@ -83,13 +148,12 @@ pub struct Queue {
 }
 
 impl Queue {
-    /// Opens a queue; none if it doesn't exist.
+    /// Opens a queue when nobody else reads it; none if it doesn't exist.
     pub async fn open(broker: &Publisher, name: &str) -> Result<Option<Self>, QueueError> {
-        let session = broker.link().session().ok_or(QueueError::NotConnected)?;
-        let channel = timeout(ANSWER_TIMEOUT, session.channel()).await??;
-        let length = topology::length(&channel, name).await?;
+        let turn = Turn::take(broker, name).await?;
+        let length = topology::length(&turn.channel, name).await?;
         Ok(length.map(|length| Self {
-            channel,
+            turn,
             name: name.to_owned(),
             length,
             left: length,
@@ -104,7 +168,7 @@ impl Queue {
             return Ok(None);
         }
         self.left -= 1;
-        let get = self.channel.basic_get(topology::short(&self.name)?, BasicGetOptions::default());
+        let get = self.turn.channel.basic_get(topology::short(&self.name)?, BasicGetOptions::default());
         let message = timeout(ANSWER_TIMEOUT, get).await??;
         self.taken().extend(message.as_ref().map(|message| message.delivery.delivery_tag));
         Ok(message)
@@ -129,18 +193,19 @@ impl Queue {
     /// Returns the messages that were not removed, in the order in which they were taken.
     pub async fn close(self) -> Result<(), QueueError> {
         let tags: Vec<u64> = self.taken().iter().copied().collect();
-        let there = if tags.is_empty() { None } else { topology::length(&self.channel, &self.name).await? };
+        let there =
+            if tags.is_empty() { None } else { topology::length(&self.turn.channel, &self.name).await? };
         let mut expected = there.unwrap_or(0);
         let mut is_seen = true;
         for some in tags.chunks(RETURNED_TOGETHER) {
             let options = BasicNackOptions { multiple: true, requeue: true };
             let last = some.last().copied().unwrap_or_default();
-            timeout(ANSWER_TIMEOUT, self.channel.basic_nack(last, options)).await??;
+            timeout(ANSWER_TIMEOUT, self.turn.channel.basic_nack(last, options)).await??;
             expected = expected.saturating_add(u32::try_from(some.len()).unwrap_or(u32::MAX));
             // If others take them meanwhile, this can't be seen.
             is_seen = is_seen && self.is_as_long(expected).await?;
         }
-        timeout(ANSWER_TIMEOUT, self.channel.close(200, topology::short("done")?)).await??;
+        timeout(ANSWER_TIMEOUT, self.turn.channel.close(200, topology::short("done")?)).await??;
         Ok(())
     }
 
@@ -148,7 +213,7 @@ impl Queue {
     /// the next command could miss some.
     async fn is_as_long(&self, expected: u32) -> Result<bool, QueueError> {
         let until = Instant::now() + RETURN_TIMEOUT;
-        while let Some(length) = topology::length(&self.channel, &self.name).await?
+        while let Some(length) = topology::length(&self.turn.channel, &self.name).await?
             && length < expected
         {
             if Instant::now() >= until {

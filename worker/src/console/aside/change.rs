@@ -35,7 +35,6 @@ impl Aside<'_> {
         chosen: &Chosen,
         done: &mut Vec<Done>,
     ) -> Result<(), AsideError> {
-        let _turn = self.turn().await?;
         let work = self.work(action);
         if action != Action::Drop {
             in_time(queue::declare_work(work.broker, work.tenant, work.partitions)).await?;

@@ -1,13 +1,12 @@
 //! Looks into a tenant's dead letters or quarantine, and replays or drops what is there.
 //!
-//! RabbitMQ shows messages only to a client that takes them out. So one request at a time looks into a queue,
-//! at its oldest messages, for some seconds at most; then the messages that it doesn't remove return.
+//! RabbitMQ shows messages only to a client that takes them out. So requests and commands take turns. A request
+//! looks at the oldest messages, for some seconds at most; then the messages that it doesn't remove return.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use lapin::message::BasicGetMessage;
-use tokio::sync::MutexGuard;
 use tokio::time::{Instant, timeout};
 
 use super::state::{Console, TenantPages};
@@ -24,8 +23,6 @@ pub const MOST: usize = 1000;
 const MOST_BYTES: usize = 64 << 20;
 /// Longest time for looking; what was seen by then is shown.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(6);
-/// Longest wait for another request that looks into the same queue.
-const TURN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why nothing can be seen or done.
 #[derive(Debug, thiserror::Error)]
@@ -39,9 +36,6 @@ pub enum AsideError {
     /// There is no such queue.
     #[error("RabbitMQ has no queue {0:?} yet: has a worker ever run?")]
     NoQueue(String),
-    /// Somebody looks at the same queue.
-    #[error("another operator is looking at this queue: please try again")]
-    Busy,
 }
 
 /// What was seen of a queue.
@@ -110,7 +104,6 @@ impl Aside<'_> {
 
     /// Opens the queue, shows each message, and closes it: so everything returns to its place.
     async fn each(&self, mut look: impl FnMut(Item, &BasicGetMessage)) -> Result<(u32, usize), AsideError> {
-        let _turn = self.turn().await?;
         let mut queue = self.open().await?;
         let mut looking = Looking::begin();
         while let Some(message) = looking.next(&mut queue).await? {
@@ -121,13 +114,10 @@ impl Aside<'_> {
         Ok((length, looking.messages))
     }
 
-    async fn turn(&self) -> Result<MutexGuard<'_, ()>, AsideError> {
-        timeout(TURN_TIMEOUT, self.pages.turn(self.kind).lock()).await.map_err(|_| AsideError::Busy)
-    }
-
     async fn open(&self) -> Result<Queue, AsideError> {
         let name = self.kind.queue(self.tenant);
-        in_time(Queue::open(&self.console.broker, &name)).await?.ok_or(AsideError::NoQueue(name))
+        // May wait for its turn.
+        Queue::open(&self.console.broker, &name).await?.ok_or(AsideError::NoQueue(name))
     }
 }
 

@@ -13,6 +13,7 @@ use super::{Page, moment, problem};
 use crate::commands::now_ms;
 use crate::commands::set_aside::Kind;
 use crate::commands::set_aside::message::Filter;
+use crate::commands::set_aside::queue::QueueError;
 use crate::console::aside::item::{Item, Trust, Whole};
 use crate::console::aside::{Aside, AsideError, Looked, MOST};
 use crate::console::fields::{Fields, url};
@@ -155,8 +156,8 @@ async fn list(request: Request, kind: Kind) -> Reply {
 #[must_use]
 pub fn unseen(error: &AsideError) -> String {
     let hint = match error {
+        AsideError::NoQueue(_) | AsideError::Queue(QueueError::Busy(_)) => "",
         AsideError::Queue(_) | AsideError::Silent => " Events are safe there; nothing was changed.",
-        AsideError::NoQueue(_) | AsideError::Busy => "",
     };
     format!("{}.{hint}", chain(error))
 }
