@@ -1,5 +1,5 @@
-//! The console's pages are as quick with many events as with few: each question follows an index. `tests/run
-//! --long` asks ten million events.
+//! The console's pages are as quick with many events as with few: each question follows an index. And a person
+//! can be erased among them, though that follows none. `tests/run --long` has ten million events.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use penstock_tests::console::{Console, Operator, encoded};
 use penstock_tests::database::Database;
 use penstock_tests::http::post_received;
 use penstock_tests::poll;
-use penstock_tests::process::{Ingest, Worker};
+use penstock_tests::process::{Ingest, Worker, operate_well};
 use penstock_tests::stack::{OwnServer, Place, is_long_run};
 use serde_json::json;
 
@@ -22,7 +22,7 @@ const COPIES_PER_MINUTE: i64 = 3;
 const MAX_EXAMINED: i64 = 500;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_question_of_the_console_follows_an_index() {
+async fn every_question_of_the_console_follows_an_index_and_a_person_is_erased() {
     let events = if is_long_run() { 10_000_000 } else { 20_000 };
     let mongod = OwnServer::new("mongod");
     mongod.start();
@@ -63,6 +63,7 @@ async fn every_question_of_the_console_follows_an_index() {
     database.0.run_command(doc! {"profile": 0}).await.unwrap();
     check(&database).await;
     console.process.stop().await;
+    erase(&place, &database, events / SENT).await;
     place.remove().await;
 }
 
@@ -134,6 +135,20 @@ async fn make_indexes(ada: &Operator<'_>, database: &Database) {
     for figure in ["count", "avgObjSize", "storageSize", "indexSizes"] {
         println!("{figure}: {}", stats.get(figure).unwrap());
     }
+}
+
+/// Counts a stranger's events, then erases a person with a hundredth of all.
+async fn erase(place: &Place, database: &Database, copies: i64) {
+    let total = database.count("webhook_events").await;
+    for (contact, options, expected) in [("999999", &["--dry-run"][..], 0), ("1050", &[], copies)] {
+        let started = Instant::now();
+        let arguments = [&["erase", "--json", "--tenant", "faster", "--contact", contact], options].concat();
+        let removed = operate_well(place, &arguments).json().remove(0)["removed"].clone();
+        println!("erased {contact} {options:?} in {:?}: {removed}", started.elapsed());
+        assert_eq!(removed["webhook_events"], expected, "{removed}");
+    }
+    let left = total - u64::try_from(copies).unwrap();
+    assert_eq!(database.count("webhook_events").await, left);
 }
 
 /// When the latest event was stored, in milliseconds since 1970.
