@@ -137,18 +137,19 @@ impl Person {
     }
 
     /// The entries of the ledger that may be about the person: in their bodies, digits may be escaped, and
-    /// phones written in any way.
+    /// phones written in any way. Each way is an expression of its own, which begins with a character: a text
+    /// is searched for that many times faster than for alternatives.
     #[must_use]
     pub fn entries(&self) -> Document {
         let is_escaped = r"\\u00[2-7]".to_owned();
-        let ids = self
-            .ids()
-            .map(|id| if is_digits(id) { format!("(^|[^0-9]){id}([^0-9]|$)") } else { escaped(id) });
+        let ids =
+            self.ids().map(|id| if is_digits(id) { format!("(?<![0-9]){id}(?![0-9])") } else { escaped(id) });
         let phones = self
             .phones()
             .map(|phone| if is_digits(phone) { spaced(phone, "[^0-9]{0,4}") } else { escaped(phone) });
-        let any: Vec<String> = ids.chain(phones).chain([is_escaped]).collect();
-        doc! {"$or": [{"chat_id": {"$in": self.chats()}}, {"body": {"$regex": any.join("|")}}]}
+        let mut either = vec![doc! {"chat_id": {"$in": self.chats()}}];
+        either.extend(ids.chain(phones).chain([is_escaped]).map(|any| doc! {"body": {"$regex": any}}));
+        doc! {"$or": either}
     }
 
     fn chats(&self) -> Vec<&String> {
