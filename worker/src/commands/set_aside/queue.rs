@@ -90,8 +90,8 @@ pub async fn length(broker: &Publisher, name: &str) -> Result<u32, QueueError> {
     Ok(length)
 }
 
-/// A turn to read a queue. Whose turn it is is the only consumer of a queue made for this, so RabbitMQ ends
-/// the turn with the channel, however that ends.
+/// A turn to read a queue. Whoever has it is the only consumer of a queue that is made for this, so RabbitMQ
+/// ends the turn with the channel, however that ends.
 #[derive(Debug)]
 pub struct Turn {
     channel: Channel,
@@ -119,19 +119,21 @@ impl Turn {
 }
 
 async fn consume_alone(channel: &Channel, turns: ShortString) -> Result<Consumer, QueueError> {
-    // It is gone with its consumer. Durable, since RabbitMQ is about to refuse shared queues that aren't.
-    let options = QueueDeclareOptions { durable: true, auto_delete: true, ..Default::default() };
+    // For this connection alone, and gone with its consumer.
+    let options = QueueDeclareOptions { exclusive: true, auto_delete: true, ..Default::default() };
     timeout(ANSWER_TIMEOUT, channel.queue_declare(turns.clone(), options, FieldTable::default())).await??;
     let options = BasicConsumeOptions { exclusive: true, ..Default::default() };
     let consumed = channel.basic_consume(turns, ShortString::default(), options, FieldTable::default());
     Ok(timeout(ANSWER_TIMEOUT, consumed).await??)
 }
 
-/// Whether somebody else consumes the queue, or has just ended, and the queue with them.
+/// Whether another connection has the queue, or another channel of ours; or that has just ended, and the queue
+/// with it.
 fn is_taken(error: &lapin::Error) -> bool {
     let is_in_use = topology::is_soft(error, &AMQPSoftError::ACCESSREFUSED)
         && error.to_string().contains("exclusive use");
-    is_in_use || topology::is_soft(error, &AMQPSoftError::NOTFOUND)
+    let is_soft = |wanted| topology::is_soft(error, &wanted);
+    is_in_use || is_soft(AMQPSoftError::RESOURCELOCKED) || is_soft(AMQPSoftError::NOTFOUND)
 }
 
 /// The messages that were in a queue when it was opened, the oldest first. Each is taken out for as long as
