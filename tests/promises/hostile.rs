@@ -393,8 +393,8 @@ fn large_request(element: &str) -> Arc<[u8]> {
 }
 
 /// Sends each over its own connection, all at once. Returns the answers; a client that hangs up doesn't wait
-/// for one. On a busy machine a body may take longer than ingest waits: then it answers 408 and closes, perhaps
-/// while the client still writes.
+/// for one. On a busy machine a body may take longer than ingest waits: then it answers 408 and closes,
+/// perhaps while the client still writes.
 async fn send_at_once(address: &str, request: &Arc<[u8]>, hangs_up: bool) -> BTreeMap<String, usize> {
     let mut senders = JoinSet::new();
     for _ in 0..64 {

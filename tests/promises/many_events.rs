@@ -1,5 +1,5 @@
-//! The console's pages are as quick with many events as with few: each question follows an index. And a person
-//! can be erased among them, though that follows none. `tests/run --long` has ten million events.
+//! The console's pages are as quick with many events as with few: each question follows an index. And a
+//! person can be erased among them, though that follows none. `tests/run --long` has ten million events.
 
 use std::time::{Duration, Instant};
 

@@ -1,5 +1,5 @@
-//! What a build before version 0.2 wrote, in `tests/versions/before-0.2`: messages, announcements, documents. And a
-//! worker that does with RabbitMQ what that build's did.
+//! What a build before version 0.2 wrote, in `tests/versions/before-0.2`: messages, announcements, documents.
+//! And a worker that does with RabbitMQ what that build's did.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -123,8 +123,8 @@ pub async fn insert(database: &Database, name: &str, mut document: Document) {
     database.0.collection::<Document>(name).insert_one(document).await.unwrap();
 }
 
-/// The name of the older worker. It has recorded its priorities beside a worker whose name comes after its own,
-/// and no name comes before this one.
+/// The name of the older worker: no name comes before it. Its priorities were recorded beside a worker whose
+/// name comes after its own.
 const OLDER: &str = "!older";
 
 /// A worker for `faster` that shares the queues with one more.

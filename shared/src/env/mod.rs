@@ -36,8 +36,8 @@ pub struct Env {
 }
 
 impl Env {
-    /// What this binary reads: the process environment over the `.env` file of the working directory, if there
-    /// is one.
+    /// What this binary reads: the process environment over the `.env` file of the working directory, if
+    /// there is one.
     #[must_use]
     pub fn of_process(binary: Binary) -> Self {
         let mut env = Self { binary: Some(binary), ..Self::default() };
