@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
 use shared::telemetry::chain;
+use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 
 use super::api::{Api, ApiError};
@@ -106,13 +107,32 @@ impl<'a> Run<'a> {
         let span = place.span(task);
         let reading = stream::iter(contacts).map(|contact| reader.contact(contact, span));
         let mut reading = reading.buffer_unordered(AT_ONCE);
-        while let Some(read) = reading.next().await {
-            let (id, counts) = read?;
-            place.finish(id, counts);
-            reader.save(place).await?;
-            shown.update(&place.counts);
+        // At most a page of contacts.
+        let (done, mut finished) = mpsc::unbounded_channel();
+        // Reading goes on meanwhile: contacts that wait keep their connections to MongoDB, and the save may
+        // wait for one.
+        let reading = async move {
+            while let Some(read) = reading.next().await {
+                if done.send(read).is_err() {
+                    return;
+                }
+            }
+        };
+        let saving = async move {
+            while let Some(read) = finished.recv().await {
+                let (id, counts) = read?;
+                place.finish(id, counts);
+                reader.save(place).await?;
+                shown.update(&place.counts);
+            }
+            Ok(())
+        };
+        tokio::pin!(saving);
+        tokio::select! {
+            saved = &mut saving => return saved,
+            () = reading => {}
         }
-        Ok(())
+        saving.await
     }
 
     /// Waits for missing messages and contacts that a worker may still store.
