@@ -101,8 +101,8 @@ impl Attempt {
 }
 
 impl Store {
-    /// Makes the collection of fences, unless it exists: a transaction should not make it. If fences were lost,
-    /// as in a restore without them, they are told again when a person was last erased.
+    /// Makes the collection of fences, unless it exists: a transaction should not make it. If fences were
+    /// lost, as in a restore without them, writes into them again when a person was last erased.
     pub(super) async fn make_fences(&self) -> Result<(), Failure> {
         match self.administer(doc! {"create": &self.names.fences}).await {
             Err(failure) if failure.code() == Some(NAMESPACE_EXISTS) => {}

@@ -127,8 +127,8 @@ async fn consume_alone(channel: &Channel, turns: ShortString) -> Result<Consumer
     Ok(timeout(ANSWER_TIMEOUT, consumed).await??)
 }
 
-/// Whether another connection has the queue, or another channel of ours; or that has just ended, and the queue
-/// with it.
+/// Whether another connection has the queue, or another channel of ours. Or that has just ended, and the
+/// queue is gone.
 fn is_taken(error: &lapin::Error) -> bool {
     let is_in_use = topology::is_soft(error, &AMQPSoftError::ACCESSREFUSED)
         && error.to_string().contains("exclusive use");

@@ -1,7 +1,7 @@
 //! Looks into a tenant's dead letters or quarantine, and replays or drops what is there.
 //!
-//! RabbitMQ shows messages only to a client that takes them out. So requests and commands take turns. A request
-//! looks at the oldest messages, for some seconds at most; then the messages that it doesn't remove return.
+//! RabbitMQ shows messages only to a client that takes them out. So requests and commands take turns. A
+//! request looks at the oldest messages, for some seconds at most. Then those that it doesn't remove return.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
