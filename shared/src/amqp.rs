@@ -6,14 +6,14 @@ use std::time::Duration;
 use crate::telemetry::chain;
 use futures_util::StreamExt;
 use lapin::{Channel, Connection, ConnectionProperties, Event};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::address::Address;
 use crate::causes::Causes;
-use crate::outbox::{self, Outgoing};
+use crate::outbox::{self, Outbox};
 use crate::server_version::{self, Unsupported};
 use crate::topology::{self, DeclareError};
 
@@ -43,7 +43,7 @@ pub enum Purpose {
 #[derive(Debug)]
 pub struct Session {
     connection: Connection,
-    outbox: Option<mpsc::Sender<Outgoing>>,
+    outbox: Option<Outbox>,
     opened: Instant,
     lost: CancellationToken,
     broken: watch::Sender<Option<&'static str>>,
@@ -56,7 +56,7 @@ impl Session {
     }
 
     /// Takes messages, if the connection is for publishing.
-    pub(crate) fn outbox(&self) -> Option<&mpsc::Sender<Outgoing>> {
+    pub(crate) fn outbox(&self) -> Option<&Outbox> {
         self.outbox.as_ref()
     }
 

@@ -4,13 +4,15 @@
 //! RabbitMQ wakes up, writes to disk and confirms once for a group. With single messages, that is most of its
 //! work.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::{Channel, Confirmation, Connection};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
@@ -36,6 +38,29 @@ pub(crate) struct Outgoing {
     pub(crate) outcome: oneshot::Sender<Result<(), PublishError>>,
 }
 
+/// Where messages wait for the task.
+#[derive(Debug)]
+pub(crate) struct Outbox {
+    waiting: mpsc::Sender<Outgoing>,
+    // Told when a large group waits.
+    fills_group: Arc<Notify>,
+}
+
+impl Outbox {
+    /// Leaves a message to be sent.
+    pub(crate) fn put(&self, outgoing: Outgoing) -> Result<(), TrySendError<()>> {
+        self.waiting.try_send(outgoing).map_err(|error| match error {
+            TrySendError::Full(_) => TrySendError::Full(()),
+            TrySendError::Closed(_) => TrySendError::Closed(()),
+        })?;
+        // The first message of a group has been taken.
+        if self.waiting.max_capacity() - self.waiting.capacity() >= LARGE_GROUP - 1 {
+            self.fills_group.notify_one();
+        }
+        Ok(())
+    }
+}
+
 /// Opens channels, and starts the task that publishes over them until the connection is lost. Then the task
 /// drops its messages, which ends every wait: lapin doesn't resolve every confirm of a lost connection.
 pub(crate) async fn open(
@@ -43,15 +68,17 @@ pub(crate) async fn open(
     channels: usize,
     lost: CancellationToken,
     broken: watch::Sender<Option<&'static str>>,
-) -> lapin::Result<mpsc::Sender<Outgoing>> {
+) -> lapin::Result<Outbox> {
     let mut opened = Vec::new();
     for _ in 0..channels {
         let channel = connection.create_channel().await?;
         channel.confirm_select(ConfirmSelectOptions::default()).await?;
         opened.push(channel);
     }
-    let (outbox, queue) = mpsc::channel(MAX_QUEUED);
-    tokio::spawn(async move { lost.run_until_cancelled(run(&opened, queue, &broken)).await });
+    let (waiting, queue) = mpsc::channel(MAX_QUEUED);
+    let outbox = Outbox { waiting, fills_group: Arc::default() };
+    let fills_group = outbox.fills_group.clone();
+    tokio::spawn(async move { lost.run_until_cancelled(run(&opened, queue, &fills_group, &broken)).await });
     Ok(outbox)
 }
 
@@ -60,6 +87,7 @@ pub(crate) async fn open(
 async fn run(
     channels: &[Channel],
     mut queue: mpsc::Receiver<Outgoing>,
+    fills_group: &Notify,
     broken: &watch::Sender<Option<&'static str>>,
 ) {
     let mut channels = channels.iter().cycle();
@@ -67,18 +95,31 @@ async fn run(
     let mut group = Vec::new();
     let mut next_leaves = Instant::now();
     loop {
+        // The first message of a group wakes this task, and the others don't: to wake up for each costs more
+        // than to send it.
         tokio::select! {
             biased;
-            Some(()) = unconfirmed.next() => {}
-            taken = queue.recv_many(&mut group, LARGE_GROUP) => if taken == 0 { return },
+            Some(()) = unconfirmed.next() => continue,
+            taken = queue.recv_many(&mut group, LARGE_GROUP), if group.is_empty() => {
+                if taken == 0 {
+                    return;
+                }
+            }
+            () = fills_group.notified(), if !group.is_empty() => {}
             () = sleep_until(next_leaves), if !group.is_empty() => {}
         }
-        let now = Instant::now();
-        if group.len() >= LARGE_GROUP || (!group.is_empty() && now >= next_leaves) {
-            next_leaves = now + PAUSE;
-            let Some(channel) = channels.next() else { return };
-            unconfirmed.extend(group.drain(..).map(|outgoing| send(channel, outgoing, broken)));
+        while group.len() < LARGE_GROUP
+            && let Ok(outgoing) = queue.try_recv()
+        {
+            group.push(outgoing);
         }
+        let now = Instant::now();
+        if group.len() < LARGE_GROUP && now < next_leaves {
+            continue;
+        }
+        next_leaves = now + PAUSE;
+        let Some(channel) = channels.next() else { return };
+        unconfirmed.extend(group.drain(..).map(|outgoing| send(channel, outgoing, broken)));
     }
 }
 

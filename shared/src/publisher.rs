@@ -165,9 +165,9 @@ pub(crate) struct Place {
 
 fn enqueue(session: &Session, outgoing: Outgoing) -> Result<(), PublishError> {
     let outbox = session.outbox().ok_or(PublishError::NotConnected)?;
-    outbox.try_send(outgoing).map_err(|error| match error {
-        TrySendError::Full(_) => PublishError::Busy,
-        TrySendError::Closed(_) => {
+    outbox.put(outgoing).map_err(|error| match error {
+        TrySendError::Full(()) => PublishError::Busy,
+        TrySendError::Closed(()) => {
             session.report_broken("nothing publishes over it any more");
             PublishError::NotConnected
         }
