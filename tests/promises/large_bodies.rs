@@ -39,6 +39,38 @@ async fn a_document_beyond_what_mongodb_takes_is_a_dead_letter_and_the_rest_is_s
     place.remove().await;
 }
 
+/// As many members as fit into a body.
+fn many_members() -> String {
+    let members: Vec<String> = (0..80_000).map(|n| format!(r#""{n:05}":1"#)).collect();
+    members.join(",")
+}
+
+#[tokio::test]
+async fn a_body_of_very_many_names_is_stored_as_any_other_and_delays_no_tenant() {
+    let place = Place::new().await;
+    let worker = Worker::start(&place, &[]).await;
+    let broker = Broker::connect(&place.amqp_url).await;
+    let (faster, vip) = (Database::of(&place, "faster").await, Database::of(&place, "vip").await);
+    let members = many_members();
+    let message = |n: u8, channel: &str, attachment: &str| {
+        format!(
+            r#"{{"event_id":"{n}","event_type":"message.received","contact":{{"id":{n}}},"channel":{{{channel}}},"message":{{"messageId":"{n}","message":{{"type":"attachment","attachment":{{{attachment}}}}}}}}}"#
+        )
+    };
+    for body in [message(1, &members, ""), message(2, "", &members)] {
+        broker.publish_event("faster", "any", 1_700_000_000_000, body.as_bytes()).await;
+    }
+    for n in 0..20 {
+        let body = json!({"event_id": n.to_string()}).to_string();
+        broker.publish_event("vip", "any", 1_700_000_000_000, body.as_bytes()).await;
+    }
+    vip.until_stored(20).await;
+    faster.until_stored(2).await;
+    assert_eq!(metric(&worker.admin, "worker_retries_total", &[]).await, Some(0.0));
+    worker.process.stop().await;
+    place.remove().await;
+}
+
 #[tokio::test]
 async fn large_bodies_do_not_fill_the_workers_memory() {
     let place = Place::new().await;

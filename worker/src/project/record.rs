@@ -1,6 +1,7 @@
 //! A document at hand.
 
 use std::borrow::Cow;
+use std::collections::HashSet;
 
 use mongodb::bson::error::Result;
 use mongodb::bson::raw::CStr;
@@ -125,9 +126,11 @@ impl Record {
     /// Adds the other fields that were sent, unchanged, behind the present ones.
     #[must_use]
     pub fn with_others(mut self, sent: &Object) -> Self {
-        if sent.keys().any(|name| self.get(name).is_none()) {
+        // A sender may have sent a hundred thousand of them, each once.
+        let own: HashSet<String> = self.0.iter().map(|(name, _)| (**name).to_owned()).collect();
+        if sent.keys().any(|name| !own.contains(name.as_str())) {
             for (name, value) in convert::object(sent).iter().flatten() {
-                if self.get(name.as_str()).is_none() {
+                if !own.contains(name.as_str()) {
                     self.0.push((name.as_str().to_owned().into(), value.into()));
                 }
             }
