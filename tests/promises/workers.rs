@@ -355,6 +355,50 @@ async fn a_worker_whose_mongodb_alone_is_cut_off_leaves_its_queues_to_another_on
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_an_outage_that_all_workers_had_all_of_them_go_on_with_what_they_held() {
+    let place = Place::new().await;
+    let (relay, uri) = place.mongo_relay().await;
+    let settings = [("MONGO_URI", uri.as_str()), ("MONGO_TIMEOUT", "1s"), ("CIRCUIT_BREAKER_THRESHOLD", "2")];
+    let mut workers = Vec::new();
+    for _ in 0..3 {
+        workers.push(Worker::start(&place, &settings).await);
+    }
+    let (broker, database) = (Broker::connect(&place.amqp_url).await, Database::of(&place, "faster").await);
+    let mut feed = Feed::start(&place, "faster").await;
+    for worker in &workers {
+        poll::until("all store events", true, async || stored_by(worker, "faster").await > 0.0).await;
+    }
+    // While they agree on who has which queue, some deliveries may come back.
+    let redelivered = async |worker: &Worker| {
+        metric(&worker.admin, "worker_redelivered_total", &[("tenant", "faster")]).await.unwrap()
+    };
+    let mut before_the_outage = Vec::new();
+    for worker in &workers {
+        before_the_outage.push(redelivered(worker).await);
+    }
+    relay.set(Fault::Cut);
+    // From then on each of them waits for 16 to 60 seconds between its tries, and not as long as the others.
+    let tries = |worker: &Worker| worker.process.log_text().matches("circuit breaker HALF_OPEN").count();
+    poll::until("each has tried often", true, async || workers.iter().all(|worker| tries(worker) >= 4)).await;
+    relay.set(Fault::None);
+    for worker in &workers {
+        let before = stored_by(worker, "faster").await;
+        poll::until("it stores again", true, async || stored_by(worker, "faster").await > before).await;
+    }
+    let published = feed.stop().await;
+    until_stored(&database, published).await;
+    for (worker, before) in workers.iter().zip(before_the_outage) {
+        assert!(!worker.process.log_text().contains("leaving the queues to it"));
+        assert_eq!(redelivered(worker).await, before);
+    }
+    assert_all_counted_once(&broker, &database, published).await;
+    for worker in workers {
+        worker.process.stop().await;
+    }
+    place.remove().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_outage_of_mongodb_as_long_as_an_election_is_over_soon() {
     let place = Place::new().await;
     let (relay, uri) = place.mongo_relay().await;

@@ -10,7 +10,7 @@
 use std::time::Duration;
 
 use shared::status::BreakerState;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
@@ -45,6 +45,8 @@ pub struct Seen {
     pub failed_at: Option<Instant>,
     /// The first failure since MongoDB last answered.
     pub failing_since: Option<Instant>,
+    /// When the last probe that failed began.
+    pub probed_in_vain_at: Option<Instant>,
     /// How long it stays open the next time.
     next_open: Duration,
 }
@@ -71,6 +73,8 @@ pub struct Breaker {
     tenant: String,
     limits: Limits,
     seen: watch::Sender<Seen>,
+    // Ends the present time in OPEN.
+    try_now: Notify,
 }
 
 impl Breaker {
@@ -85,9 +89,10 @@ impl Breaker {
             succeeded_at: None,
             failed_at: None,
             failing_since: None,
+            probed_in_vain_at: None,
             next_open: FIRST_OPEN.min(limits.longest_open),
         };
-        Self { tenant: tenant.to_owned(), limits, seen: watch::Sender::new(seen) }
+        Self { tenant: tenant.to_owned(), limits, seen: watch::Sender::new(seen), try_now: Notify::new() }
     }
 
     /// The limits.
@@ -163,6 +168,12 @@ impl Breaker {
         }
     }
 
+    /// There is reason to believe that MongoDB works again: tries it soon, if the breaker is open.
+    pub fn try_now(&self) {
+        // Kept until it is open, if it is half-open now.
+        self.try_now.notify_one();
+    }
+
     fn enter(&self, state: BreakerState) {
         let before = self.seen();
         self.seen.send_modify(|seen| seen.enter(state));
@@ -182,10 +193,14 @@ impl Breaker {
     /// Closes the breaker again, whenever it has opened. `probe` tries MongoDB once.
     pub async fn tend<F: Future<Output = bool>>(&self, probe: impl Fn() -> F) {
         loop {
-            self.until(|state| state == BreakerState::Open).await;
+            // Also half-open, if an earlier call of this ended early.
+            self.not_closed().await;
             let open = self.seen().next_open;
-            // Many workers should not try at the same moment.
-            sleep(open.mul_f64(0.9 + fastrand::f64() / 5.0)).await;
+            tokio::select! {
+                // Many workers should not try at the same moment.
+                () = sleep(open.mul_f64(0.9 + fastrand::f64() / 5.0)) => {}
+                () = self.try_now.notified() => {}
+            }
             self.enter(BreakerState::HalfOpen);
             // Only a stored batch resets the doubling: probes may pass while batches still fail.
             let longest = self.limits.longest_open;
@@ -197,9 +212,11 @@ impl Breaker {
 
     async fn passes<F: Future<Output = bool>>(&self, probe: &impl Fn() -> F) -> bool {
         for _ in 0..self.limits.successes {
+            let began = Instant::now();
             let passed = probe().await;
             self.seen.send_modify(|seen| if passed { seen.succeed() } else { seen.fail() });
             if !passed {
+                self.seen.send_modify(|seen| seen.probed_in_vain_at = Some(began));
                 return false;
             }
             self.seen.send_modify(|seen| seen.successes += 1);
@@ -303,6 +320,34 @@ mod tests {
         }
         breaker.record_success();
         assert!(opened_for().await < 1.5);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_closes_although_its_task_once_ended_during_a_probe() {
+        let breaker = breaker();
+        fail(&breaker, 3);
+        let hangs = breaker.tend(std::future::pending::<bool>);
+        assert!(tokio::time::timeout(Duration::from_secs(5), hangs).await.is_err());
+        assert_eq!(breaker.seen().state, BreakerState::HalfOpen);
+        tended_until_closed(&breaker, async || true).await;
+        assert!(breaker.is_closed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_tries_at_once_when_there_is_reason_to() {
+        let (breaker, started, told) = (breaker(), Instant::now(), Cell::new(false));
+        fail(&breaker, 3);
+        let tell = async {
+            sleep(Duration::from_millis(100)).await;
+            told.set(true);
+            breaker.try_now();
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            () = tended_until_closed(&breaker, async || told.get()) => {}
+            () = tell => {}
+        }
+        assert!(started.elapsed() < Duration::from_millis(200), "{:?}", started.elapsed());
     }
 
     #[tokio::test(start_paused = true)]

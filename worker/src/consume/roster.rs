@@ -71,7 +71,18 @@ pub struct Roster {
     /// What has changed, and since when.
     pending: Option<(BTreeMap<String, Vec<String>>, Instant)>,
     stepped_down: BTreeMap<String, StepDown>,
+    /// Tenants whose MongoDB has answered another worker while it failed for us.
+    others_work: BTreeMap<String, OthersWork>,
     view: watch::Sender<View>,
+}
+
+/// MongoDB has answered another worker.
+#[derive(Clone, Copy, Debug)]
+struct OthersWork {
+    /// When we heard of it first.
+    heard_at: Instant,
+    /// The outage of ours in which we did, by its first failure.
+    outage: Instant,
 }
 
 /// A step down for a tenant.
@@ -89,8 +100,15 @@ impl Roster {
     #[must_use]
     pub fn new(me: &str, tenants: BTreeMap<String, Arc<TenantState>>, partitions: u16) -> Self {
         let view = watch::Sender::new(View { partitions, ..View::default() });
-        let (peers, stepped_down) = (Peers::default(), BTreeMap::new());
-        Self { me: me.to_owned(), tenants, peers, pending: None, stepped_down, view }
+        Self {
+            me: me.to_owned(),
+            tenants,
+            peers: Peers::default(),
+            pending: None,
+            stepped_down: BTreeMap::new(),
+            others_work: BTreeMap::new(),
+            view,
+        }
     }
 
     /// Follows its changes.
@@ -177,7 +195,9 @@ impl Roster {
         self.stepped_down.iter().map(|(tenant, down)| (tenant.clone(), of(down))).collect()
     }
 
-    /// Steps down, once an outage, if MongoDB has answered another worker since it failed for us.
+    /// Steps down, once an outage, if MongoDB still fails for us after it has answered another worker. After
+    /// an outage that all workers had, one of them is the first that tries MongoDB again: so the others try
+    /// before they judge.
     fn step_down_if_others_work(&mut self, announcement: &Announcement, now: Instant) {
         let Some(served) = announcement.served().filter(|_| announcement.name != self.me) else { return };
         for (tenant, state) in &self.tenants {
@@ -191,6 +211,15 @@ impl Roster {
             };
             let before = self.stepped_down.get(tenant);
             if before.is_some_and(|down| down.outage == outage) || succeeded < outage + STEP_DOWN_MARGIN {
+                continue;
+            }
+            let heard = self.others_work.get(tenant).filter(|others| others.outage == outage);
+            let Some(OthersWork { heard_at, .. }) = heard.copied() else {
+                self.others_work.insert(tenant.clone(), OthersWork { heard_at: now, outage });
+                state.breaker().try_now();
+                continue;
+            };
+            if seen.probed_in_vain_at.is_none_or(|began| began < heard_at) {
                 continue;
             }
             let count = before.map_or(0, |down| down.count) + 1;
