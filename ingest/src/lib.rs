@@ -94,9 +94,10 @@ pub fn durable(settings: &Settings, metrics: &Arc<Metrics>) -> Result<Durable, O
     Ok(Durable::new(settings, spool, metrics.clone()))
 }
 
-fn link(settings: &Settings, name: &str, purpose: Purpose) -> Link {
-    let tenants = settings.tenants.keys().cloned().collect();
-    Link::start(settings.rabbitmq.clone(), name, purpose, tenants, settings.partitions)
+/// A connection that serves all tenants: a queue that can't be declared is the matter of its own tenant's
+/// connection.
+fn common_link(settings: &Settings, name: &str, purpose: Purpose) -> Link {
+    Link::start(settings.rabbitmq.clone(), name, purpose, Arc::default(), settings.partitions)
 }
 
 /// Opens the spool, binds the ports and starts connecting to RabbitMQ, under a name that no other process
@@ -116,7 +117,7 @@ pub fn build(settings: Settings, name: String, stop: CancellationToken) -> Resul
     let gateway = web::Data::new(Gateway {
         name,
         durable: Arc::new(durable(&settings, &metrics).map_err(|error| StartError::Folder(error.into()))?),
-        status_link: link(&settings, "ingest status", Purpose::Consume),
+        status_link: common_link(&settings, "ingest status", Purpose::Consume),
         pipeline: Arc::default(),
         traces: Traces::start(&settings.traces, metrics.registry())?,
         metrics,
@@ -137,7 +138,7 @@ pub fn build(settings: Settings, name: String, stop: CancellationToken) -> Resul
     let admin = bind_admin(&gateway)?;
     // A connection of its own: announcements continue while all places in flight are taken, or RabbitMQ
     // refuses webhooks.
-    let announcing = link(&gateway.settings, "ingest announce", Purpose::Publish { channels: 1 });
+    let announcing = common_link(&gateway.settings, "ingest announce", Purpose::Publish { channels: 1 });
     let announcer = Publisher::new(announcing, MAX_ANNOUNCEMENTS);
     Ok(Ingest { gateway, public, admin, announcer })
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use mongodb::bson::doc;
+use penstock_tests::broker::{Broker, header};
 use penstock_tests::database::Database;
 use penstock_tests::http::{get, metric, post_received};
 use penstock_tests::poll;
@@ -96,6 +97,31 @@ async fn a_standalone_mongodb_of_one_tenant_is_named_and_tried_again_while_the_o
     poll::until("it is served", Some(1.0), async || up(&worker, "faster").await).await;
     Database(client.database(&place.database("faster"))).until_stored(1).await;
     assert_eq!(down(&worker).await, serde_json::json!({}));
+    worker.process.stop().await;
+    place.remove().await;
+}
+
+#[tokio::test]
+async fn a_queue_of_one_tenant_that_cannot_be_declared_is_no_matter_of_the_others() {
+    let place = Place::new().await;
+    let name = format!("queues/{}/webhooks.faster.0", place.name);
+    let classic = serde_json::json!({"durable": true, "arguments": {"x-queue-type": "classic"}});
+    place.manage(reqwest::Method::PUT, &name, Some(classic)).await;
+    let worker = Worker::start_unconnected(&place, &[]).await;
+    let readyz = async || get(&format!("{}/readyz", worker.admin)).await.status;
+    poll::until("the worker is of use", 200, readyz).await;
+    let broker = Broker::connect(&place.amqp_url).await;
+    let waits = async || broker.depth("dead.vip").await;
+    poll::until("the queues of the other tenant are there", Some(0), waits).await;
+    broker.publish_event("vip", "any", 1, br#"{"event_id":"1"}"#).await;
+    broker.publish_event("vip", "any", 1, b"no event").await;
+    Database::of(&place, "vip").await.until_stored(1).await;
+    let letter = broker.next("dead.vip").await;
+    assert_eq!(header(&letter.properties, "reason").as_deref(), Some("no_event"));
+    assert_eq!(down(&worker).await["faster"], "not connected to RabbitMQ");
+    let ingest = Ingest::start_unconnected(&place, &[]).await;
+    let workers = async || get(&ingest.path("/health")).await.body["queue"]["worker_processes"].clone();
+    poll::until("ingest hears of the worker", Value::from(1), workers).await;
     worker.process.stop().await;
     place.remove().await;
 }

@@ -16,6 +16,8 @@ use tokio_util::sync::CancellationToken;
 use crate::announce::Announcer;
 use crate::metrics::Metrics;
 
+const UNCONNECTED: &str = "not connected to RabbitMQ";
+
 /// Its sources.
 pub struct Health {
     /// The connection for publishing.
@@ -41,8 +43,12 @@ impl Health {
 
     /// The tenants whose queues aren't consumed, and why.
     fn down(&self) -> BTreeMap<&String, String> {
+        let unconnected =
+            |tenant| self.links.get(tenant).filter(|link| !link.is_up()).map(|_| UNCONNECTED.to_owned());
         let tenants = self.announcer.tenants.iter();
-        tenants.filter_map(|(tenant, state)| Some((tenant, state.down()?))).collect()
+        tenants
+            .filter_map(|(tenant, state)| Some((tenant, state.down().or_else(|| unconnected(tenant))?)))
+            .collect()
     }
 
     fn report(&self) -> serde_json::Value {
@@ -71,8 +77,8 @@ impl Health {
     fn unready(&self, stop: &CancellationToken) -> Option<String> {
         let reason = if stop.is_cancelled() {
             "stopping"
-        } else if !self.is_up() {
-            "not connected to RabbitMQ"
+        } else if !self.publisher.link().is_up() {
+            UNCONNECTED
         } else {
             return self.all_down();
         };

@@ -86,7 +86,8 @@ pub fn build(settings: Settings, worker: String, stop: CancellationToken) -> Res
     let link = |name: &str, purpose, declares: &[String]| {
         Link::start(settings.rabbitmq.clone(), name, purpose, declares.into(), settings.partitions)
     };
-    let publishing = link("worker publish", Purpose::Publish { channels: 1 }, &names);
+    // It serves all tenants: a queue that can't be declared is the matter of its own tenant's connection.
+    let publishing = link("worker publish", Purpose::Publish { channels: 1 }, &[]);
     let publisher = Arc::new(Publisher::new(publishing, MAX_PUBLISHES_IN_FLIGHT));
     let consuming = |name: &String| {
         let declares = std::slice::from_ref(name);

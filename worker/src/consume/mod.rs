@@ -10,6 +10,7 @@
 //! delivers it to another.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use shared::amqp::{Link, Session, next_session};
 use shared::partition::{MAX_PARTITIONS, WorkQueue};
@@ -19,6 +20,7 @@ use shared::topology;
 use shared::traces::Traces;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{error, info};
@@ -44,6 +46,9 @@ use queue::QueueTask;
 use roster::View;
 use share::Consumed;
 use together::Together;
+
+/// Pause before RabbitMQ is asked again which queues there are.
+const ASK_AGAIN_PAUSE: Duration = Duration::from_secs(30);
 
 /// What the tasks of a tenant share.
 #[derive(Debug)]
@@ -112,14 +117,15 @@ pub async fn serve(
     stop: CancellationToken,
 ) {
     let told = context.settings.partitions;
-    let finding = find_partitions(context.clone(), link.clone());
-    tokio::pin!(finding);
+    let (finds, mut found) = watch::channel(told);
+    let _finding =
+        AbortOnDropHandle::new(tokio::spawn(find_partitions(context.clone(), link.clone(), finds)));
     let (together, waiting) = Together::new();
     let _writing = AbortOnDropHandle::new(tokio::spawn(together::write_all(context.clone(), waiting)));
     let running = JoinSet::new();
     let mut tasks = Tasks { context, link, views: views.clone(), stop: stop.clone(), together, running };
     tasks.start(WorkQueue::Large);
-    let (mut started, mut wanted, mut found) = (0, told, false);
+    let (mut started, mut wanted) = (0, told);
     while !stop.is_cancelled() {
         share::set_partitions(&tasks.context.consumed, &tasks.context.name, wanted);
         for n in started..wanted {
@@ -128,7 +134,7 @@ pub async fn serve(
         started = started.max(wanted);
         tokio::select! {
             () = stop.cancelled() => {}
-            partitions = &mut finding, if !found => (wanted, found) = (wanted.max(partitions), true),
+            Ok(()) = found.changed() => wanted = wanted.max(*found.borrow_and_update()),
             Ok(()) = views.changed() => {
                 wanted = wanted.max(views.borrow_and_update().partitions).min(MAX_PARTITIONS);
             }
@@ -182,27 +188,26 @@ impl Tasks {
     }
 }
 
-/// How many partitions there are: those that are announced, or more that an earlier setting has left
-/// behind.
-async fn find_partitions(context: Arc<TenantContext>, link: Arc<Link>) -> u16 {
+/// Tells how many partitions there are, if an earlier setting has left more of them behind than there are to be
+/// now, until that is certain.
+async fn find_partitions(context: Arc<TenantContext>, link: Arc<Link>, found: watch::Sender<u16>) {
     let told = context.settings.partitions;
     let mut sessions = link.sessions();
     while let Some(session) = next_session(&mut sessions).await {
-        let mut found = Some(told);
+        let mut is_certain = true;
         for n in told..MAX_PARTITIONS {
             match exists(&session, &context.name, WorkQueue::Partition(n)).await {
-                Some(true) => found = found.map(|_| n + 1),
+                Some(true) => drop(found.send_replace(n + 1)),
                 Some(false) => {}
-                None => found = None,
+                None => is_certain = false,
             }
         }
-        if let Some(found) = found {
-            return found;
+        if is_certain {
+            return;
         }
-        // RabbitMQ doesn't say: the next connection asks again.
-        session.lost().cancelled().await;
+        // RabbitMQ doesn't say now, for instance while a queue elects a leader.
+        let _ = timeout(ASK_AGAIN_PAUSE, session.lost().cancelled()).await;
     }
-    told
 }
 
 /// Whether there is such a queue; none if that can't be told.
