@@ -1,6 +1,7 @@
 //! The spool keeps what it has acknowledged, whatever happens to the process or the disk.
 
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use penstock_tests::broker::{Broker, header};
@@ -288,6 +289,65 @@ async fn what_a_lost_replica_left_can_be_listed_exported_and_drained() {
     assert_eq!(command(&["drain"], amqp), "5 of 5 published, 0 left\n");
     assert_eq!(command(&["list"], NOWHERE), "none\n");
     assert_eq!(Broker::connect(&place.amqp_url).await.waiting("faster").await, Some(5));
+    place.remove().await;
+}
+
+/// Executes SQL in a spool, as another process could.
+fn execute(spool: &Path, sql: &str) {
+    let script = "import sqlite3, sys; sqlite3.connect(sys.argv[1], timeout=30).executescript(sys.argv[2])";
+    let done = Command::new("python3").args(["-c", script]).arg(spool.join("spool.db")).arg(sql).status();
+    assert!(done.expect("python3 starts").success());
+}
+
+const NO_DELETES: &str =
+    "CREATE TRIGGER stuck BEFORE DELETE ON records BEGIN SELECT RAISE(FAIL, 'stuck'); END";
+
+#[tokio::test]
+async fn records_that_cannot_be_deleted_are_published_once_and_hold_up_none_behind_them() {
+    const RECORDS: u64 = 300;
+    let place = Place::new().await;
+    let folder = place.folder.join("the-spool");
+    let spool = ("SPOOL_DIR", folder.to_str().unwrap());
+    let ingest = Ingest::start_unconnected(&place, &[NOWHERE, spool]).await;
+    for n in 0..RECORDS {
+        post_received(&ingest.path("/webhook/faster"), event(n)).await;
+    }
+    ingest.process.crash().await;
+    execute(&folder, NO_DELETES);
+    let ingest = Ingest::start(&place, &[spool]).await;
+    let confirmed = async || {
+        metric(&ingest.admin, "ingest_publish_total", &[("outcome", "confirmed")]).await.unwrap_or_default()
+    };
+    poll::until("all are published", true, async || confirmed().await >= RECORDS as f64).await;
+    assert_eq!((confirmed().await, records(&ingest).await), (RECORDS as f64, Some(RECORDS as f64)));
+    let waiting = Broker::connect(&place.amqp_url).await.waiting("faster").await;
+    assert_eq!(waiting.map(u64::from), Some(RECORDS));
+    execute(&folder, "DROP TRIGGER stuck");
+    poll::until("they are deleted", Some(0.0), async || records(&ingest).await).await;
+    assert_eq!(confirmed().await, RECORDS as f64);
+    ingest.process.stop().await;
+    place.remove().await;
+}
+
+#[tokio::test]
+async fn draining_ends_although_a_damaged_record_cannot_be_deleted() {
+    let place = Place::new().await;
+    let folder = place.folder.join("the-spool");
+    let spool = ("SPOOL_DIR", folder.to_str().unwrap());
+    let ingest = Ingest::start_unconnected(&place, &[NOWHERE, spool]).await;
+    for n in 0..2 {
+        post_received(&ingest.path("/webhook/faster"), event(n)).await;
+    }
+    ingest.process.crash().await;
+    execute(&folder, &format!("UPDATE records SET body = 'changed' WHERE id = 1; {NO_DELETES}"));
+    let amqp = ("AMQP_URL", place.amqp_url.as_str());
+    let output = run("ingest", &place.folder, &["spool", "drain"], &[spool, amqp]);
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), "0 of 2 published, 2 left\n");
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(Broker::connect(&place.amqp_url).await.waiting("faster").await, Some(1), "published once");
+    let names = std::fs::read_dir(&folder).unwrap().map(|file| file.unwrap().file_name());
+    let aside = names.filter(|name| name.to_string_lossy().starts_with("damaged-records-")).count();
+    assert_eq!(aside, 1);
     place.remove().await;
 }
 

@@ -213,7 +213,7 @@ impl World {
     }
 
     fn spooled(&mut self) -> Vec<(i64, i64)> {
-        let records = self.file().after("faster", i64::MIN, 1000).unwrap();
+        let records = self.file().after("faster", i64::MIN, 1000).unwrap().records;
         records.iter().map(|record| (record.id, record.webhook.metadata.received_at_ms)).collect()
     }
 

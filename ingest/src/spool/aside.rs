@@ -113,6 +113,9 @@ pub fn copy_records(
     let path = folder.join(format!("damaged-records-{}", dated()));
     let text = raw(connection, ids)?;
     let written = private(&path).and_then(|mut file| file.write_all(&text).and_then(|()| file.sync_all()));
+    if written.is_err() {
+        let _ = fs::remove_file(&path);
+    }
     Ok(written.map(|()| path))
 }
 

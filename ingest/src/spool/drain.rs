@@ -2,7 +2,7 @@
 //!
 //! Each tenant has its own drain: a queue that doesn't answer or is full delays no other tenant.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::info;
 
-use super::Record;
+use super::{Record, Spool};
 use crate::durable::Durable;
 use crate::webhook::Webhook;
 
@@ -29,8 +29,10 @@ const MAX_PAGES: usize = 4;
 pub const CONFIRM_TIMEOUT: Duration = Duration::from_secs(5);
 /// First and longest pause after RabbitMQ has confirmed nothing.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
-/// How often the drain looks for tenants that it doesn't drain yet.
+/// How often the drain looks for tenants that it doesn't drain yet, while it drains others.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+/// Records that are deleted together.
+const DELETED: usize = 512;
 
 /// The result of an attempt to publish everything of a tenant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +43,34 @@ enum Drained {
     Some,
     /// RabbitMQ takes nothing.
     Nothing,
+}
+
+/// How far a tenant's drain has come.
+struct Progress {
+    /// Nothing is left to be published up to this record.
+    up_to: i64,
+    /// Published records that could not be deleted yet: they are not to be published again.
+    undeleted: BTreeSet<i64>,
+}
+
+impl Progress {
+    fn new() -> Self {
+        Self { up_to: i64::MIN, undeleted: BTreeSet::new() }
+    }
+
+    /// Deletes what is published; false if some of it is still there.
+    async fn delete(&mut self, spool: &Spool) -> bool {
+        while !self.undeleted.is_empty() {
+            let some: Vec<i64> = self.undeleted.iter().copied().take(DELETED).collect();
+            if !spool.delete(some.clone()).await {
+                return false;
+            }
+            for id in &some {
+                self.undeleted.remove(id);
+            }
+        }
+        true
+    }
 }
 
 /// Drains the spool whenever there is something in it, until `stop`.
@@ -59,6 +89,8 @@ pub async fn run(durable: Arc<Durable>, partitions: u16, stop: CancellationToken
         tokio::select! {
             () = durable.spool().appended(), if draining.is_empty() => {}
             () = sleep(LOOK_INTERVAL), if !draining.is_empty() => {}
+            // The tenants may not have been readable just now.
+            () = sleep(PAUSE.1), if durable.spool().to_be_published() > 0 => {}
             () = stop.cancelled() => return,
         }
     }
@@ -66,9 +98,9 @@ pub async fn run(durable: Arc<Durable>, partitions: u16, stop: CancellationToken
 
 /// Publishes everything of a tenant, however long it takes.
 async fn drain(durable: &Durable, tenant: &str, partitions: u16, pages: &Semaphore) {
-    let mut pause = PAUSE.0;
+    let (mut pause, mut progress) = (PAUSE.0, Progress::new());
     loop {
-        match once(durable, tenant, partitions, pages).await {
+        match once(durable, tenant, partitions, pages, &mut progress).await {
             Drained::All => return,
             Drained::Some => pause = PAUSE.0,
             Drained::Nothing => pause = (pause * 2).min(PAUSE.1),
@@ -77,15 +109,29 @@ async fn drain(durable: &Durable, tenant: &str, partitions: u16, pages: &Semapho
     }
 }
 
-/// Drains until the spool is empty; false if a tenant made no progress for `patience`.
+/// Drains until the spool is empty; false if a tenant made no progress for `patience`, or the disk hangs.
 pub async fn to_the_end(durable: &Durable, partitions: u16, patience: Duration) -> bool {
+    tokio::select! {
+        is_empty = drain_all(durable, partitions, patience) => is_empty,
+        () = hangs(durable.spool()) => false,
+    }
+}
+
+/// Completes when the spool's thread has been at one operation for as long as RabbitMQ may take to confirm.
+pub(super) async fn hangs(spool: &Spool) {
+    while spool.works_for() < CONFIRM_TIMEOUT {
+        sleep(PAUSE.0).await;
+    }
+}
+
+async fn drain_all(durable: &Durable, partitions: u16, patience: Duration) -> bool {
     let pages = Semaphore::new(MAX_PAGES);
     let drain = async |tenant: String| {
-        let mut progress = Instant::now();
-        while progress.elapsed() < patience {
-            match once(durable, &tenant, partitions, &pages).await {
+        let (mut moved, mut progress) = (Instant::now(), Progress::new());
+        while moved.elapsed() < patience {
+            match once(durable, &tenant, partitions, &pages, &mut progress).await {
                 Drained::All => return true,
-                Drained::Some => progress = Instant::now(),
+                Drained::Some => moved = Instant::now(),
                 Drained::Nothing => sleep(PAUSE.0).await,
             }
         }
@@ -110,25 +156,35 @@ pub async fn to_the_end(durable: &Durable, partitions: u16, patience: Duration) 
 }
 
 /// Publishes the records of a tenant once, one after the other.
-async fn once(durable: &Durable, tenant: &str, partitions: u16, pages: &Semaphore) -> Drained {
-    let (mut at, mut published, mut is_all) = (i64::MIN, 0, true);
+async fn once(
+    durable: &Durable,
+    tenant: &str,
+    partitions: u16,
+    pages: &Semaphore,
+    progress: &mut Progress,
+) -> Drained {
+    let spool = durable.spool();
+    let (mut at, mut published, mut is_all) = (progress.up_to, 0, true);
+    progress.delete(spool).await;
     loop {
         // A queue under suspicion gets a single record, which shows whether it confirms in time.
         let is_probe = durable.is_suspect(tenant) && published == 0;
         let _page = if is_probe { None } else { pages.acquire().await.ok() };
         let limit = if is_probe { 1 } else { PAGE };
-        let Some(records) = durable.spool().after(tenant, at, limit).await else { return Drained::Nothing };
-        let Some(last) = records.last() else { break };
-        at = last.id;
+        let Some(mut page) = spool.after(tenant, at, limit).await else { return Drained::Nothing };
+        let Some(last) = page.last else { break };
+        at = last;
+        page.records.retain(|record| !progress.undeleted.contains(&record.id));
         let outcomes =
-            join_all(records.iter().map(|record| publish(durable, &record.webhook, partitions))).await;
-        let taken = ids(&records, &outcomes);
-        is_all &= taken.len() == records.len();
-        published += taken.len();
-        if !durable.spool().delete(taken).await {
-            // It would be published again at once.
-            return Drained::Nothing;
+            join_all(page.records.iter().map(|record| publish(durable, &record.webhook, partitions))).await;
+        let taken = ids(&page.records, &outcomes);
+        is_all &= page.is_whole && taken.len() == page.records.len();
+        if is_all {
+            progress.up_to = last;
         }
+        published += taken.len();
+        progress.undeleted.extend(taken);
+        progress.delete(spool).await;
         // One that is refused stays, and lets the others pass; when there is no answer at all, nothing
         // passes.
         if outcomes.iter().any(|outcome| !matches!(outcome, Ok(()) | Err(PublishError::Nacked))) {
@@ -136,9 +192,9 @@ async fn once(durable: &Durable, tenant: &str, partitions: u16, pages: &Semaphor
         }
     }
     if published > 0 {
-        info!(tenant, published, left = durable.spool().size().records, "published from the spool");
+        info!(tenant, published, left = spool.size().records, "published from the spool");
     }
-    match (is_all, published) {
+    match (is_all && progress.undeleted.is_empty(), published) {
         (true, _) => Drained::All,
         (_, 0) => Drained::Nothing,
         _ => Drained::Some,

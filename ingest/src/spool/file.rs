@@ -1,6 +1,6 @@
 //! The spool's file: appends, reads and deletes records, each change fsynced.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use rusqlite::{Connection, ErrorCode};
@@ -23,6 +23,19 @@ pub struct Size {
     pub bytes: u64,
 }
 
+/// Records that were read of a tenant.
+#[derive(Debug)]
+pub struct Page {
+    /// The records, except for damaged ones.
+    pub records: Vec<Record>,
+    /// The last one that was looked at, good or damaged; none if there was none.
+    pub last: Option<i64>,
+    /// False if damaged ones could not be set aside.
+    pub is_whole: bool,
+}
+
+/// Pages of deleted records that are returned to the disk in one step: 4 MiB.
+const VACUUM_PAGES: u32 = 1024;
 /// Damaged files are copied while the spool has fewer bytes than this: so copying is as fast as RabbitMQ
 /// takes the records, and the disk need not hold everything twice.
 const COPY_WINDOW: u64 = 16 << 20;
@@ -41,6 +54,10 @@ pub struct File {
     last_read: i64,
     // The records up to this one have their tenants, as far as they can be read.
     entered_up_to: i64,
+    // Damaged records that were copied to a file of their own, and could not be deleted yet.
+    records_aside: BTreeSet<i64>,
+    // Whether the file may have room of deleted records that the disk could have back.
+    may_shrink: bool,
     is_lost: bool,
 }
 
@@ -71,6 +88,8 @@ impl File {
             damaged,
             last_read: 0,
             entered_up_to: i64::MIN,
+            records_aside: BTreeSet::new(),
+            may_shrink: true,
             is_lost: false,
         };
         file.measure().map_err(sqlite)?;
@@ -107,9 +126,30 @@ impl File {
         self.damaged.iter().map(Damaged::left).sum()
     }
 
-    /// Takes a small step of the work that is left with older or damaged files; false if there is none now.
+    /// Takes a small step of the work that is left with older or damaged files, or with an emptied one; false
+    /// if there is none now.
     pub fn catch_up(&mut self) -> Result<bool, SpoolError> {
-        Ok(self.copy_some()? || self.enter_tenants()?)
+        Ok(self.copy_some()? || self.enter_tenants()? || self.shrink())
+    }
+
+    /// Returns some room of deleted records to the disk, once all are deleted; false if there is none now.
+    fn shrink(&mut self) -> bool {
+        if !self.may_shrink || self.size.records > 0 {
+            return false;
+        }
+        match format::vacuum(&self.connection, VACUUM_PAGES) {
+            Ok(0) => {
+                self.may_shrink = false;
+                reserve::keep(self.folder.path());
+                false
+            }
+            Ok(_) => true,
+            Err(error) => {
+                // Tried again at the next chance.
+                let _ = self.failed(&error);
+                false
+            }
+        }
     }
 
     /// Enters the tenants of records that an earlier version has written.
@@ -156,7 +196,12 @@ impl File {
         };
         let admitted: Vec<Result<(), SpoolError>> = rows.iter().map(|row| room.take(row.bytes())).collect();
         let fitting = rows.iter().zip(&admitted).filter(|(_, admitted)| admitted.is_ok()).map(|(row, _)| row);
-        let mut written = self.write(&fitting.collect::<Vec<_>>()).into_iter();
+        let fitting: Vec<_> = fitting.collect();
+        let mut written = Vec::new();
+        for commit in commits(&fitting) {
+            written.extend(self.write(commit));
+        }
+        let mut written = written.into_iter();
         let outcome =
             |admitted: Result<(), SpoolError>| admitted.and_then(|()| written.next().unwrap_or(Ok(())));
         admitted.into_iter().map(outcome).collect()
@@ -200,7 +245,7 @@ impl File {
 
     /// The oldest records of a tenant behind the one called `id`; none if they can't be read. What is damaged
     /// is set aside.
-    pub fn after(&mut self, tenant: &str, id: i64, limit: usize) -> Option<Vec<Record>> {
+    pub fn after(&mut self, tenant: &str, id: i64, limit: usize) -> Option<Page> {
         let rows = match format::read_of(&self.connection, tenant, id, limit) {
             Ok(rows) => rows,
             Err(error) => {
@@ -208,14 +253,13 @@ impl File {
                 return None;
             }
         };
-        self.last_read = rows.last().map_or(0, |row| row.0).max(self.last_read);
+        let last = rows.last().map(|row| row.0);
+        self.last_read = last.unwrap_or(0).max(self.last_read);
         let (good, bad): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| row.1.is_some());
         let bad: Vec<i64> = bad.into_iter().map(|row| row.0).collect();
-        if !bad.is_empty() {
-            self.set_records_aside(&bad);
-        }
+        let is_whole = bad.is_empty() || self.set_records_aside(&bad);
         let records = good.into_iter().filter_map(|(id, webhook)| Some(Record { id, webhook: webhook? }));
-        Some(records.collect())
+        Some(Page { records: records.collect(), last, is_whole })
     }
 
     /// Deletes records. On a full disk the reserve makes room for that.
@@ -227,11 +271,8 @@ impl File {
             reserve::release(self.folder.path());
             self.remove(ids).map_err(|error| self.failed(&error))?;
         }
-        self.measure().map_err(|error| self.failed(&error))?;
-        if self.size.records == 0 {
-            self.give_room_back();
-        }
-        Ok(())
+        self.may_shrink = true;
+        self.measure().map_err(|error| self.failed(&error))
     }
 
     fn remove(&mut self, ids: &[i64]) -> rusqlite::Result<()> {
@@ -243,16 +284,6 @@ impl File {
             }
         }
         transaction.commit()
-    }
-
-    /// Returns the room of deleted records to the disk.
-    fn give_room_back(&mut self) {
-        let shrunk =
-            self.connection.execute_batch("PRAGMA incremental_vacuum; PRAGMA wal_checkpoint(TRUNCATE)");
-        if let Err(error) = shrunk {
-            let _ = self.failed(&error);
-        }
-        reserve::keep(self.folder.path());
     }
 
     /// Whether a record could be appended.
@@ -272,8 +303,10 @@ impl File {
 
     fn measure_room(&self) -> Result<Room, SpoolError> {
         let free = free_bytes(self.folder.path()).map_err(|error| SpoolError::Failed(error.to_string()))?;
+        let unused =
+            format::unused_bytes(&self.connection).map_err(|error| SpoolError::Failed(error.to_string()))?;
         let allowed = self.max_bytes.saturating_sub(self.size.bytes);
-        Ok(Room { allowed, on_disk: free.saturating_sub(LOG_BYTES) })
+        Ok(Room { allowed, on_disk: (free + unused).saturating_sub(LOG_BYTES) })
     }
 
     fn measure(&mut self) -> rusqlite::Result<()> {
@@ -329,18 +362,52 @@ impl File {
         self.measure().map_err(sqlite)
     }
 
-    /// Writes records whose checksum is wrong to a file of their own, and deletes them.
-    fn set_records_aside(&mut self, ids: &[i64]) {
-        match aside::copy_records(self.folder.path(), &self.connection, ids) {
-            Ok(Ok(path)) => {
-                self.corruptions += 1;
-                error!(records = ids.len(), file = %path.display(), "set damaged records of the spool aside");
-                if let Err(error) = self.delete(ids) {
-                    error!(error = chain(&error), "damaged records stay in the spool");
+    /// Writes records whose checksum is wrong to a file of their own, each once, and deletes them; false if
+    /// they are still there.
+    fn set_records_aside(&mut self, ids: &[i64]) -> bool {
+        let new: Vec<i64> = ids.iter().copied().filter(|id| !self.records_aside.contains(id)).collect();
+        if !new.is_empty() {
+            match aside::copy_records(self.folder.path(), &self.connection, &new) {
+                Ok(Ok(path)) => {
+                    self.corruptions += 1;
+                    self.records_aside.extend(&new);
+                    error!(records = new.len(), file = %path.display(), "set damaged records of the spool aside");
+                }
+                Ok(Err(error)) => {
+                    error!(error = chain(&error), "can't set damaged records of the spool aside");
+                    return false;
+                }
+                Err(error) => {
+                    let _ = self.failed(&error);
+                    return false;
                 }
             }
-            Ok(Err(error)) => error!(error = chain(&error), "can't set damaged records of the spool aside"),
-            Err(error) => drop(self.failed(&error)),
+        }
+        match self.delete(ids) {
+            Ok(()) => {
+                self.records_aside.retain(|id| !ids.contains(id));
+                true
+            }
+            Err(error) => {
+                if !new.is_empty() {
+                    error!(error = chain(&error), "damaged records stay in the spool");
+                }
+                false
+            }
         }
     }
+}
+
+/// Rows for one commit each. SQLite's log holds a commit, and what was committed since it was last taken into
+/// the file, which is up to as much.
+fn commits<'a>(rows: &'a [&'a Row]) -> impl Iterator<Item = &'a [&'a Row]> {
+    let mut bytes = 0;
+    rows.chunk_by(move |row, next| {
+        bytes += row.bytes();
+        let fits = bytes + next.bytes() <= LOG_BYTES;
+        if !fits {
+            bytes = 0;
+        }
+        fits
+    })
 }

@@ -108,6 +108,26 @@ pub fn is_unreadable(error: &rusqlite::Error) -> bool {
     is_corrupt(error) || error.sqlite_error().is_some_and(|error| by_disk.contains(&error.extended_code))
 }
 
+/// Bytes within the file that deleted records have left.
+pub fn unused_bytes(connection: &Connection) -> rusqlite::Result<u64> {
+    let query = "SELECT freelist_count * page_size FROM pragma_freelist_count(), pragma_page_size()";
+    let bytes: i64 = connection.prepare_cached(query)?.query_row([], |row| row.get(0))?;
+    Ok(u64::try_from(bytes).unwrap_or_default())
+}
+
+/// Returns at most this many unused pages to the disk, and tells how many bytes are still unused.
+pub fn vacuum(connection: &Connection, pages: u32) -> rusqlite::Result<u64> {
+    // It does one page for each row that it is asked for.
+    let mut vacuum = connection.prepare(&format!("PRAGMA incremental_vacuum({pages})"))?;
+    let mut done = vacuum.query([])?;
+    while done.next()?.is_some() {}
+    let unused = unused_bytes(connection)?;
+    if unused == 0 {
+        connection.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)")?;
+    }
+    Ok(unused)
+}
+
 /// Numbers the records that are appended from now on beyond `id`.
 pub fn number_beyond(connection: &Connection, id: i64) -> rusqlite::Result<()> {
     connection.execute("DELETE FROM sqlite_sequence WHERE name = 'records'", [])?;

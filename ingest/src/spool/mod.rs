@@ -4,17 +4,19 @@
 //!
 //! - An append succeeds only after the commit that holds it is fsynced (`journal_mode = WAL`, `synchronous =
 //!   FULL`).
-//! - Webhooks are appended in groups, up to 512 with one fsync. Of a group for which there isn't enough room,
+//! - Webhooks are appended in groups, up to 512 or 4 MiB with one fsync. Of a group for which there isn't enough room,
 //!   those are appended that fit.
 //! - A caller waits 1 s at most. At most 64 MiB of bodies wait to be written.
 //! - The records count for at most `SPOOL_MAX_BYTES`: each for its body, its metadata and 64 bytes.
 //! - Nothing is appended while the disk has less than 4 MiB left besides: SQLite's log may need them.
+//! - When the last record is deleted, the disk gets its room back, 4 MiB at a time. Until then the next records
+//!   use it.
 //! - The file `reserve` takes another 4 MiB, and is deleted when a delete finds the disk full: so a full disk
 //!   can be drained.
 //! - One process has the folder, by a lock on the file `lock`. One thread of it has the file.
 //! - A tenant's records are read in the order in which they were appended, and deleted after RabbitMQ has
-//!   confirmed them. What was confirmed and not yet deleted when the process ended is published again; the
-//!   event key makes that harmless.
+//!   confirmed them. If they can't be deleted, the process remembers them until they can. What was confirmed
+//!   and not yet deleted when it ended is published again; the event key makes that harmless.
 //! - A record whose checksum is wrong is never published. It is copied to a file of its own before it is
 //!   deleted.
 //! - A file that SQLite finds damaged, or that the disk can't read, is kept under another name, which is done
@@ -73,7 +75,7 @@ mod stats;
 #[cfg(test)]
 mod tests;
 
-pub use file::{File, Size};
+pub use file::{File, Page, Size};
 pub use folder::{Folder, OpenError};
 pub use format::Record;
 use owner::{Append, Job, Owner};
@@ -188,7 +190,7 @@ impl Spool {
 
     /// The oldest records of a tenant behind the one called `id`: at most this many, and fewer if they are
     /// large. None if they can't be read.
-    pub async fn after(&self, tenant: &str, id: i64, limit: usize) -> Option<Vec<Record>> {
+    pub async fn after(&self, tenant: &str, id: i64, limit: usize) -> Option<Page> {
         let (done, answer) = oneshot::channel();
         let _ = self.jobs.send(Job::After { tenant: tenant.to_owned(), id, limit, done });
         answer.await.ok().flatten()

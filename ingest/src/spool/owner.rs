@@ -13,9 +13,8 @@ use tokio::time::timeout;
 use tracing::{error, info, warn};
 
 use super::SpoolError;
-use super::file::File;
+use super::file::{File, Page};
 use super::folder::{Folder, OpenError};
-use super::format::Record;
 use super::stats::Stats;
 use crate::webhook::Webhook;
 
@@ -29,7 +28,7 @@ pub enum Job {
     Append(Box<Append>),
     Opened { done: oneshot::Sender<Result<(), SpoolError>> },
     Tenants { done: oneshot::Sender<Vec<String>> },
-    After { tenant: String, id: i64, limit: usize, done: oneshot::Sender<Option<Vec<Record>>> },
+    After { tenant: String, id: i64, limit: usize, done: oneshot::Sender<Option<Page>> },
     Delete { ids: Vec<i64>, done: oneshot::Sender<bool> },
 }
 
@@ -58,6 +57,7 @@ pub struct Owner {
     // The last failure, if it still lasts.
     failure: Option<SpoolError>,
     cannot_catch_up: bool,
+    cannot_delete: bool,
 }
 
 impl Owner {
@@ -81,6 +81,7 @@ impl Owner {
             corruptions: 0,
             failure: None,
             cannot_catch_up: false,
+            cannot_delete: false,
         }
     }
 
@@ -212,17 +213,20 @@ impl Owner {
                 let _ = done.send(tenants.unwrap_or_default());
             }
             Job::After { tenant, id, limit, done } => {
-                let records = self.file.as_mut().and_then(|file| file.after(&tenant, id, limit));
-                let _ = done.send(records);
+                let page = self.file.as_mut().and_then(|file| file.after(&tenant, id, limit));
+                let _ = done.send(page);
             }
             Job::Delete { ids, done } => {
                 let deleted = self.file.as_mut().map_or(Ok(()), |file| file.delete(&ids));
-                if let Err(error) = &deleted {
+                if let Err(error) = &deleted
+                    && !self.cannot_delete
+                {
                     warn!(
                         error = chain(error),
-                        "published records stay in the spool and will be published again"
+                        "can't delete published records of the spool, will try again"
                     );
                 }
+                self.cannot_delete = deleted.is_err();
                 self.update_stats();
                 let _ = done.send(deleted.is_ok());
             }

@@ -115,7 +115,7 @@ impl Drop for Life {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spool::Spool;
+    use crate::spool::{Spool, drain};
     use crate::webhook::{Metadata, Webhook};
     use std::sync::Arc;
     use tokio::sync::Notify;
@@ -168,6 +168,9 @@ mod tests {
         assert_eq!(spool.append(&webhook()).await, Err(SpoolError::Hangs));
         assert!(asked.elapsed() < Duration::from_millis(500));
         assert!(spool.works_for() >= Duration::from_secs(1));
+        // A drain, which may wait longer, gives up in the end.
+        drain::hangs(&spool).await;
+        assert!(spool.works_for() >= drain::CONFIRM_TIMEOUT);
         drop(goes_on);
     }
 }

@@ -70,7 +70,7 @@ fn copy_all(file: &mut File) {
 }
 
 fn all(file: &mut File) -> Vec<i64> {
-    numbers(&file.after("faster", i64::MIN, 1000).unwrap())
+    numbers(&file.after("faster", i64::MIN, 1000).unwrap().records)
 }
 
 fn numbers(records: &[Record]) -> Vec<i64> {
@@ -89,14 +89,15 @@ fn records_keep_everything_and_their_order_across_restarts() {
     let folder = Folder::new();
     append(&mut folder.open(PLENTY), 0..5).unwrap();
     let mut file = folder.open(PLENTY);
-    let records = file.after("faster", i64::MIN, 3).unwrap();
+    let records = file.after("faster", i64::MIN, 3).unwrap().records;
     assert_eq!(records[1].webhook, webhook(1));
     assert_eq!(numbers(&records), [0, 1, 2]);
-    assert_eq!(numbers(&file.after("faster", records[2].id, 9).unwrap()), [3, 4]);
+    assert_eq!(numbers(&file.after("faster", records[2].id, 9).unwrap().records), [3, 4]);
     assert_eq!((file.size().records, file.oldest_ms()), (5, 1000));
     file.delete(&[records[0].id, records[1].id]).unwrap();
     assert_eq!((file.size().records, file.oldest_ms()), (3, 1002));
-    let rest: Vec<i64> = file.after("faster", i64::MIN, 9).unwrap().iter().map(|record| record.id).collect();
+    let rest: Vec<i64> =
+        file.after("faster", i64::MIN, 9).unwrap().records.iter().map(|record| record.id).collect();
     file.delete(&rest).unwrap();
     assert_eq!((file.size(), file.oldest_ms()), (file::Size::default(), 0));
 }
@@ -107,7 +108,7 @@ fn of_a_group_for_which_there_is_not_enough_room_those_are_stored_that_fit() {
     let mut file = folder.open(10_000);
     append(&mut file, 0..2).unwrap();
     assert_eq!(outcomes(&mut file, 2..4), [Ok(()), Err(SpoolError::Full)]);
-    let records = file.after("faster", i64::MIN, 9).unwrap();
+    let records = file.after("faster", i64::MIN, 9).unwrap().records;
     assert_eq!((numbers(&records), file.size().records), (vec![0, 1, 2], 3));
     file.delete(&[records[0].id]).unwrap();
     append(&mut file, 4..5).unwrap();
@@ -171,7 +172,7 @@ fn what_a_damaged_file_still_holds_is_saved_also_between_two_damaged_places() {
 fn pages(file: &mut File) -> Vec<i64> {
     let (mut found, mut at) = (Vec::new(), i64::MIN);
     loop {
-        let records = file.after("faster", at, 1000).unwrap();
+        let records = file.after("faster", at, 1000).unwrap().records;
         let Some(last) = records.last() else { return found };
         at = last.id;
         found.extend(numbers(&records));
@@ -186,7 +187,7 @@ fn copying_a_damaged_file_goes_on_where_a_process_was_killed() {
     while file.left_to_copy() > 0 {
         file.catch_up().unwrap();
         // What was copied before is published meanwhile; what is copied again would be published again.
-        let records = file.after("faster", i64::MIN, 1000).unwrap();
+        let records = file.after("faster", i64::MIN, 1000).unwrap().records;
         for n in numbers(&records) {
             assert!(found.insert(n), "{n} twice");
         }
@@ -245,7 +246,7 @@ fn a_damaged_file_is_copied_only_while_little_is_in_the_new_one() {
     append(&mut file, 300..320).unwrap();
     assert!(!file.catch_up().unwrap());
     assert!(file.left_to_copy() > 100);
-    let records = file.after("faster", i64::MIN, 1000).unwrap();
+    let records = file.after("faster", i64::MIN, 1000).unwrap().records;
     file.delete(&records.iter().map(|record| record.id).collect::<Vec<_>>()).unwrap();
     assert!(file.catch_up().unwrap());
 }
@@ -256,11 +257,11 @@ fn what_was_read_before_the_file_was_replaced_deletes_nothing_in_the_new_one() {
     let mut file = folder.open(PLENTY);
     // More than SQLite keeps in memory.
     append(&mut file, 0..3000).unwrap();
-    let mut records = file.after("faster", i64::MIN, 64).unwrap();
+    let mut records = file.after("faster", i64::MIN, 64).unwrap().records;
     let read: Vec<i64> = records.iter().map(|record| record.id).collect();
     damage(&folder.0.join("spool.db"), 1 << 20, 2 << 20);
     while let Some(last) = records.last() {
-        records = file.after("faster", last.id, 1000).unwrap_or_default();
+        records = file.after("faster", last.id, 1000).map_or_else(Vec::new, |page| page.records);
     }
     assert_eq!((file.corruptions(), file.size().records), (1, 0));
     append(&mut file, 3000..3064).unwrap();
@@ -298,7 +299,7 @@ fn a_body_that_changed_on_disk_is_not_published() {
     let body_of_1 = content.windows(100).position(|part| part == [1; 100]).unwrap();
     damage(&path, body_of_1 as u64, 10);
     let mut file = folder.open(PLENTY);
-    assert_eq!(numbers(&file.after("faster", i64::MIN, 10).unwrap()), [0, 2]);
+    assert_eq!(numbers(&file.after("faster", i64::MIN, 10).unwrap().records), [0, 2]);
     assert_eq!((file.size().records, file.corruptions()), (2, 1));
     assert!(folder.names().iter().any(|name| name.starts_with("damaged-records-2")));
 }
@@ -311,7 +312,7 @@ fn a_record_that_was_not_committed_is_not_there() {
     let mut log =
         fs::OpenOptions::new().create(true).append(true).open(folder.0.join("spool.db-wal")).unwrap();
     log.write_all(&[7; 5000]).unwrap();
-    assert_eq!(numbers(&folder.open(PLENTY).after("faster", i64::MIN, 10).unwrap()), [0, 1, 2]);
+    assert_eq!(numbers(&folder.open(PLENTY).after("faster", i64::MIN, 10).unwrap().records), [0, 1, 2]);
 }
 
 #[test]
@@ -342,10 +343,10 @@ fn each_tenant_has_its_records_in_their_order() {
     let webhooks: Vec<Webhook> = webhooks.collect();
     file.append(webhooks.iter());
     assert_eq!(file.tenants(), ["a", "b", "c"]);
-    assert_eq!(numbers(&file.after("b", i64::MIN, 9).unwrap()), [0, 2]);
-    let first_of_a = file.after("a", i64::MIN, 1).unwrap()[0].id;
-    assert_eq!(numbers(&file.after("a", first_of_a, 9).unwrap()), [4]);
-    let c = file.after("c", i64::MIN, 9).unwrap()[0].id;
+    assert_eq!(numbers(&file.after("b", i64::MIN, 9).unwrap().records), [0, 2]);
+    let first_of_a = file.after("a", i64::MIN, 1).unwrap().records[0].id;
+    assert_eq!(numbers(&file.after("a", first_of_a, 9).unwrap().records), [4]);
+    let c = file.after("c", i64::MIN, 9).unwrap().records[0].id;
     file.delete(&[c]).unwrap();
     assert_eq!(file.tenants(), ["a", "b"]);
 }
@@ -357,7 +358,7 @@ fn large_records_are_read_some_at_a_time() {
     let large: Vec<Webhook> =
         (0..10).map(|n| Webhook { body: vec![0; 1 << 20].into(), ..webhook(n) }).collect();
     file.append(large.iter());
-    assert_eq!(numbers(&file.after("faster", i64::MIN, 64).unwrap()), [0, 1, 2, 3]);
+    assert_eq!(numbers(&file.after("faster", i64::MIN, 64).unwrap().records), [0, 1, 2, 3]);
 }
 
 #[test]
@@ -370,12 +371,69 @@ fn a_file_of_the_version_before_is_opened_and_its_records_come_first() {
     let mut file = folder.open(PLENTY);
     append(&mut file, 3..4).unwrap();
     assert_eq!(file.tenants(), ["", "faster"]);
-    let old = file.after("", i64::MIN, 9).unwrap();
+    let old = file.after("", i64::MIN, 9).unwrap().records;
     assert_eq!((numbers(&old), &old[0].webhook.metadata.tenant), (vec![0, 1, 2], &"faster".to_owned()));
-    assert_eq!(numbers(&file.after("faster", i64::MIN, 9).unwrap()), [3]);
+    assert_eq!(numbers(&file.after("faster", i64::MIN, 9).unwrap().records), [3]);
     drop(file);
     let mut file = folder.open(PLENTY);
     while file.catch_up().unwrap() {}
     assert_eq!((file.tenants(), all(&mut file)), (vec!["faster".to_owned()], vec![0, 1, 2, 3]));
     assert_eq!(file.size().records, 4);
+}
+
+fn bytes_on_disk(folder: &Folder) -> u64 {
+    let bytes = |name| fs::metadata(folder.0.join(name)).map_or(0, |file| file.len());
+    bytes("spool.db") + bytes("spool.db-wal")
+}
+
+#[test]
+fn an_emptied_spool_gives_its_room_back_to_the_disk() {
+    let folder = Folder::new();
+    let mut file = folder.open(PLENTY);
+    append(&mut file, 0..2000).unwrap();
+    assert!(bytes_on_disk(&folder) > 6_000_000);
+    for id in file.after("faster", i64::MIN, 1).unwrap().records[0].id..=2000 {
+        file.delete(&[id]).unwrap();
+    }
+    copy_all(&mut file);
+    assert_eq!(file.size().records, 0);
+    assert!(bytes_on_disk(&folder) < 200_000, "{} bytes", bytes_on_disk(&folder));
+}
+
+#[test]
+fn the_log_stays_small_however_much_is_appended_at_once() {
+    let folder = Folder::new();
+    let mut file = folder.open(PLENTY);
+    let large = Webhook { body: vec![1; 1 << 20].into(), ..webhook(1) };
+    assert!(file.append(std::iter::repeat_n(&large, 30)).iter().all(Result::is_ok));
+    let log = fs::metadata(folder.0.join("spool.db-wal")).unwrap().len() >> 20;
+    assert!(log <= 8, "{log} MiB");
+}
+
+/// Executes SQL as another process could.
+fn execute(folder: &Folder, sql: &str) {
+    rusqlite::Connection::open(folder.0.join("spool.db")).unwrap().execute_batch(sql).unwrap();
+}
+
+#[test]
+fn damaged_records_that_cannot_be_deleted_are_set_aside_once_and_passed_over() {
+    let folder = Folder::new();
+    let mut file = folder.open(PLENTY);
+    append(&mut file, 0..3).unwrap();
+    execute(
+        &folder,
+        "UPDATE records SET body = 'changed' WHERE id < 3;
+         CREATE TRIGGER stuck BEFORE DELETE ON records BEGIN SELECT RAISE(FAIL, 'stuck'); END",
+    );
+    for _ in 0..3 {
+        let page = file.after("faster", i64::MIN, 2).unwrap();
+        assert_eq!((numbers(&page.records), page.last, page.is_whole), (vec![], Some(2), false));
+        let page = file.after("faster", 2, 2).unwrap();
+        assert_eq!((numbers(&page.records), page.last, page.is_whole), (vec![2], Some(3), true));
+    }
+    let aside = || folder.names().iter().filter(|name| name.starts_with("damaged-records-")).count();
+    assert_eq!((aside(), file.corruptions(), file.size().records), (1, 1, 3));
+    execute(&folder, "DROP TRIGGER stuck");
+    assert!(file.after("faster", i64::MIN, 2).unwrap().is_whole);
+    assert_eq!((aside(), file.size().records), (1, 1));
 }
