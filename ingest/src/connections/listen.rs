@@ -24,16 +24,24 @@ const BACKLOG: u32 = 2048;
 /// After the last reply on a connection, ingest still reads for this long what the sender sends.
 const LINGERING: Duration = Duration::from_secs(1);
 
-/// Listens at every address of this host; fails if none can be used.
+/// Listens at every address of this host that this machine has; fails if there is none, or one can't be used:
+/// another program that has it would get its traffic.
 pub fn bind(host: &str, port: u16) -> io::Result<Vec<TcpListener>> {
     let (mut listeners, mut failure) = (Vec::new(), io::Error::from(ErrorKind::AddrNotAvailable));
     for address in (host, port).to_socket_addrs()? {
         match listen(address) {
             Ok(listener) => listeners.push(listener),
-            Err(error) => failure = error,
+            Err(error) if is_missing(&error) => failure = error,
+            Err(error) => return Err(error),
         }
     }
     if listeners.is_empty() { Err(failure) } else { Ok(listeners) }
+}
+
+/// Whether the machine has no such address, as one without IPv6.
+fn is_missing(error: &io::Error) -> bool {
+    let no_family = rustix::io::Errno::AFNOSUPPORT.raw_os_error();
+    error.kind() == ErrorKind::AddrNotAvailable || error.raw_os_error() == Some(no_family)
 }
 
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {

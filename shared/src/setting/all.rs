@@ -91,12 +91,13 @@ pub const SETTINGS: &[Setting] = &[
     // A body like [0,0,0] unfolds to six times its size, and a message holds its attachment twice: more could
     // make a document that is beyond MongoDB's 16 MiB.
     counting("bytes", number("MAX_BODY_BYTES", Ingest, "1048576", (1, 5 << 18), "largest body")),
-    // With the time for the body and the spool, more would put respond.io's deadline at stake.
+    // Less is not much more than the longest wait for a group, 8 ms. More, with the time for the body and the
+    // spool, would put respond.io's deadline at stake.
     duration(
         "PUBLISH_TIMEOUT",
         Ingest,
         "250ms",
-        ("1ms", "1s"),
+        ("50ms", "1s"),
         "longest wait for RabbitMQ's confirm before the spool takes over",
     ),
     text(
