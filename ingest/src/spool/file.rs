@@ -138,12 +138,11 @@ impl File {
             return false;
         }
         match format::vacuum(&self.connection, VACUUM_PAGES) {
-            Ok(0) => {
-                self.may_shrink = false;
+            Ok(is_more) => {
+                self.may_shrink = is_more;
                 reserve::keep(self.folder.path());
-                false
+                is_more
             }
-            Ok(_) => true,
             Err(error) => {
                 // Tried again at the next chance.
                 let _ = self.failed(&error);

@@ -115,17 +115,19 @@ pub fn unused_bytes(connection: &Connection) -> rusqlite::Result<u64> {
     Ok(u64::try_from(bytes).unwrap_or_default())
 }
 
-/// Returns at most this many unused pages to the disk, and tells how many bytes are still unused.
-pub fn vacuum(connection: &Connection, pages: u32) -> rusqlite::Result<u64> {
+/// Returns at most this many unused pages to the disk; false if that was the last of them, or there was none.
+pub fn vacuum(connection: &Connection, pages: u32) -> rusqlite::Result<bool> {
+    let before = unused_bytes(connection)?;
     // It does one page for each row that it is asked for.
     let mut vacuum = connection.prepare(&format!("PRAGMA incremental_vacuum({pages})"))?;
     let mut done = vacuum.query([])?;
     while done.next()?.is_some() {}
     let unused = unused_bytes(connection)?;
-    if unused == 0 {
+    let is_more = (1..before).contains(&unused);
+    if !is_more {
         connection.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)")?;
     }
-    Ok(unused)
+    Ok(is_more)
 }
 
 /// Numbers the records that are appended from now on beyond `id`.

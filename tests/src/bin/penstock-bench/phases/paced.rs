@@ -26,7 +26,7 @@ pub async fn run(bench: &mut Bench) -> anyhow::Result<()> {
     for rate in RATES {
         bench.say(&format!("{PHASE}: bare publishing, {}/s", grouped(rate as f64)));
         let (load, warm) = open(bench, &raw, rate).await?;
-        confirms.push(show(bench, rate, "bare publish", load.after(warm).map(Sent::reply_time), [None; 2]));
+        confirms.push(show(bench, rate, "bare publish", load.after(warm).map(Sent::reply_time), None));
         queues.purge().await?;
     }
     stage.start_worker(bench).await;
@@ -38,14 +38,11 @@ pub async fn run(bench: &mut Bench) -> anyhow::Result<()> {
         bench.report.add_cpu(&format!("{PHASE}, {}/s", grouped(rate as f64)), load.accepted(), &meter.used());
         expected.add(&load);
         let aim = |bound| (Some(rate) == RATES.last().copied()).then_some(Aim::AtMost(bound));
-        let replies = load.after(warm).map(Sent::reply_time);
-        show(bench, rate, "reply", replies, [None, aim(REPLY_FACTOR * confirm_p99)]);
-        // Not at the same time: to watch costs MongoDB a sixth more.
+        show(bench, rate, "reply", load.after(warm).map(Sent::reply_time), aim(REPLY_FACTOR * confirm_p99));
         let watch = Watch::start(&stage.database).await?;
         let (load, warm) = open(bench, &generator, rate).await?;
         expected.add(&load);
-        let ages = watch.ages(&load, warm).await?;
-        show(bench, rate, "event age, from the reply", ages.into_iter(), [None, aim(AGE)]);
+        show(bench, rate, "event age, from the reply", watch.ages(&load, warm).await?.into_iter(), aim(AGE));
     }
     bench.check(PHASE, &stage, &expected).await;
     stage.remove().await
@@ -53,23 +50,23 @@ pub async fn run(bench: &mut Bench) -> anyhow::Result<()> {
 
 /// An open loop at this rate. Also gives the time at its beginning that isn't measured.
 async fn open(bench: &mut Bench, generator: &Generator, rate: u64) -> anyhow::Result<(Load, Duration)> {
-    let warm = bench.size(Duration::from_secs(4), Duration::from_secs(1));
-    let measured = bench.size(Duration::from_secs(20), Duration::from_secs(3));
+    let [warm, measured] = [(4, 1), (20, 3)]
+        .map(|(full, quick)| bench.size(Duration::from_secs(full), Duration::from_secs(quick)));
     let load = generator.open(rate, warm + measured).await?;
     bench.note_oddities(&format!("{PHASE}, {}/s", grouped(rate as f64)), &load);
     Ok((load, warm))
 }
 
-/// Half and 99 % of these times into the report. Gives the latter.
+/// Half and 99 % of these times into the report; the latter may have an aim. Gives it.
 fn show(
     bench: &mut Bench,
     rate: u64,
     what: &str,
     times: impl Iterator<Item = Duration>,
-    aims: [Option<Aim>; 2],
+    aim: Option<Aim>,
 ) -> f64 {
     let [p50, p99] = percentiles(times, [50.0, 99.0]);
-    for ((which, value), aim) in [("p50", p50), ("p99", p99)].into_iter().zip(aims) {
+    for (which, value, aim) in [("p50", p50, None), ("p99", p99, aim)] {
         bench.add(PHASE, &format!("{}/s: {what}, {which}", grouped(rate as f64)), value, " ms", aim);
     }
     p99
