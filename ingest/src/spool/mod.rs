@@ -4,13 +4,13 @@
 //!
 //! - An append succeeds only after the commit that holds it is fsynced (`journal_mode = WAL`, `synchronous =
 //!   FULL`).
-//! - Webhooks are appended in groups, up to 512 or 4 MiB with one fsync. Of a group for which there isn't enough room,
-//!   those are appended that fit.
+//! - Webhooks are appended in groups, up to 512 or 4 MiB with one fsync. Of a group for which there isn't
+//!   enough room, those are appended that fit.
 //! - A caller waits 1 s at most. At most 64 MiB of bodies wait to be written.
 //! - The records count for at most `SPOOL_MAX_BYTES`: each for its body, its metadata and 64 bytes.
 //! - Nothing is appended while the disk has less than 4 MiB left besides: SQLite's log may need them.
-//! - When the last record is deleted, the disk gets its room back, 4 MiB at a time. Until then the next records
-//!   use it.
+//! - When the last record is deleted, the disk gets its room back, 4 MiB at a time. Until then the next
+//!   records use it.
 //! - The file `reserve` takes another 4 MiB, and is deleted when a delete finds the disk full: so a full disk
 //!   can be drained.
 //! - One process has the folder, by a lock on the file `lock`. One thread of it has the file.

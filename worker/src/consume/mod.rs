@@ -188,8 +188,8 @@ impl Tasks {
     }
 }
 
-/// Tells how many partitions there are, if an earlier setting has left more of them behind than there are to be
-/// now, until that is certain.
+/// Looks for partitions that an earlier setting has left behind, and tells how many there are. Asks again
+/// until RabbitMQ has answered for each.
 async fn find_partitions(context: Arc<TenantContext>, link: Arc<Link>, found: watch::Sender<u16>) {
     let told = context.settings.partitions;
     let mut sessions = link.sessions();
