@@ -39,7 +39,7 @@ async fn a_document_beyond_what_mongodb_takes_is_a_dead_letter_and_the_rest_is_s
     place.remove().await;
 }
 
-/// As many members as fit into a body.
+/// Nearly as many members as fit into a body.
 fn many_members() -> String {
     let members: Vec<String> = (0..80_000).map(|n| format!(r#""{n:05}":1"#)).collect();
     members.join(",")

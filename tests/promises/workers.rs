@@ -368,14 +368,6 @@ async fn after_an_outage_that_all_workers_had_all_of_them_go_on_with_what_they_h
     for worker in &workers {
         poll::until("all store events", true, async || stored_by(worker, "faster").await > 0.0).await;
     }
-    // While they agree on who has which queue, some deliveries may come back.
-    let redelivered = async |worker: &Worker| {
-        metric(&worker.admin, "worker_redelivered_total", &[("tenant", "faster")]).await.unwrap()
-    };
-    let mut before_the_outage = Vec::new();
-    for worker in &workers {
-        before_the_outage.push(redelivered(worker).await);
-    }
     relay.set(Fault::Cut);
     // From then on each of them waits for 16 to 60 seconds between its tries, and not as long as the others.
     let tries = |worker: &Worker| worker.process.log_text().matches("circuit breaker HALF_OPEN").count();
@@ -387,12 +379,9 @@ async fn after_an_outage_that_all_workers_had_all_of_them_go_on_with_what_they_h
     }
     let published = feed.stop().await;
     until_stored(&database, published).await;
-    for (worker, before) in workers.iter().zip(before_the_outage) {
-        assert!(!worker.process.log_text().contains("leaving the queues to it"));
-        assert_eq!(redelivered(worker).await, before);
-    }
     assert_all_counted_once(&broker, &database, published).await;
     for worker in workers {
+        assert!(!worker.process.log_text().contains("leaving the queues to it"));
         worker.process.stop().await;
     }
     place.remove().await;

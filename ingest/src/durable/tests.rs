@@ -227,7 +227,7 @@ impl World {
 }
 
 fn open(folder: &Path) -> File {
-    File::open(&Arc::new(Folder::take(folder).unwrap()), MAX_BYTES).unwrap()
+    File::open(&Arc::new(Folder::take(folder).unwrap()), MAX_BYTES, 0).unwrap()
 }
 
 fn webhook(n: i64) -> Webhook {

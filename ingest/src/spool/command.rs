@@ -68,7 +68,7 @@ pub enum CommandError {
     Metrics(#[from] prometheus::Error),
     /// RabbitMQ hasn't confirmed everything.
     #[error(
-        "{0} webhooks are still in the spool, since RabbitMQ took nothing of a tenant for {STALL_TIMEOUT:?}"
+        "{0} webhooks are still in the spool: for {STALL_TIMEOUT:?} RabbitMQ took nothing of a tenant, or the disk can't delete what is published (see above)"
     )]
     Left(u64),
 }

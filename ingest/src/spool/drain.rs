@@ -58,18 +58,17 @@ impl Progress {
         Self { up_to: i64::MIN, undeleted: BTreeSet::new() }
     }
 
-    /// Deletes what is published; false if some of it is still there.
-    async fn delete(&mut self, spool: &Spool) -> bool {
+    /// Deletes what is published, as far as that works now.
+    async fn delete(&mut self, spool: &Spool) {
         while !self.undeleted.is_empty() {
             let some: Vec<i64> = self.undeleted.iter().copied().take(DELETED).collect();
             if !spool.delete(some.clone()).await {
-                return false;
+                return;
             }
             for id in &some {
                 self.undeleted.remove(id);
             }
         }
-        true
     }
 }
 

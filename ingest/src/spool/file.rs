@@ -63,7 +63,8 @@ pub struct File {
 
 impl File {
     /// Opens the spool in a folder, where it is made if it is missing. A damaged file is set aside.
-    pub fn open(folder: &Arc<Folder>, max_bytes: u64) -> Result<Self, OpenError> {
+    /// `last_read` is the last record that this process has read of an earlier file, or 0.
+    pub fn open(folder: &Arc<Folder>, max_bytes: u64, last_read: i64) -> Result<Self, OpenError> {
         let path = folder.path();
         reserve::keep(path);
         let io = |source| OpenError::Io { path: path.to_owned(), source };
@@ -77,6 +78,9 @@ impl File {
             }
             Err(error) => return Err(sqlite(error)),
         };
+        if last_read > 0 {
+            format::number_beyond(&connection, last_read).map_err(sqlite)?;
+        }
         let damaged = salvage::open_all(path, &connection).into();
         let mut file = Self {
             folder: folder.clone(),
@@ -86,7 +90,7 @@ impl File {
             oldest_ms: 0,
             corruptions,
             damaged,
-            last_read: 0,
+            last_read,
             entered_up_to: i64::MIN,
             records_aside: BTreeSet::new(),
             may_shrink: true,
@@ -106,6 +110,12 @@ impl File {
     #[must_use]
     pub fn oldest_ms(&self) -> i64 {
         self.oldest_ms
+    }
+
+    /// The last record that was read; the drain may still delete it, and those before it.
+    #[must_use]
+    pub fn last_read(&self) -> i64 {
+        self.last_read
     }
 
     /// How often a damaged file was set aside.
@@ -196,10 +206,7 @@ impl File {
         let admitted: Vec<Result<(), SpoolError>> = rows.iter().map(|row| room.take(row.bytes())).collect();
         let fitting = rows.iter().zip(&admitted).filter(|(_, admitted)| admitted.is_ok()).map(|(row, _)| row);
         let fitting: Vec<_> = fitting.collect();
-        let mut written = Vec::new();
-        for commit in commits(&fitting) {
-            written.extend(self.write(commit));
-        }
+        let written: Vec<_> = commits(&fitting).flat_map(|rows| self.write(rows)).collect();
         let mut written = written.into_iter();
         let outcome =
             |admitted: Result<(), SpoolError>| admitted.and_then(|()| written.next().unwrap_or(Ok(())));

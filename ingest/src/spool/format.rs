@@ -132,8 +132,11 @@ pub fn vacuum(connection: &Connection, pages: u32) -> rusqlite::Result<bool> {
 
 /// Numbers the records that are appended from now on beyond `id`.
 pub fn number_beyond(connection: &Connection, id: i64) -> rusqlite::Result<()> {
-    connection.execute("DELETE FROM sqlite_sequence WHERE name = 'records'", [])?;
-    connection.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('records', ?1)", [id])?;
+    let raised =
+        connection.execute("UPDATE sqlite_sequence SET seq = max(seq, ?1) WHERE name = 'records'", [id])?;
+    if raised == 0 {
+        connection.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('records', ?1)", [id])?;
+    }
     Ok(())
 }
 

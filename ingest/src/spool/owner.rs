@@ -54,6 +54,8 @@ pub struct Owner {
     checked: Instant,
     // Damaged files among those that were opened before.
     corruptions: u64,
+    // The last record that was read of them.
+    last_read: i64,
     // The last failure, if it still lasts.
     failure: Option<SpoolError>,
     cannot_catch_up: bool,
@@ -79,6 +81,7 @@ impl Owner {
             commits,
             checked: Instant::now(),
             corruptions: 0,
+            last_read: 0,
             failure: None,
             cannot_catch_up: false,
             cannot_delete: false,
@@ -133,7 +136,7 @@ impl Owner {
             Some(folder) => folder.clone(),
             None => self.folder.insert(Arc::new(Folder::take(&self.path)?)).clone(),
         };
-        File::open(&folder, self.max_bytes)
+        File::open(&folder, self.max_bytes, self.last_read)
     }
 
     /// Takes a small step of the work that is left with older or damaged files; false if there is none now.
@@ -242,13 +245,13 @@ impl Owner {
         stats.room.store(file.room(), Ordering::Relaxed);
         stats.oldest_ms.store(file.oldest_ms(), Ordering::Relaxed);
         stats.left_to_copy.store(file.left_to_copy(), Ordering::Relaxed);
-        let corruptions = self.corruptions + file.corruptions();
+        let (corruptions, last_read) = (self.corruptions + file.corruptions(), file.last_read());
         stats.corruptions.store(corruptions, Ordering::Relaxed);
         let is_lost = file.is_lost();
         if is_lost {
             // It is opened again at the next check.
             self.file = None;
-            self.corruptions = corruptions;
+            (self.corruptions, self.last_read) = (corruptions, last_read);
         }
         self.stats.is_open.store(!is_lost, Ordering::Relaxed);
     }

@@ -25,8 +25,12 @@ impl Folder {
     }
 
     fn open(&self, max_bytes: u64) -> File {
+        self.open_again(max_bytes, 0)
+    }
+
+    fn open_again(&self, max_bytes: u64, last_read: i64) -> File {
         let taken = super::folder::Folder::take(&self.0).unwrap();
-        File::open(&Arc::new(taken), max_bytes).unwrap()
+        File::open(&Arc::new(taken), max_bytes, last_read).unwrap()
     }
 
     fn names(&self) -> Vec<String> {
@@ -267,6 +271,28 @@ fn what_was_read_before_the_file_was_replaced_deletes_nothing_in_the_new_one() {
     append(&mut file, 3000..3064).unwrap();
     file.delete(&read).unwrap();
     assert_eq!(file.size().records, 64);
+}
+
+#[test]
+fn a_file_that_is_opened_after_another_was_lost_gives_no_number_again() {
+    let folder = Folder::new();
+    let mut file = folder.open(PLENTY);
+    append(&mut file, 0..5).unwrap();
+    let read: Vec<i64> = file.after("faster", 0, 5).unwrap().records.iter().map(|record| record.id).collect();
+    let last_read = file.last_read();
+    drop(file);
+    for name in folder.names().iter().filter(|name| name.starts_with("spool.db")) {
+        fs::remove_file(folder.0.join(name)).unwrap();
+    }
+    for _ in 0..2 {
+        let mut file = folder.open_again(PLENTY, last_read);
+        append(&mut file, 5..10).unwrap();
+        file.delete(&read).unwrap();
+        assert_eq!(file.size().records, 5, "what is published of the lost file isn't deleted in this one");
+        let new: Vec<i64> =
+            file.after("faster", 0, 9).unwrap().records.iter().map(|record| record.id).collect();
+        file.delete(&new).unwrap();
+    }
 }
 
 #[test]

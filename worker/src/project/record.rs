@@ -1,7 +1,6 @@
 //! A document at hand.
 
 use std::borrow::Cow;
-use std::collections::HashSet;
 
 use mongodb::bson::error::Result;
 use mongodb::bson::raw::CStr;
@@ -126,11 +125,11 @@ impl Record {
     /// Adds the other fields that were sent, unchanged, behind the present ones.
     #[must_use]
     pub fn with_others(mut self, sent: &Object) -> Self {
-        // A sender may have sent a hundred thousand of them, each once.
-        let own: HashSet<String> = self.0.iter().map(|(name, _)| (**name).to_owned()).collect();
-        if sent.keys().any(|name| !own.contains(name.as_str())) {
+        let own = self.0.len();
+        if sent.keys().any(|name| self.get(name).is_none()) {
             for (name, value) in convert::object(sent).iter().flatten() {
-                if !own.contains(name.as_str()) {
+                // Among our few only: a sender may have sent a hundred thousand others, each once.
+                if self.0[..own].iter().all(|(known, _)| *known != name.as_str()) {
                     self.0.push((name.as_str().to_owned().into(), value.into()));
                 }
             }
