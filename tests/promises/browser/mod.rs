@@ -142,8 +142,9 @@ async fn an_operator_sees_and_does_everything_in_a_browser() {
     assert_eq!(browser.script("return window.same").await, 1, "the page wasn't loaded again");
     browser.press("What to do").await;
     browser.comes_to("/runbook").await;
-    let top = browser.script("return document.querySelector(':target').getBoundingClientRect().top").await;
-    assert!(top.as_f64().unwrap() < 900.0, "the procedure is in sight: {top}");
+    let top = "return document.querySelector(':target')?.getBoundingClientRect().top ?? 1e9";
+    let is_in_sight = async || browser.script(top).await.as_f64().unwrap() < 900.0;
+    poll::until("the procedure is in sight", true, is_in_sight).await;
     site.is_clean().await;
 
     // An event that a customer asks about.
@@ -202,8 +203,42 @@ async fn an_operator_sees_and_does_everything_in_a_browser() {
     browser.sees("1 replayed, 1 stay.").await;
     site.is_clean().await;
     browser.press("Log out").await;
+    browser.comes_to("/login").await;
     site.open("/").await;
     browser.sees("Log in").await;
+    site.place.remove().await;
+}
+
+/// An overview that stood still would say for hours that all is well. One that replaced what an operator is about to click
+/// would lose the click.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_overview_renews_itself_under_the_operators_hand() {
+    let site = Site::start().await;
+    let browser = &site.browser;
+    browser.look_at(DESKTOP).await;
+    let (mongodb, mongo_uri) = site.place.mongo_relay().await;
+    let console = Console::start(&site.place, &[("MONGO_URI", &mongo_uri)]).await;
+    browser.open(&format!("{}/login", console.url)).await;
+    enter(browser, "Ada", TOKEN).await;
+    browser.sees("Webhooks are safe.").await;
+
+    // As after a click that opened another tab.
+    browser.script("document.querySelector('.card a').focus()").await;
+    site.dead_letters(&["dead"]).await;
+    browser.sees("An event of faster could not be stored").await;
+    assert_eq!(browser.script("return document.activeElement.innerText").await, "faster");
+
+    // The button is down while an answer comes that took some time.
+    mongodb.set(Fault::Stall);
+    browser.sees("What is stored can't be seen").await;
+    browser.hold(".card a").await;
+    let count =
+        "return performance.getEntriesByType('resource').filter(it => it.name.endsWith('/live')).length";
+    let answers = async || browser.script(count).await.as_u64().unwrap();
+    let before = answers().await;
+    poll::until("the next state comes", true, async || answers().await > before + 1).await;
+    browser.let_go().await;
+    browser.comes_to("/t/faster/events").await;
     site.place.remove().await;
 }
 

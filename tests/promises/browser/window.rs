@@ -8,7 +8,9 @@ use std::str::FromStr;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use fantoccini::actions::{InputSource, KeyAction, KeyActions};
+use fantoccini::actions::{
+    InputSource, KeyAction, KeyActions, MOUSE_BUTTON_LEFT, MouseActions, PointerAction,
+};
 use fantoccini::wd::WebDriverCompatibleCommand;
 use fantoccini::{Client, ClientBuilder, Locator};
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -107,31 +109,50 @@ impl Browser {
         poll::until(css, number, count).await;
     }
 
-    /// Clicks the first element of a kind.
+    /// Clicks the first element of a kind, as soon as there is one.
     pub async fn click(&self, css: &str) {
-        let found =
-            self.window.find(Locator::Css(css)).await.unwrap_or_else(|error| panic!("{css}: {error}"));
-        found.click().await.unwrap_or_else(|error| panic!("{css}: {error}"));
+        self.click_on(css, Locator::Css(css)).await;
     }
 
-    /// Clicks the first button or link with these words.
+    /// Clicks the first button or link with these words, as soon as there is one.
     pub async fn press(&self, words: &str) {
         let path = format!("//*[(self::a or self::button or self::summary) and normalize-space()='{words}']");
-        let found = self.window.find(Locator::XPath(&path)).await;
-        let found = match found {
-            Ok(found) => found,
-            Err(error) => panic!("{words:?} in {}: {error}", self.path().await),
-        };
-        found.click().await.unwrap_or_else(|error| panic!("{words}: {error}"));
+        self.click_on(words, Locator::XPath(&path)).await;
     }
 
-    /// Writes into the first field of this name, in the place of what is there.
+    // What is found may be replaced before it is clicked, as a part that renews itself is.
+    async fn click_on(&self, what: &str, locator: Locator<'_>) {
+        let click = async || self.window.find(locator).await?.click().await;
+        poll::until(what, None, async || click().await.err().map(|error| error.to_string())).await;
+    }
+
+    /// Puts the mouse on the first element of a kind and presses its button.
+    pub async fn hold(&self, css: &str) {
+        let element = self.window.find(Locator::Css(css)).await.expect("an element");
+        let there = PointerAction::MoveToElement { element, duration: None, x: 0.0, y: 0.0 };
+        self.mouse(&[there, PointerAction::Down { button: MOUSE_BUTTON_LEFT }]).await;
+    }
+
+    /// Lets the mouse's button go.
+    pub async fn let_go(&self) {
+        self.mouse(&[PointerAction::Up { button: MOUSE_BUTTON_LEFT }]).await;
+    }
+
+    async fn mouse(&self, actions: &[PointerAction]) {
+        let mouse = MouseActions::new("mouse".to_owned());
+        let actions = actions.iter().cloned().fold(mouse, MouseActions::then);
+        self.window.perform_actions(actions).await.expect("a mouse");
+    }
+
+    /// Writes into the first field of this name, in the place of what is there, as soon as there is one.
     pub async fn fill(&self, name: &str, text: &str) {
         let css = format!("input[name={name}]:not([type=hidden])");
-        let field =
-            self.window.find(Locator::Css(&css)).await.unwrap_or_else(|error| panic!("{css}: {error}"));
-        field.clear().await.expect("a field");
-        field.send_keys(text).await.expect("a field");
+        let write = async || {
+            let field = self.window.find(Locator::Css(&css)).await?;
+            field.clear().await?;
+            field.send_keys(text).await
+        };
+        poll::until(&css, None, async || write().await.err().map(|error| error.to_string())).await;
     }
 
     /// Presses keys, wherever the focus is.

@@ -2,20 +2,29 @@
 
 // The part of the overview that changes is fetched anew while the page is visible.
 const live = document.querySelector("[data-live]");
-const refresh = async () => {
-  // An operator who uses it with the keyboard must keep the focus.
-  if (document.hidden || live.contains(document.activeElement)) return;
+const renew = async () => {
   try {
+    if (document.hidden) return;
     const response = await fetch(live.dataset.live, { signal: AbortSignal.timeout(10000) });
     // The session has ended: the page itself leads to the login.
     if (response.redirected) location.reload();
-    else if (response.ok) live.innerHTML = await response.text();
+    else if (response.ok) show(await response.text());
     live.classList.toggle("stale", !response.ok);
   } catch {
     live.classList.add("stale");
+  } finally {
+    setTimeout(renew, 2000);
   }
 };
-if (live) setInterval(refresh, 2000);
+const show = html => {
+  // A link that is replaced while the button is down is not followed.
+  if (live.matches(":active")) return;
+  // An operator who uses it with the keyboard must keep the focus.
+  const focused = live.contains(document.activeElement) && document.activeElement.getAttribute("href");
+  live.innerHTML = html;
+  if (focused) live.querySelector(`[href="${CSS.escape(focused)}"]`)?.focus({ preventScroll: true });
+};
+if (live) setTimeout(renew, 2000);
 
 for (const button of document.querySelectorAll("[data-copy]")) {
   // Browsers have a clipboard for pages by TLS, or of the same machine, alone.
