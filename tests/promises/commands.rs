@@ -144,7 +144,7 @@ async fn dead_letters_are_listed_shown_replayed_and_dropped() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn quarantined_webhooks_are_replayed_if_they_are_events_after_all() {
     let place = Place::new().await;
-    let settings = [("SIGNING_KEYS", "wrong"), ("MAX_BODY_BYTES", "1000"), ("PUBLISH_TIMEOUT", "1s")];
+    let settings = [("SIGNING_KEYS", "wrong"), ("MAX_BODY_BYTES", "1000")];
     let (ingest, worker) = (Ingest::start(&place, &settings).await, Worker::start(&place, &[]).await);
     let broker = Broker::connect(&place.amqp_url).await;
     let large = format!(r#"{{"event_id":"large","text":"{}"}}"#, "x".repeat(70_000));

@@ -71,7 +71,7 @@ async fn the_root_names_service_version_and_endpoints() {
 #[tokio::test]
 async fn a_message_carries_the_bytes_and_what_is_known_of_them() {
     let place = Place::new().await;
-    let ingest = Ingest::start(&place, &[("PUBLISH_TIMEOUT", "1s")]).await;
+    let ingest = Ingest::start(&place, &[]).await;
     let body = "\u{feff}{ \"event_id\":\"e-1\", \"event_type\":\"message.received\" ,\"x\":\"\\ud83d\"}";
     let traceparent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
     let url = ingest.path("/webhook/vip/outgoing");

@@ -161,7 +161,7 @@ async fn a_flood_of_unusable_requests_neither_fills_the_quarantine_nor_the_log()
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_over_a_limit_is_turned_away_and_told_of() {
     let place = Place::new().await;
-    let ingest = Ingest::start(&place, &[("PUBLISH_TIMEOUT", "1s")]).await;
+    let ingest = Ingest::start(&place, &[]).await;
     let broker = Broker::connect(&place.amqp_url).await;
     let large: Vec<u8> =
         std::iter::repeat_n(b"0123456789abcdef".as_slice(), 200 << 10).flatten().copied().collect();

@@ -20,6 +20,8 @@ use std::time::Duration;
 const OLD: &str = "webhooks.faster.0";
 const COPY: &str = "migrating.webhooks.faster.0";
 const EVENTS: u32 = 600;
+/// So that a migration can be killed in the middle.
+const SLOW: Fault = Fault::Delay(Duration::from_millis(15));
 
 /// What version 0.2 first gave its work queues.
 fn old_arguments() -> Value {
@@ -90,7 +92,6 @@ fn migrate(place: &Place, url: &str) -> Process {
 
 /// Kills a migration when its copy of the queue holds as many messages as this accepts.
 async fn kill_when(relay: &Relay, broker: &Broker, migration: Process, is_time: impl Fn(u32) -> bool) {
-    relay.set(Fault::Delay(Duration::from_millis(15)));
     let copied = async || broker.depth(COPY).await.is_some_and(&is_time);
     poll::until("it is half done", true, copied).await;
     migration.crash().await;
@@ -132,6 +133,7 @@ async fn a_migration_that_is_killed_goes_on_and_loses_no_message_and_no_order() 
 
     let (relay, url) = place.relay().await;
     for copied in [100, 400] {
+        relay.set(SLOW);
         let migration = migrate(&place, &url);
         poll::until("the copy is there", true, async || broker.depth(COPY).await.is_some()).await;
         let more = broker.depth(COPY).await.unwrap().max(copied);
@@ -143,6 +145,7 @@ async fn a_migration_that_is_killed_goes_on_and_loses_no_message_and_no_order() 
         })
         .await;
     }
+    relay.set(SLOW);
     let migration = migrate(&place, &url);
     poll::until("the queue is replaced", true, async || has_new_arguments(&place).await).await;
     kill_when(&relay, &broker, migration, |depth| depth < EVENTS - 100).await;

@@ -112,7 +112,8 @@ impl Pipeline {
         })
         .await;
         self.until_vip_stores(SOME).await;
-        assert!(self.is_in_state("vip", "closed").await);
+        let closed = async || self.is_in_state("vip", "closed").await;
+        poll::until("vip's breaker is closed", true, closed).await;
     }
 
     /// After the fault: everything is stored soon, and has counted once.

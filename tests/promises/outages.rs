@@ -31,7 +31,7 @@ struct Outage {
 impl Outage {
     /// `amqp_url` is the way from ingest to RabbitMQ; the worker has its own.
     async fn prepare(place: &Place, amqp_url: &str) -> Self {
-        let ingest = Ingest::start(place, &[("AMQP_URL", amqp_url)]).await;
+        let ingest = Ingest::start(place, &[("AMQP_URL", amqp_url), ("PUBLISH_TIMEOUT", "250ms")]).await;
         let worker = Worker::start(place, &[]).await;
         let load = Load::start(&ingest.url, 8, Duration::from_millis(20));
         load.until_more(100).await;

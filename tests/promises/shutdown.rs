@@ -15,7 +15,7 @@ use serde_json::json;
 #[tokio::test]
 async fn rolling_both_binaries_under_load_answers_only_200_and_loses_nothing() {
     let place = Place::new().await;
-    let drain = [("DRAIN_DELAY", "1s")];
+    let drain = [("DRAIN_DELAY", "5s")];
     let (old_ingest, old_worker) = (Ingest::start(&place, &drain).await, Worker::start(&place, &[]).await);
     let load = Load::start(&old_ingest.url, 16, Duration::from_millis(20));
     load.until_more(300).await;
@@ -57,14 +57,15 @@ async fn a_worker_told_to_stop_finishes_what_it_has_in_hand() {
     }
     database.until_stored(20).await;
     until_idle(&broker, &[&worker]).await;
-    // A transaction then takes seconds: the signal comes in the middle of it.
-    relay.set(Fault::Delay(Duration::from_millis(300)));
+    relay.set(Fault::Stall);
     for n in 20..40 {
         publish(n).await;
     }
     let in_hand = async || penstock_tests::http::metric(&worker.admin, "worker_in_flight", &[]).await;
     poll::until("they are in hand", Some(20.0), in_hand).await;
     assert_eq!(database.count("webhook_events").await, 20);
+    // A transaction takes seconds: the signal comes in the middle of it.
+    relay.set(Fault::Delay(Duration::from_millis(300)));
     worker.process.stop().await;
     assert_eq!(database.count("webhook_events").await, 40);
     assert_eq!(broker.waiting("faster").await, Some(0));

@@ -87,7 +87,7 @@ async fn a_queue_on_a_frozen_node_delays_its_own_tenant_and_the_others_are_publi
     let place = &cluster.place;
     spread_queues(&cluster, 2).await;
     let (relay, url) = cluster.relay(0).await;
-    let ingest = Ingest::start(place, &[("AMQP_URL", &url), ("PUBLISH_TIMEOUT", "1s")]).await;
+    let ingest = Ingest::start(place, &[("AMQP_URL", &url)]).await;
     let mut numbers = 0..;
     let mut next = |count: u64| numbers.by_ref().take(usize::try_from(count).unwrap()).collect::<Vec<u64>>();
     for n in next(20) {

@@ -106,7 +106,11 @@ impl Load {
 
     /// Waits until this many more events were received.
     pub async fn until_more(&self, events: u64) {
-        self.until_more_within(events, poll::PATIENCE).await;
+        let wanted = self.received.load(Ordering::Relaxed) + events;
+        poll::until("events are received", wanted, async || {
+            self.received.load(Ordering::Relaxed).min(wanted)
+        })
+        .await;
     }
 
     /// As [`Load::until_more`], with a deadline of the caller's choice.
@@ -128,6 +132,11 @@ impl Load {
 }
 
 impl Report {
+    /// The time within which half of the answers came.
+    pub fn median(&self) -> Duration {
+        self.within(500)
+    }
+
     /// The time within which this many of a thousand answers came.
     pub fn within(&self, per_mille: usize) -> Duration {
         self.took[(self.took.len() - 1) * per_mille / 1000]
@@ -143,7 +152,7 @@ impl Report {
 
     /// A line for people.
     pub fn summary(&self, what: &str) -> String {
-        let (median, p99, slowest) = (self.within(500), self.within(990), self.within(1000));
+        let (median, p99, slowest) = (self.median(), self.within(990), self.within(1000));
         format!(
             "{what}: {} sent, {} not received, median {median:.1?}, p99 {p99:.1?}, slowest {slowest:.1?}",
             self.took.len(),
