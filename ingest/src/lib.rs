@@ -215,7 +215,7 @@ impl Ingest {
         }
         gone.cancel();
         let last_word = tokio::time::timeout(2 * LAST_CONFIRMS_TIMEOUT, announcing);
-        let _ = tokio::join!(durable.close(LAST_CONFIRMS_TIMEOUT), last_word);
+        let _ = tokio::join!(durable.close(LAST_CONFIRMS_TIMEOUT), last_word, durable.spool().close());
         gateway.status_link.close().await;
         admin_handle.stop(true).await;
         let _ = admin.await;

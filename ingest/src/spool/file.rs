@@ -302,6 +302,11 @@ impl File {
         Ok(())
     }
 
+    /// Spares the next process to read the file through, as long as nothing is done with it.
+    pub fn close(&self) -> rusqlite::Result<()> {
+        format::mark_closed(&self.connection)
+    }
+
     /// Bytes that can still be appended, by `SPOOL_MAX_BYTES` and by the disk.
     pub fn room(&self) -> u64 {
         self.measure_room().map_or(0, |room| room.allowed.min(room.on_disk))

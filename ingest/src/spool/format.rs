@@ -32,7 +32,8 @@ pub struct Record {
     pub webhook: Webhook,
 }
 
-/// Opens the file, which is made if it is missing. Fails if it is damaged.
+/// Opens the file, which is made if it is missing. Fails if it is damaged: unless it was [closed](mark_closed), it is
+/// read through, which takes a slow disk a minute for some GiB.
 pub fn connect(folder: &Path) -> rusqlite::Result<Connection> {
     let path = folder.join(FILE);
     // SQLite would make it readable for others. If this fails, so does what comes next.
@@ -60,12 +61,25 @@ pub fn connect(folder: &Path) -> rusqlite::Result<Connection> {
                  bytes = bytes - length(CAST(old.facts AS BLOB)) - length(old.body) - {RECORD_OVERHEAD};
          END;"
     ))?;
-    let verdict: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
-    if verdict != "ok" {
-        return Err(damaged(verdict));
+    if !is_closed(&connection)? {
+        let verdict: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+        if verdict != "ok" {
+            return Err(damaged(verdict));
+        }
     }
     index_tenants(&connection)?;
     Ok(connection)
+}
+
+/// Marks the file as whole. The mark is void with the next check of whether the file can be written.
+pub fn mark_closed(connection: &Connection) -> rusqlite::Result<()> {
+    let checks: i32 = connection.query_row("SELECT checks FROM writable", [], |row| row.get(0))?;
+    connection.pragma_update(None, "user_version", checks)
+}
+
+fn is_closed(connection: &Connection) -> rusqlite::Result<bool> {
+    let query = "SELECT checks > 0 AND checks = user_version FROM writable, pragma_user_version()";
+    connection.query_row(query, [], |row| row.get(0))
 }
 
 /// A file of an earlier version has no column for the tenant yet.

@@ -203,6 +203,13 @@ impl Spool {
         answer.await.unwrap_or(false)
     }
 
+    /// Marks the file as whole, when all is done: so the next process need not read it through.
+    pub async fn close(&self) {
+        let (done, answer) = oneshot::channel();
+        let _ = self.jobs.send(Job::Close { done });
+        let _ = timeout(APPEND_TIMEOUT, answer).await;
+    }
+
     /// Waits until something was appended since the last call.
     pub async fn appended(&self) {
         self.appended.notified().await;

@@ -30,6 +30,7 @@ pub enum Job {
     Tenants { done: oneshot::Sender<Vec<String>> },
     After { tenant: String, id: i64, limit: usize, done: oneshot::Sender<Option<Page>> },
     Delete { ids: Vec<i64>, done: oneshot::Sender<bool> },
+    Close { done: oneshot::Sender<()> },
 }
 
 /// A webhook that waits to be written.
@@ -60,6 +61,8 @@ pub struct Owner {
     failure: Option<SpoolError>,
     cannot_catch_up: bool,
     cannot_delete: bool,
+    // All is done: a check would void the file's mark.
+    is_closed: bool,
 }
 
 impl Owner {
@@ -85,6 +88,7 @@ impl Owner {
             failure: None,
             cannot_catch_up: false,
             cannot_delete: false,
+            is_closed: false,
         }
     }
 
@@ -102,7 +106,7 @@ impl Owner {
                 Ok(None) => return,
                 Err(_) => {}
             }
-            if self.checked.elapsed() >= CHECK_INTERVAL {
+            if self.checked.elapsed() >= CHECK_INTERVAL && !self.is_closed {
                 self.check();
             }
             self.update_stats();
@@ -232,6 +236,16 @@ impl Owner {
                 self.cannot_delete = deleted.is_err();
                 self.update_stats();
                 let _ = done.send(deleted.is_ok());
+            }
+            Job::Close { done } => {
+                if let Some(Err(error)) = self.file.as_ref().map(File::close) {
+                    warn!(
+                        error = chain(&error),
+                        "can't mark the spool as closed: the next start takes longer"
+                    );
+                }
+                self.is_closed = true;
+                let _ = done.send(());
             }
             Job::Append(_) => {}
         }

@@ -159,6 +159,24 @@ fn damaged(records: i64, places: &[u64]) -> Folder {
     folder
 }
 
+/// Otherwise, in an outage of RabbitMQ, a start could take no webhooks while it reads some GiB.
+#[test]
+fn a_file_is_read_through_unless_it_was_closed() {
+    let folder = Folder::new();
+    let mut file = folder.open(PLENTY);
+    append(&mut file, 0..200).unwrap();
+    file.check().unwrap();
+    file.close().unwrap();
+    drop(file);
+    let path = folder.0.join("spool.db");
+    damage(&path, fs::metadata(&path).unwrap().len() / 2 / 4096 * 4096, 8192);
+    let mut file = folder.open(PLENTY);
+    assert_eq!((file.corruptions(), file.size().records), (0, 200), "it isn't read");
+    file.check().unwrap();
+    drop(file);
+    assert_eq!(folder.open(PLENTY).corruptions(), 1, "it is used again, and was not closed");
+}
+
 #[test]
 fn what_a_damaged_file_still_holds_is_saved_also_between_two_damaged_places() {
     let folder = damaged(2000, &[30, 60]);
