@@ -170,6 +170,7 @@ fn worst(tenant: &str, peers: &[Announcement]) -> Option<TenantStatus> {
             b.half_open_successes
         },
         seconds_since_failure: a.seconds_since_failure.into_iter().chain(b.seconds_since_failure).min(),
+        oldest_waiting_seconds: a.oldest_waiting_seconds.max(b.oldest_waiting_seconds),
     })
 }
 
@@ -246,6 +247,7 @@ mod tests {
             in_flight: 3,
             half_open_successes: 0,
             seconds_since_failure: None,
+            oldest_waiting_seconds: 0,
         }
     }
 

@@ -13,7 +13,7 @@ use tracing::warn;
 
 use crate::amqp::{self, Link, Session};
 use crate::partition::WorkQueue;
-use crate::status::{self, Announcement, Peers};
+use crate::status::{self, Announcement, Peers, SpoolStatus};
 use crate::telemetry::chain;
 use crate::topology::{self, DeclareError};
 
@@ -28,6 +28,11 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 const FRESH: Duration = Duration::from_secs(4);
 /// How long numbers of waiting events are kept.
 const HISTORY: Duration = Duration::from_mins(1);
+/// How long the spool of an ingest that is gone is told of.
+const REMEMBERED: Duration = Duration::from_hours(1);
+
+/// Work queues, and how many events wait in each.
+type Waiting = Vec<(String, u64)>;
 
 /// How long a tenant's queues are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,14 +47,16 @@ pub struct Lengths {
 }
 
 /// A tenant at this moment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tenant {
     /// Its queues.
     pub lengths: Lengths,
     /// How many more events wait, here or in workers, than a minute ago; none before that is known.
     pub growth: Option<i64>,
-    /// When the queues were last empty; none if they never were.
-    pub empty_at: Option<Instant>,
+    /// How many more webhooks are in quarantine than a minute ago, or since that is known.
+    pub quarantined_lately: u64,
+    /// For each work queue in which events wait: when it was last empty; none if it never was.
+    pub empty_at: Vec<Option<Instant>>,
 }
 
 /// The state of the pipeline, as far as RabbitMQ has told.
@@ -62,13 +69,29 @@ struct Known {
     tenants: BTreeMap<String, Measured>,
     /// When RabbitMQ last told a queue's length.
     answered_at: Option<Instant>,
+    /// Since when announcements are listened to; none while they aren't.
+    listening_since: Option<Instant>,
+    /// Messages for which no tenant's queue is bound.
+    unroutable: Option<u64>,
+    /// By the ingest's host.
+    filled_spools: BTreeMap<String, FilledSpool>,
+}
+
+/// A spool with webhooks in it, as its ingest announced it last.
+#[derive(Debug)]
+struct FilledSpool {
+    ingest: String,
+    records: u64,
+    heard: Instant,
 }
 
 #[derive(Debug)]
 struct Measured {
     lengths: Lengths,
     backlogs: VecDeque<(Instant, u64)>,
-    empty_at: Option<Instant>,
+    quarantined: VecDeque<(Instant, u64)>,
+    /// By name, how long each work queue is, and when it was last empty.
+    queues: BTreeMap<String, (u64, Option<Instant>)>,
 }
 
 impl Pipeline {
@@ -96,13 +119,53 @@ impl Pipeline {
     #[must_use]
     pub fn tenant(&self, name: &str, now: Instant) -> Option<Tenant> {
         let known = self.lock();
-        let Measured { lengths, backlogs, empty_at } =
-            known.tenants.get(name).filter(|_| known.is_fresh(now))?;
-        Some(Tenant { lengths: *lengths, growth: growth(backlogs), empty_at: *empty_at })
+        let measured = known.tenants.get(name).filter(|_| known.is_fresh(now))?;
+        let (first, last) = (measured.quarantined.front(), measured.quarantined.back());
+        let quarantined_lately = last.zip(first).map_or(0, |(last, first)| last.1.saturating_sub(first.1));
+        let filled = measured.queues.values().filter(|(length, _)| *length > 0);
+        Some(Tenant {
+            lengths: measured.lengths,
+            growth: growth(&measured.backlogs),
+            quarantined_lately,
+            empty_at: filled.map(|(_, empty_at)| *empty_at).collect(),
+        })
+    }
+
+    /// How long announcements have been listened to.
+    #[must_use]
+    pub fn listens_for(&self, now: Instant) -> Duration {
+        self.lock().listening_since.map_or(Duration::ZERO, |since| now.duration_since(since))
+    }
+
+    /// Messages for which no tenant's queue is bound, if that is known.
+    #[must_use]
+    pub fn unroutable(&self, now: Instant) -> Option<u64> {
+        let known = self.lock();
+        known.unroutable.filter(|_| known.is_fresh(now))
+    }
+
+    /// Ingests that are gone and had webhooks in their spool: names and numbers.
+    #[must_use]
+    pub fn left_spools(&self, now: Instant) -> Vec<(String, u64)> {
+        let known = self.lock();
+        let gone = known.filled_spools.values().filter(|spool| !known.peers.is_there(&spool.ingest, now));
+        gone.map(|spool| (spool.ingest.clone(), spool.records)).collect()
     }
 
     fn heard(&self, announcement: Announcement, now: Instant) {
-        self.lock().peers.record(announcement, now);
+        let mut known = self.lock();
+        known.filled_spools.retain(|_, spool| now.duration_since(spool.heard) < REMEMBERED);
+        if let Some(SpoolStatus { records, .. }) = announcement.spool() {
+            // The next process with this spool has the same host.
+            let host = status::host(&announcement.name).to_owned();
+            if *records == 0 {
+                known.filled_spools.remove(&host);
+            } else {
+                let spool = FilledSpool { ingest: announcement.name.clone(), records: *records, heard: now };
+                known.filled_spools.insert(host, spool);
+            }
+        }
+        known.peers.record(announcement, now);
     }
 
     fn answered(&self, now: Instant) {
@@ -114,22 +177,27 @@ impl Pipeline {
         known.answered_at = Some(now);
     }
 
-    fn measured(&self, tenant: &str, lengths: Lengths, now: Instant) {
+    fn measured(&self, tenant: &str, (lengths, waiting): (Lengths, Waiting), now: Instant) {
         let mut known = self.lock();
         let statuses = known.peers.alive(now).filter_map(|peer| peer.served()?.get(tenant));
         let in_hand: usize = statuses.map(|status| status.in_flight).sum();
         let backlog = lengths.waiting.unwrap_or(0) + u64::try_from(in_hand).unwrap_or(u64::MAX);
-        let new = || Measured { lengths, backlogs: VecDeque::new(), empty_at: None };
+        let new = || Measured {
+            lengths,
+            backlogs: VecDeque::new(),
+            quarantined: VecDeque::new(),
+            queues: BTreeMap::new(),
+        };
         let measured = known.tenants.entry(tenant.to_owned()).or_insert_with(new);
         measured.lengths = lengths;
-        measured.backlogs.push_back((now, backlog));
-        // The first is the one at the beginning of the last minute.
-        while measured.backlogs.get(1).is_some_and(|(at, _)| now.duration_since(*at) >= HISTORY) {
-            measured.backlogs.pop_front();
-        }
-        if backlog == 0 {
-            measured.empty_at = Some(now);
-        }
+        remember(&mut measured.backlogs, backlog, now);
+        remember(&mut measured.quarantined, lengths.quarantined.unwrap_or(0), now);
+        let empty_at = |queue: &str| measured.queues.get(queue).and_then(|(_, empty_at)| *empty_at);
+        let queues = waiting.into_iter().map(|(queue, length)| {
+            let empty_at = if length == 0 { Some(now) } else { empty_at(&queue) };
+            (queue, (length, empty_at))
+        });
+        measured.queues = queues.collect();
     }
 
     fn lock(&self) -> MutexGuard<'_, Known> {
@@ -140,6 +208,14 @@ impl Pipeline {
 impl Known {
     fn is_fresh(&self, now: Instant) -> bool {
         self.answered_at.is_some_and(|at| now.duration_since(at) < FRESH)
+    }
+}
+
+/// Adds a number to those of the last minute. The first is the one at its beginning.
+fn remember(numbers: &mut VecDeque<(Instant, u64)>, number: u64, now: Instant) {
+    numbers.push_back((now, number));
+    while numbers.get(1).is_some_and(|(at, _)| now.duration_since(*at) >= HISTORY) {
+        numbers.pop_front();
     }
 }
 
@@ -158,6 +234,7 @@ pub async fn follow(pipeline: &Pipeline, link: &Link, tenants: &[String], partit
             ended = measure(pipeline, &session, tenants, partitions) => ended,
             () = session.lost().cancelled() => Ok(()),
         };
+        pipeline.lock().listening_since = None;
         if let Err(error) = ended {
             warn!(error = chain(&error), "can't follow the state of workers and queues");
             session.report_broken("a channel for status failed");
@@ -179,6 +256,7 @@ enum FollowError {
 
 async fn listen(pipeline: &Pipeline, session: &Session) -> Result<(), FollowError> {
     let mut announcements = timeout(ANSWER_TIMEOUT, status::subscribe(session)).await??;
+    pipeline.lock().listening_since = Some(Instant::now());
     while let Some(delivery) = announcements.next().await {
         match serde_json::from_slice(&delivery?.data) {
             Ok(announcement) => pipeline.heard(announcement, Instant::now()),
@@ -205,6 +283,8 @@ async fn measure(
             let lengths = asking.lengths(tenant, partitions).await?;
             pipeline.measured(tenant, lengths, Instant::now());
         }
+        let unroutable = asking.length(topology::UNROUTABLE).await?;
+        pipeline.lock().unroutable = unroutable;
     }
 }
 
@@ -216,16 +296,18 @@ struct Asking<'a> {
 }
 
 impl Asking<'_> {
-    async fn lengths(&mut self, tenant: &str, partitions: u16) -> Result<Lengths, FollowError> {
-        let mut waiting = None;
+    async fn lengths(&mut self, tenant: &str, partitions: u16) -> Result<(Lengths, Waiting), FollowError> {
+        let mut queues = Vec::new();
         for queue in WorkQueue::all(partitions) {
-            if let Some(length) = self.length(&queue.name(tenant)).await? {
-                waiting = Some(waiting.unwrap_or(0) + length);
+            let name = queue.name(tenant);
+            if let Some(length) = self.length(&name).await? {
+                queues.push((name, length));
             }
         }
+        let waiting = (!queues.is_empty()).then(|| queues.iter().map(|(_, length)| length).sum());
         let dead = self.length(&topology::dead_queue(tenant)).await?;
         let quarantined = self.length(&topology::quarantine_queue(tenant)).await?;
-        Ok(Lengths { waiting, dead, quarantined })
+        Ok((Lengths { waiting, dead, quarantined }, queues))
     }
 
     async fn length(&mut self, name: &str) -> Result<Option<u64>, FollowError> {
@@ -250,8 +332,8 @@ mod tests {
 
     fn measured(pipeline: &Pipeline, waiting: u64, now: Instant) {
         pipeline.answered(now);
-        let lengths = Lengths { waiting: Some(waiting), dead: Some(0), quarantined: None };
-        pipeline.measured("vip", lengths, now);
+        let lengths = Lengths { waiting: Some(waiting), dead: Some(0), quarantined: Some(waiting / 2) };
+        pipeline.measured("vip", (lengths, vec![("a".to_owned(), waiting), ("b".to_owned(), 0)]), now);
     }
 
     #[test]
@@ -262,11 +344,12 @@ mod tests {
             measured(&pipeline, n.into(), second(n));
         }
         let before = pipeline.tenant("vip", second(59)).unwrap();
-        assert_eq!((before.growth, before.empty_at), (None, Some(start)));
+        assert_eq!((before.growth, before.empty_at), (None, vec![Some(start)]));
         for n in 60..100 {
             measured(&pipeline, 60, second(n));
         }
-        assert_eq!(pipeline.tenant("vip", second(99)).unwrap().growth, Some(21));
+        let after = pipeline.tenant("vip", second(99)).unwrap();
+        assert_eq!((after.growth, after.quarantined_lately), (Some(21), 11));
     }
 
     #[test]
@@ -285,7 +368,28 @@ mod tests {
         assert_eq!(pipeline.tenant("vip", after), None, "another queue has answered");
         measured(&pipeline, 7, after);
         let tenant = pipeline.tenant("vip", after).unwrap();
-        assert_eq!((tenant.lengths.waiting, tenant.growth, tenant.empty_at), (Some(7), None, None));
+        assert_eq!((tenant.lengths.waiting, tenant.growth, tenant.empty_at), (Some(7), None, vec![None]));
+    }
+
+    #[test]
+    fn a_spool_that_an_ingest_has_left_is_told_of_until_it_is_used_again() {
+        let (pipeline, start) = (Pipeline::default(), Instant::now());
+        let ingest = |name: &str, records, leaving| {
+            let spool = SpoolStatus { records, bytes: 0, oldest_age_seconds: 0, writable: true };
+            let role = Role::Ingest { spool, refusals_left: 10 };
+            Announcement { name: name.into(), partitions: 4, leaving, role }
+        };
+        pipeline.heard(ingest("ingest-2-1-00ff", 7, false), start);
+        pipeline.heard(ingest("ingest-1-1-0a0b", 0, false), start);
+        assert!(pipeline.left_spools(start).is_empty());
+        let later = start + Duration::from_mins(1);
+        assert_eq!(pipeline.left_spools(later), [("ingest-2-1-00ff".to_owned(), 7)]);
+        pipeline.heard(ingest("ingest-2-1-00fa", 5, false), later);
+        assert!(pipeline.left_spools(later).is_empty());
+        pipeline.heard(ingest("ingest-2-1-00fa", 3, true), later);
+        assert_eq!(pipeline.left_spools(later), [("ingest-2-1-00fa".to_owned(), 3)]);
+        pipeline.heard(ingest("ingest-2-2-000a", 0, false), later);
+        assert!(pipeline.left_spools(later).is_empty());
     }
 
     #[test]

@@ -73,6 +73,9 @@ pub struct TenantStatus {
     pub half_open_successes: u32,
     /// Seconds since MongoDB failed last; none if it hasn't failed since the worker started.
     pub seconds_since_failure: Option<u64>,
+    /// Seconds since ingest received the oldest event in hand; 0 if none is, or from a worker that doesn't tell it yet.
+    #[serde(default)]
+    pub oldest_waiting_seconds: u64,
 }
 
 /// What a worker knows of a tenant's MongoDB.
@@ -135,6 +138,12 @@ impl Peers {
     pub fn alive(&self, now: Instant) -> impl Iterator<Item = &Announcement> {
         let recent = self.0.values().filter(move |(_, heard)| is_recent(*heard, now));
         recent.map(|(announcement, _)| announcement)
+    }
+
+    /// Whether this process is there.
+    #[must_use]
+    pub fn is_there(&self, name: &str, now: Instant) -> bool {
+        self.0.get(name).is_some_and(|(_, heard)| is_recent(*heard, now))
     }
 
     /// The largest number of partitions that anybody announces.
@@ -215,6 +224,12 @@ pub fn unique_name(host: &str) -> String {
     format!("{host}-{}-{:04x}", std::process::id(), fastrand::u16(..))
 }
 
+/// The host in such a name.
+#[must_use]
+pub fn host(name: &str) -> &str {
+    name.rsplitn(3, '-').nth(2).unwrap_or(name)
+}
+
 /// Announces until `stop`, and then that this process leaves.
 pub async fn announce(
     publisher: &Publisher,
@@ -280,6 +295,7 @@ mod tests {
             in_flight: 4,
             half_open_successes: 2,
             seconds_since_failure: None,
+            oldest_waiting_seconds: 5,
         };
         let role = Role::Worker { tenants: [("vip".to_owned(), status)].into() };
         let worker = Announcement { name: "w".into(), partitions: 4, leaving: false, role };

@@ -21,7 +21,7 @@ const CONSUMER_DISCONNECTED_TIMEOUT_MS: i64 = 10_000;
 /// own limit (20 from 4.0 on) would throw evidence away.
 pub(crate) const UNLIMITED_DELIVERIES: i64 = 1_000_000_000;
 /// Bounds of a quarantine queue: the oldest evidence goes first. An operator's policy can be smaller.
-const QUARANTINE_MAX_LENGTH: i64 = 100_000;
+pub const QUARANTINE_MAX_LENGTH: u32 = 100_000;
 const QUARANTINE_MAX_BYTES: i64 = 1 << 30;
 
 /// One of a tenant's queues.
@@ -92,7 +92,7 @@ impl TenantQueue {
                 ("x-delivery-limit", UNLIMITED_DELIVERIES.into()),
                 // A flood of unusable requests must fill neither the broker nor the disk.
                 ("x-overflow", text("drop-head")),
-                ("x-max-length", QUARANTINE_MAX_LENGTH.into()),
+                ("x-max-length", i64::from(QUARANTINE_MAX_LENGTH).into()),
                 ("x-max-length-bytes", QUARANTINE_MAX_BYTES.into()),
             ],
             Self::Work(_) => work_arguments(tenant),

@@ -195,6 +195,7 @@ impl TenantState {
             in_flight: self.in_flight(),
             half_open_successes: seen.successes,
             seconds_since_failure: seen.failed_at.map(|at| at.elapsed().as_secs()),
+            oldest_waiting_seconds: self.oldest_waiting().as_secs(),
         }
     }
 }

@@ -2,6 +2,7 @@
 
 // The part of the overview that changes is fetched anew while the page is visible.
 const live = document.querySelector("[data-live]");
+const stale = document.querySelector("[data-stale]");
 const renew = async () => {
   try {
     if (document.hidden) return;
@@ -9,12 +10,17 @@ const renew = async () => {
     // The session has ended: the page itself leads to the login.
     if (response.redirected) location.reload();
     else if (response.ok) show(await response.text());
-    live.classList.toggle("stale", !response.ok);
+    mark(!response.ok);
   } catch {
-    live.classList.add("stale");
+    mark(true);
   } finally {
     setTimeout(renew, 2000);
   }
+};
+// Not by its colour alone.
+const mark = isStale => {
+  live.classList.toggle("stale", isStale);
+  stale.hidden = !isStale;
 };
 const show = html => {
   // A link that is replaced while the button is down is not followed.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use shared::status::{Announcement, BreakerState, Role, SpoolStatus, TenantStatus};
+use shared::tenant_queue::QUARANTINE_MAX_LENGTH;
 
 use super::words;
 
@@ -10,6 +11,8 @@ use super::words;
 const SPOOL_STUCK: Duration = Duration::from_mins(1);
 /// Events that wait longer than this are late.
 const LATE: Duration = Duration::from_mins(5);
+/// By this time after RabbitMQ's start, everybody has connected again and announced itself.
+pub const RECONNECTED: Duration = Duration::from_secs(10);
 
 /// What is known.
 #[derive(Debug)]
@@ -18,8 +21,14 @@ pub struct Known<'a> {
     pub is_connected: bool,
     /// Whether RabbitMQ blocks publishing.
     pub is_blocked: bool,
+    /// Whether it has listened for announcements for long enough to know who is there.
+    pub has_listened: bool,
     /// The ingests and workers that are there.
     pub peers: &'a [Announcement],
+    /// Ingests that are gone and had webhooks in their spool: names and numbers.
+    pub left_spools: &'a [(String, u64)],
+    /// Messages for which no tenant's queue is bound.
+    pub unroutable: u64,
     /// The tenants.
     pub tenants: &'a [Tenant],
 }
@@ -31,6 +40,10 @@ pub struct Tenant {
     pub name: String,
     /// Its dead letters, if that is known.
     pub dead: Option<u64>,
+    /// Webhooks in quarantine.
+    pub quarantined: u64,
+    /// How many more these are than a minute ago.
+    pub quarantined_lately: u64,
     /// How long the oldest waiting event has waited, if one does.
     pub oldest: Option<Duration>,
 }
@@ -99,8 +112,8 @@ pub struct Verdict {
 pub fn verdict(known: &Known<'_>) -> Verdict {
     let mut concerns = of_rabbitmq(known);
     if known.is_connected {
-        concerns.extend(of_ingests(known));
-        concerns.extend(known.tenants.iter().flat_map(|tenant| of_tenant(tenant, known.peers)));
+        concerns.extend(if known.peers.is_empty() { vec![nobody(known)] } else { of_ingests(known) });
+        concerns.extend(known.tenants.iter().flat_map(|tenant| of_tenant(tenant, known)));
     }
     concerns.sort_by_key(|concern| std::cmp::Reverse(concern.level));
     let level = concerns.first().map_or(Level::Safe, |concern| concern.level);
@@ -123,21 +136,46 @@ fn of_rabbitmq(known: &Known<'_>) -> Vec<Concern> {
             "The console can't reach RabbitMQ. If ingest can't either, it keeps webhooks in its spool.";
         return vec![concern(Level::Unknown, "penstockrabbitmqunreachable", what)];
     }
-    let what =
-        "RabbitMQ takes no messages: it is short of memory or disk. ingest keeps webhooks in its spool.";
-    let blocked = concern(Level::Attention, "penstockrabbitmqblocked", what);
-    if known.is_blocked { vec![blocked] } else { Vec::new() }
+    let mut found = Vec::new();
+    if known.is_blocked {
+        let what =
+            "RabbitMQ takes no messages: it is short of memory or disk. ingest keeps webhooks in its spool.";
+        found.push(concern(Level::Attention, "penstockrabbitmqblocked", what));
+    }
+    if known.unroutable > 0 {
+        let what = format!("{} messages wait in unroutable.", words::number(known.unroutable));
+        found.push(concern(Level::Attention, "penstockunroutable", what));
+    }
+    found
+}
+
+/// RabbitMQ passes no announcement on while it takes no messages, and tells only those of it who publish.
+fn nobody(known: &Known<'_>) -> Concern {
+    let what = if known.has_listened {
+        "Neither an ingest nor a worker is heard: RabbitMQ takes no messages, as it is short of memory or disk, or none runs."
+    } else {
+        "Neither an ingest nor a worker has been heard yet."
+    };
+    concern(Level::Unknown, "penstockrabbitmqblocked", what)
 }
 
 fn of_ingests(known: &Known<'_>) -> Vec<Concern> {
     let ingests: Vec<_> = known.peers.iter().filter_map(ingest).collect();
     if ingests.is_empty() {
-        return vec![concern(Level::Danger, "penstockingestabsent", "No ingest is there to take webhooks.")];
+        let (level, what) = if known.has_listened {
+            (Level::Danger, "No ingest is there to take webhooks.")
+        } else {
+            (Level::Unknown, "No ingest has been heard yet.")
+        };
+        return vec![concern(level, "penstockingestabsent", what)];
     }
-    ingests
-        .into_iter()
-        .filter_map(|(name, spool, left)| of_ingest(name, spool, left, known.is_blocked))
-        .collect()
+    let left = known.left_spools.iter().map(|(name, records)| {
+        let records = words::number(*records);
+        let what = format!("{name} is gone, and was last heard with {records} webhooks in its spool.");
+        concern(Level::Attention, "drain-a-spool", what)
+    });
+    let of_each = |(name, spool, left)| of_ingest(name, spool, left, known.is_blocked);
+    ingests.into_iter().filter_map(of_each).chain(left).collect()
 }
 
 /// Name, spool and refusals left, if it is an ingest.
@@ -176,15 +214,30 @@ fn works(status: &TenantStatus) -> bool {
     status.mongodb_connected && status.breaker == BreakerState::Closed
 }
 
-fn of_tenant(tenant: &Tenant, peers: &[Announcement]) -> Vec<Concern> {
+fn of_tenant(tenant: &Tenant, known: &Known<'_>) -> Vec<Concern> {
     let name = &tenant.name;
     let mut found = Vec::new();
+    if tenant.quarantined >= u64::from(QUARANTINE_MAX_LENGTH) {
+        let what = format!("The quarantine of {name} is full: the oldest webhooks in it are dropped.");
+        found.push(concern(Level::Danger, "penstockevidencedropped", what));
+    }
     let mut attention = |runbook, what| found.push(concern(Level::Attention, runbook, what));
-    if statuses(name, peers).next().is_none() {
+    let serving = statuses(name, known.peers).count();
+    let working = statuses(name, known.peers).filter(|status| works(status)).count();
+    if serving == 0 && known.has_listened && !known.peers.is_empty() {
         attention("penstockworkerabsent", format!("{name} has no worker: its events wait in RabbitMQ."));
-    } else if !statuses(name, peers).any(works) {
+    } else if serving > 0 && working == 0 {
         let what = format!("The MongoDB of {name} can't be used: its events wait in RabbitMQ.");
         attention("penstockbreakeropen", what);
+    } else if working < serving {
+        let what = format!("{} of {serving} workers can't use the MongoDB of {name}.", serving - working);
+        attention("penstockworkercutoff", what);
+    }
+    if tenant.quarantined_lately > 0 {
+        let number = words::number(tenant.quarantined_lately);
+        let what =
+            format!("Webhooks of {name} were quarantined, not stored: {number} more than a minute ago.");
+        attention("penstockquarantining", what);
     }
     if let Some(oldest) = tenant.oldest.filter(|oldest| *oldest > LATE) {
         let what = format!("Events of {name} have waited for {}.", words::duration(oldest));
@@ -230,56 +283,85 @@ mod tests {
             in_flight: 0,
             half_open_successes: 0,
             seconds_since_failure: None,
+            oldest_waiting_seconds: 0,
         };
         let role = Role::Worker { tenants: BTreeMap::from([("vip".to_owned(), status)]) };
         Announcement { name: "worker".into(), partitions: 4, leaving: false, role }
     }
 
-    fn judged(
-        is_blocked: bool,
-        peers: &[Announcement],
-        dead: u64,
-        oldest: u64,
-    ) -> (Level, Vec<&'static str>) {
-        let oldest = (oldest > 0).then(|| Duration::from_secs(oldest));
-        let tenants = [Tenant { name: "vip".into(), dead: Some(dead), oldest }];
-        let verdict = verdict(&Known { is_connected: true, is_blocked, peers, tenants: &tenants });
+    fn tenant() -> Tenant {
+        Tenant { name: "vip".into(), dead: Some(0), quarantined: 7, quarantined_lately: 0, oldest: None }
+    }
+
+    fn known<'a>(peers: &'a [Announcement], tenants: &'a [Tenant]) -> Known<'a> {
+        Known {
+            is_connected: true,
+            is_blocked: false,
+            has_listened: true,
+            peers,
+            left_spools: &[],
+            unroutable: 0,
+            tenants,
+        }
+    }
+
+    fn judged(known: &Known<'_>) -> (Level, Vec<&'static str>) {
+        let verdict = verdict(known);
         (verdict.level, verdict.concerns.into_iter().map(|concern| concern.runbook).collect())
     }
 
     #[test]
     fn webhooks_are_safe_as_long_as_they_are_kept() {
-        let well = [ingest(true, 0), worker(BreakerState::Closed)];
-        assert_eq!(judged(false, &well, 0, 10), (Level::Safe, vec![]));
+        let (well, fine) = ([ingest(true, 0), worker(BreakerState::Closed)], [tenant()]);
+        let late = |seconds| [Tenant { oldest: Some(Duration::from_secs(seconds)), ..tenant() }];
+        assert_eq!(judged(&known(&well, &late(10))), (Level::Safe, vec![]));
         let mongodb_down = [ingest(true, 0), worker(BreakerState::Open)];
-        for (found, runbook) in [
-            (judged(true, &well, 0, 0), "penstockrabbitmqblocked"),
-            (judged(false, &[ingest(true, 90), worker(BreakerState::Closed)], 0, 0), "penstockspoolstuck"),
-            (judged(false, &well[..1], 0, 0), "penstockworkerabsent"),
-            (judged(false, &mongodb_down, 0, 0), "penstockbreakeropen"),
-            (judged(false, &well, 2, 0), "penstockdeadletters"),
-            (judged(false, &well, 0, 301), "penstockeventsold"),
-        ] {
-            assert_eq!(found, (Level::Attention, vec![runbook]));
-        }
         let one_works = [&mongodb_down[..], &well[1..]].concat();
-        assert_eq!(judged(false, &one_works, 0, 0).0, Level::Safe);
+        let spooling = [ingest(true, 90), worker(BreakerState::Closed)];
+        let (left, late) = ([("ingest-2".to_owned(), 7)], late(301));
+        let dead = [Tenant { dead: Some(2), ..tenant() }];
+        let quarantining = [Tenant { quarantined_lately: 1, ..tenant() }];
+        for (known, runbook) in [
+            (Known { is_blocked: true, ..known(&well, &fine) }, "penstockrabbitmqblocked"),
+            (Known { unroutable: 1, ..known(&well, &fine) }, "penstockunroutable"),
+            (Known { left_spools: &left, ..known(&well, &fine) }, "drain-a-spool"),
+            (known(&spooling, &fine), "penstockspoolstuck"),
+            (known(&well[..1], &fine), "penstockworkerabsent"),
+            (known(&mongodb_down, &fine), "penstockbreakeropen"),
+            (known(&one_works, &fine), "penstockworkercutoff"),
+            (known(&well, &dead), "penstockdeadletters"),
+            (known(&well, &quarantining), "penstockquarantining"),
+            (known(&well, &late), "penstockeventsold"),
+        ] {
+            assert_eq!(judged(&known), (Level::Attention, vec![runbook]));
+        }
     }
 
     #[test]
     fn they_are_not_where_nobody_can_keep_them() {
-        let full = [ingest(false, 0), worker(BreakerState::Closed)];
-        assert_eq!(judged(false, &full, 1, 0).1, ["penstockspoolunwritable", "penstockdeadletters"]);
+        let (full, fine) = ([ingest(false, 0), worker(BreakerState::Closed)], [tenant()]);
+        let dead = [Tenant { dead: Some(1), ..tenant() }];
+        assert_eq!(judged(&known(&full, &dead)).1, ["penstockspoolunwritable", "penstockdeadletters"]);
         assert_eq!(
-            judged(true, &full, 0, 0),
+            judged(&Known { is_blocked: true, ..known(&full, &fine) }),
             (Level::Danger, vec!["penstockrefusing", "penstockrabbitmqblocked"])
         );
-        assert_eq!(judged(false, &full[1..], 0, 0), (Level::Danger, vec!["penstockingestabsent"]));
+        assert_eq!(judged(&known(&full[1..], &fine)), (Level::Danger, vec!["penstockingestabsent"]));
+        let dropping = [Tenant { quarantined: 100_000, ..tenant() }];
+        let well = [ingest(true, 0), worker(BreakerState::Closed)];
+        assert_eq!(judged(&known(&well, &dropping)), (Level::Danger, vec!["penstockevidencedropped"]));
     }
 
     #[test]
     fn what_cannot_be_seen_is_said_to_be_unknown() {
-        let known = Known { is_connected: false, is_blocked: false, peers: &[], tenants: &[] };
-        assert_eq!(verdict(&known).level, Level::Unknown);
+        let fine = [tenant()];
+        let unconnected = Known { is_connected: false, ..known(&[], &fine) };
+        assert_eq!(judged(&unconnected), (Level::Unknown, vec!["penstockrabbitmqunreachable"]));
+        // An alarm of RabbitMQ silences everybody.
+        assert_eq!(judged(&known(&[], &fine)), (Level::Unknown, vec!["penstockrabbitmqblocked"]));
+        // After a start of RabbitMQ, some are heard later than others.
+        let first = [worker(BreakerState::Closed)];
+        let early = Known { has_listened: false, ..known(&first, &fine) };
+        assert_eq!(judged(&early), (Level::Unknown, vec!["penstockingestabsent"]));
     }
 }

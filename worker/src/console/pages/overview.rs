@@ -80,21 +80,28 @@ async fn look(console: &Console) -> Live {
     let seen: Vec<_> = console.tenants.keys().map(|name| (name, console.seen.tenant(name, now))).collect();
     let of_safety = seen.iter().zip(&rates).map(|((name, seen), rates)| safety::Tenant {
         name: (*name).clone(),
-        dead: seen.and_then(|seen| seen.lengths.dead),
-        oldest: oldest(seen.as_ref(), rates.as_ref(), in_hand(name, &peers), now),
+        dead: seen.as_ref().and_then(|seen| seen.lengths.dead),
+        quarantined: seen.as_ref().and_then(|seen| seen.lengths.quarantined).unwrap_or(0),
+        quarantined_lately: seen.as_ref().map_or(0, |seen| seen.quarantined_lately),
+        oldest: seen
+            .as_ref()
+            .and_then(|seen| oldest(seen, rates.as_ref(), oldest_in_hand(name, &peers), now)),
     });
     let of_safety: Vec<_> = of_safety.collect();
     let verdict = safety::verdict(&safety::Known {
         is_connected: console.broker.link().is_up(),
         is_blocked: console.broker.link().is_blocked(),
+        has_listened: console.seen.listens_for(now) > safety::RECONNECTED,
         peers: &peers,
+        left_spools: &console.seen.left_spools(now),
+        unroutable: console.seen.unroutable(now).unwrap_or(0),
         tenants: &of_safety,
     });
     let cards = seen.iter().zip(&rates).zip(&of_safety);
     Live {
         verdict,
         tenants: cards
-            .map(|(((name, seen), rates), of)| card(name, *seen, rates.as_ref(), &peers, of))
+            .map(|(((name, seen), rates), of)| card(name, seen.as_ref(), rates.as_ref(), &peers, of))
             .collect(),
         ingests: peers.iter().filter_map(ingest).collect(),
         at: words::moment(now_ms()),
@@ -106,27 +113,29 @@ fn in_hand(tenant: &str, peers: &[Announcement]) -> u64 {
     u64::try_from(in_flight).unwrap_or(u64::MAX)
 }
 
-/// How long the oldest waiting event has waited, at most: it was received after the one that was stored last,
-/// since each queue keeps the order, and after nothing waited.
+/// How long the oldest waiting event has waited, at most. What waits in a queue came after that was last empty; if it
+/// never was, and if it is the only one, after the event that was stored last, since each queue keeps the order.
 fn oldest(
-    seen: Option<&pipeline::Tenant>,
+    seen: &pipeline::Tenant,
     rates: Option<&Known>,
-    in_hand: u64,
+    in_hand: Option<Duration>,
     now: Instant,
 ) -> Option<Duration> {
-    let seen = seen?;
-    if seen.lengths.waiting.unwrap_or(0) + in_hand == 0 {
-        return None;
-    }
-    let since_empty = seen.empty_at.map(|at| now.duration_since(at));
     let latest = rates.and_then(|known| known.stored.as_ref().ok()?.latest_received_at_ms);
     let since_latest = latest.map(|at| Duration::from_millis(u64::try_from(now_ms() - at).unwrap_or(0)));
-    since_empty.into_iter().chain(since_latest).min()
+    let since_empty = |at: &Option<Instant>| at.map(|at| now.duration_since(at)).or(since_latest);
+    seen.empty_at.iter().filter_map(since_empty).chain(in_hand).max()
+}
+
+/// How long the oldest event in the hands of workers has waited.
+fn oldest_in_hand(tenant: &str, peers: &[Announcement]) -> Option<Duration> {
+    let with_any = safety::statuses(tenant, peers).filter(|status| status.in_flight > 0);
+    with_any.map(|status| Duration::from_secs(status.oldest_waiting_seconds)).max()
 }
 
 fn card(
     name: &str,
-    seen: Option<pipeline::Tenant>,
+    seen: Option<&pipeline::Tenant>,
     rates: Option<&Known>,
     peers: &[Announcement],
     of: &safety::Tenant,
@@ -218,28 +227,30 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_event_came_after_the_latest_stored_one_and_after_nothing_waited() {
+    fn the_oldest_event_came_after_its_queue_was_empty_and_a_queue_that_flows_hides_none_that_is_stuck() {
         let now = Instant::now() + Duration::from_mins(10);
-        let lengths = |waiting| Lengths { waiting: Some(waiting), dead: None, quarantined: None };
-        let seen = |waiting, empty: Option<u64>| pipeline::Tenant {
-            lengths: lengths(waiting),
+        let lengths = Lengths { waiting: Some(1), dead: None, quarantined: None };
+        let seen = |empty: &[Option<u64>]| pipeline::Tenant {
+            lengths,
             growth: None,
-            empty_at: empty.and_then(|seconds| now.checked_sub(Duration::from_secs(seconds))),
+            quarantined_lately: 0,
+            empty_at: empty
+                .iter()
+                .map(|seconds| seconds.and_then(|seconds| now.checked_sub(Duration::from_secs(seconds))))
+                .collect(),
         };
-        let stored = |seconds: i64| Known {
-            stored: Ok(Stored {
-                now: 0,
-                last_week: None,
-                latest_received_at_ms: Some(now_ms() - seconds * 1000),
-            }),
-            at: now,
+        let stored = |seconds: i64| {
+            let latest_received_at_ms = Some(now_ms() - seconds * 1000);
+            Known { stored: Ok(Stored { now: 0, last_week: None, latest_received_at_ms }), at: now }
         };
-        let seconds = |seen: pipeline::Tenant, known: Option<Known>, in_hand| {
-            oldest(Some(&seen), known.as_ref(), in_hand, now).map(|age| age.as_secs())
+        let seconds = |empty: &[Option<u64>], known: Option<Known>, in_hand: Option<u64>| {
+            let in_hand = in_hand.map(Duration::from_secs);
+            oldest(&seen(empty), known.as_ref(), in_hand, now).map(|age| age.as_secs())
         };
-        assert_eq!(seconds(seen(0, None), Some(stored(90)), 0), None);
-        assert_eq!(seconds(seen(0, Some(5)), Some(stored(90)), 1), Some(5));
-        assert_eq!(seconds(seen(7, Some(300)), Some(stored(90)), 0), Some(90));
-        assert_eq!(seconds(seen(7, None), None, 0), None);
+        assert_eq!(seconds(&[], Some(stored(90)), None), None);
+        assert_eq!(seconds(&[], Some(stored(0)), Some(70)), Some(70));
+        assert_eq!(seconds(&[Some(2), Some(300)], Some(stored(0)), Some(1)), Some(300));
+        assert_eq!(seconds(&[None], Some(stored(90)), None), Some(90));
+        assert_eq!(seconds(&[None], None, None), None);
     }
 }
