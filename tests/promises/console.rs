@@ -13,7 +13,7 @@ use penstock_tests::http::{post_received, send};
 use penstock_tests::poll;
 use penstock_tests::process::{Ingest, Worker, operate_with};
 use penstock_tests::relay::Fault;
-use penstock_tests::stack::Place;
+use penstock_tests::stack::{OwnRabbit, Place};
 use reqwest::Method;
 use serde_json::json;
 use sha2::Sha256;
@@ -198,6 +198,15 @@ async fn events_are_found_and_whatever_they_hold_is_text() {
         let chat = ada.open(&format!("/t/faster/conversation?{}", encoded(&[("chat", asked)]))).await.html;
         assert!(chat.contains("Hello") && chat.contains("Ada") && !chat.contains("<script>alert"), "{chat}");
     }
+    // The contact has another phone since: the latest conversation is shown, and leads to the other.
+    let moved = message("moved", "m3", "My new phone")
+        .replace("+15550100142", "+15550100143")
+        .replace("1791792900", "1791792999");
+    post_received(&ingest.path("/webhook/faster"), moved).await;
+    Database::of(&place, "faster").await.until_stored(4).await;
+    let chat = ada.open("/t/faster/conversation?chat=4711").await.html;
+    let other = "/t/faster/conversation?chat=%2B15550100142";
+    assert!(chat.contains("My new phone") && chat.contains(other), "{chat}");
     for path in ["/t/faster/dead?skip=18446744073709551615", "/t/faster/events?before=1.18446744073709551615"]
     {
         ada.open(path).await;
@@ -270,7 +279,7 @@ pub async fn rule(database: &Database, rule: Document) {
 /// Sends the form of a page that asks.
 async fn apply(ada: &Operator<'_>, question: &Page) -> Page {
     let mut form = Vec::new();
-    for name in ["csrf", "action", "id", "scope", "until", "key", "reason", "type"] {
+    for name in ["csrf", "action", "id"] {
         form.extend(question.inputs(name).into_iter().map(|value| (name, value)));
     }
     // The first is that of the form that logs out.
@@ -334,6 +343,68 @@ async fn dead_letters_are_counted_then_replayed_or_dropped() {
     );
     assert!(!console.process.log_text().contains("alert("), "no body is logged");
     place.remove().await;
+}
+
+/// Also if it is confirmed twice, or while more comes, or if another event has the same key.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_confirmed_is_done_with_what_was_counted_and_no_other() {
+    let place = Place::new().await;
+    let (ingest, _worker, _database) = dead_letters(&place, 3).await;
+    let broker = Broker::connect(&place.amqp_url).await;
+    let console = Console::start(&place, &[]).await;
+    let ada = console.log_in("Ada").await;
+    let question = ada.open("/t/faster/dead/confirm?action=drop&scope=all").await;
+    assert!(question.html.contains("Drop 3 messages of faster?"), "{}", question.html);
+    for (key, id) in [("later", "10"), ("dead-0", "11")] {
+        post_received(&ingest.path("/webhook/faster"), message(key, id, "Hello")).await;
+    }
+    poll::until("more is dead", Some(5), async || broker.depth("dead.faster").await).await;
+    let list = ada.open("/t/faster/dead").await;
+    assert_eq!(list.inputs("id").len(), 5, "another body is another message: {}", list.html);
+    let done = apply(&ada, &question).await;
+    assert!(done.html.contains("3 dropped."), "{}", done.html);
+    let again = apply(&ada, &question).await;
+    assert!(again.html.contains("somebody was faster"), "{}", again.html);
+    assert_eq!(broker.depth("dead.faster").await, Some(2));
+    let logged: Vec<_> = console.process.log_lines();
+    let mut dropped: Vec<_> = logged
+        .iter()
+        .filter(|line| line["message"] == "dropped by an operator")
+        .map(|line| (line["event_key"].as_str().unwrap(), line["by"].as_str().unwrap()))
+        .collect();
+    dropped.sort_unstable();
+    assert_eq!(dropped, [("dead-0", "Ada"), ("dead-1", "Ada"), ("dead-2", "Ada")]);
+    place.remove().await;
+}
+
+/// RabbitMQ then silences everybody, and stops reading from those who publish.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_alarm_of_rabbitmq_is_no_loss_and_takes_no_dead_letter_away() {
+    let rabbit = OwnRabbit::start().await;
+    let place = &rabbit.place;
+    let (_ingest, _worker, database) = dead_letters(place, 3).await;
+    rule(&database, doc! {}).await;
+    let console = Console::start(place, &[]).await;
+    let ada = console.log_in("Ada").await;
+    let overview = async || ada.open("/").await.html;
+    poll::until("ingest and worker are heard", true, async || {
+        overview().await.contains("Webhooks are safe, but something needs you.")
+    })
+    .await;
+    let question = ada.open("/t/faster/dead/confirm?action=replay&scope=all").await;
+    tokio::task::block_in_place(|| rabbit.alarm(true));
+    poll::until("nobody is heard", true, async || {
+        let html = overview().await;
+        assert!(!html.contains("Webhooks are not safe") && !html.contains("has no worker"), "{html}");
+        html.contains("Whether webhooks are safe can&#39;t be seen from here.")
+    })
+    .await;
+    apply(&ada, &question).await;
+    let list = ada.open("/t/faster/dead").await;
+    assert_eq!(list.inputs("id").len(), 3, "{}", list.html);
+    tokio::task::block_in_place(|| rabbit.alarm(false));
+    poll::until("they are heard again", true, async || overview().await.contains("Webhooks are safe")).await;
+    database.until_stored(3).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use shared::telemetry::chain;
+use tracing::{info, warn};
 
 use super::state::Console;
 use crate::commands::erase::{Erased, Erasure};
@@ -21,6 +22,13 @@ pub struct Job {
 }
 
 impl Job {
+    /// One that is over.
+    #[cfg(test)]
+    #[must_use]
+    pub fn ended(given: Name, is_count: bool, found: Erased) -> Self {
+        Self { given, found: Some(found), error: None, is_count }
+    }
+
     /// Whether it is under way.
     #[must_use]
     pub fn is_running(&self) -> bool {
@@ -85,6 +93,9 @@ impl Erasures {
 /// Does a job in the background.
 pub fn start(console: &Arc<Console>, tenant: &str, given: Name, is_count: bool, by: &str) {
     let (console, tenant, by) = (console.clone(), tenant.to_owned(), by.to_owned());
+    if !is_count {
+        info!(tenant, by, "an erasure has begun");
+    }
     let runtime = console.runtime.clone();
     runtime.spawn(async move {
         let doing = {
@@ -98,6 +109,15 @@ pub fn start(console: &Arc<Console>, tenant: &str, given: Name, is_count: bool, 
     });
 }
 
+/// Tells of what ends with the console: it has to be repeated.
+pub fn tell_unfinished(console: &Console) {
+    for (tenant, pages) in &console.tenants {
+        if pages.erasures.latest().is_some_and(|job| job.is_running() && !job.is_count()) {
+            warn!(tenant, "the console stops in the middle of an erasure: please count, and erase again");
+        }
+    }
+}
+
 async fn run(
     console: &Console,
     tenant: &str,
@@ -107,7 +127,7 @@ async fn run(
 ) -> (Erased, Option<String>) {
     let mut found = Erased::default();
     let settings = console.settings.worker.clone();
-    let ended = match Erasure::open(tenant, settings, &console.broker, is_count).await {
+    let ended = match Erasure::open(tenant, settings, &console.reading, is_count).await {
         Ok(erasure) => erasure.run(given, by, &mut found).await,
         Err(error) => Err(error),
     };

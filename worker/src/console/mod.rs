@@ -52,6 +52,7 @@ pub async fn run(env: Env) -> Result<(), CommandError> {
         () = stop.cancelled() => {}
     }
     handle.stop(true).await;
+    erasure::tell_unfinished(&console);
     console.close().await;
     info!("stopped");
     Ok(())

@@ -2,10 +2,14 @@
 
 use shared::host;
 
-/// Whether a page of this host has sent a form. Browsers say where a form comes from. A client that doesn't
-/// isn't a browser, and has an operator's cookie only if the operator has given it away.
+/// Whether a page of this host has sent a form, by the headers `sec-fetch-site`, `origin` and `host`. Browsers that use
+/// TLS say whether it is the same site, also through a proxy that changes the host; others say where the form comes from.
+/// A client that says neither isn't a browser, and has an operator's cookie only if the operator has given it away.
 #[must_use]
-pub fn is_own(origin: Option<&str>, host: Option<&str>) -> bool {
+pub fn is_own(site: Option<&str>, origin: Option<&str>, host: Option<&str>) -> bool {
+    if let Some(site) = site {
+        return site == "same-origin";
+    }
     let Some(origin) = origin else { return true };
     let sent_from = origin.split_once("://").map(|(_, rest)| rest);
     sent_from.is_some() && sent_from == host
@@ -27,10 +31,12 @@ mod tests {
     #[test]
     fn other_sites_can_send_no_forms() {
         let here = Some("127.0.0.1:9102");
-        assert!(is_own(None, here) && is_own(Some("http://127.0.0.1:9102"), here));
-        assert!(is_own(Some("https://console.example"), Some("console.example")));
+        assert!(is_own(None, None, here) && is_own(None, Some("http://127.0.0.1:9102"), here));
+        assert!(is_own(None, Some("https://console.example"), Some("console.example")));
+        let proxied = |site| is_own(Some(site), Some("https://console.example"), Some("10.0.0.7:9102"));
+        assert!(proxied("same-origin") && !proxied("same-site") && !proxied("cross-site"));
         for origin in ["null", "http://evil.example", "http://127.0.0.1:9103", "http://127.0.0.1"] {
-            assert!(!is_own(Some(origin), here), "{origin}");
+            assert!(!is_own(None, Some(origin), here), "{origin}");
         }
     }
 

@@ -138,7 +138,8 @@ fn login_first(request: &HttpRequest) -> Reply {
 /// Whether a form comes from a page of another site.
 #[must_use]
 pub fn is_foreign(request: &HttpRequest) -> bool {
-    !origin::is_own(header(request, &ORIGIN), header(request, &HOST))
+    let site = header(request, &HeaderName::from_static("sec-fetch-site"));
+    !origin::is_own(site, header(request, &ORIGIN), header(request, &HOST))
 }
 
 /// The session's id that a browser sends.

@@ -30,8 +30,11 @@ pub struct Console {
     pub runtime: Handle,
     /// Who has logged in.
     pub sessions: Sessions,
-    /// The connection for set-aside messages.
+    /// The connection over which set-aside messages are published again.
     pub broker: Publisher,
+    /// The connection over which they are read. RabbitMQ stops reading from one that publishes while it is short of
+    /// memory or disk: what was taken over it could then not return.
+    pub reading: Publisher,
     /// The state of queues and processes.
     pub seen: Arc<Pipeline>,
     /// The tenants, by name.
@@ -62,7 +65,8 @@ impl Console {
             Link::start(worker.rabbitmq.clone(), name, purpose, [].into(), worker.partitions)
         };
         let publishing = link("console publish", Purpose::Publish { channels: 1 });
-        // RabbitMQ may block that connection, and the overview shows it.
+        let reading = link("console read", Purpose::Consume);
+        // RabbitMQ may block the first connection, and the overview shows it.
         let listening = link("console listen", Purpose::Consume);
         let names: Vec<String> = worker.tenants.iter().map(|tenant| tenant.name.clone()).collect();
         let (seen, partitions) = (Arc::new(Pipeline::default()), worker.partitions);
@@ -81,6 +85,7 @@ impl Console {
             runtime: Handle::current(),
             sessions: Sessions::default(),
             broker: Publisher::new(publishing, WINDOW),
+            reading: Publisher::new(reading, WINDOW),
             seen,
             tenants: tenants.collect(),
             wrong_tokens: Mutex::default(),
@@ -98,5 +103,6 @@ impl Console {
     pub async fn close(&self) {
         self.following.abort();
         self.broker.close(CONFIRM_TIMEOUT).await;
+        self.reading.link().close().await;
     }
 }

@@ -1,19 +1,23 @@
 //! Replays and drops.
 
+use std::collections::BTreeSet;
+
 use futures_util::future::join_all;
 use lapin::message::BasicGetMessage;
 use shared::telemetry::chain;
 
-use super::item::{Chosen, Item};
-use super::{Aside, AsideError, Looking, in_time};
+use super::item::Item;
+use super::{Aside, AsideError, Looking, Reach, in_time};
+use crate::commands::CommandError;
 use crate::commands::set_aside::message::{Replay, SetAside};
 use crate::commands::set_aside::queue::{self, Queue, WINDOW};
 use crate::commands::set_aside::{Action, Work};
-use crate::commands::{CommandError, now_ms};
 
 /// The result for a chosen message.
 #[derive(Debug)]
 pub struct Done {
+    /// By what it was chosen.
+    pub id: String,
     /// Its metadata.
     pub about: SetAside,
     /// Why it is still there, if it is.
@@ -21,43 +25,49 @@ pub struct Done {
 }
 
 impl Aside<'_> {
-    /// Does this with the chosen messages, and returns the result of each; and the failure, if that
-    /// ended it early.
-    pub async fn change(&self, action: Action, chosen: &Chosen) -> (Vec<Done>, Result<(), AsideError>) {
+    /// Does this with the messages of these ids. Returns the result of each that was seen, and how far the queue was
+    /// seen, or what has ended it early.
+    pub async fn change(
+        &self,
+        action: Action,
+        ids: &BTreeSet<String>,
+    ) -> (Vec<Done>, Result<Reach, AsideError>) {
         let mut done = Vec::new();
-        let ended = self.change_all(action, chosen, &mut done).await;
+        let ended = self.change_all(action, ids, &mut done).await;
         (done, ended)
     }
 
     async fn change_all(
         &self,
         action: Action,
-        chosen: &Chosen,
+        ids: &BTreeSet<String>,
         done: &mut Vec<Done>,
-    ) -> Result<(), AsideError> {
+    ) -> Result<Reach, AsideError> {
         let work = self.work(action);
         if action != Action::Drop {
             in_time(queue::declare_work(work.broker, work.tenant, work.partitions)).await?;
         }
         let mut queue = self.open().await?;
-        let (mut looking, now_ms) = (Looking::begin(), now_ms());
+        let mut looking = Looking::begin();
         loop {
             let mut window = Vec::new();
             while window.len() < WINDOW as usize
                 && let Some(message) = looking.next(&mut queue).await?
             {
                 let item = Item::of(self, &message);
-                if chosen.takes(&item, now_ms) && chosen.is_about(self.tenant, &message) {
-                    window.push((item.about, message));
+                if ids.contains(&item.id) {
+                    window.push((item, message));
                 }
             }
             if window.is_empty() {
                 break;
             }
-            let settling = window.into_iter().map(|(about, message)| settle(&work, &queue, about, message));
+            let settling = window.into_iter().map(|(item, message)| settle(&work, &queue, item, message));
             done.extend(join_all(settling).await);
         }
-        in_time(queue.close()).await
+        let reach = looking.reach(&queue);
+        in_time(queue.close()).await?;
+        Ok(reach)
     }
 
     fn work(&self, action: Action) -> Work<'_> {
@@ -73,12 +83,12 @@ impl Aside<'_> {
     }
 }
 
-async fn settle(work: &Work<'_>, queue: &Queue, about: SetAside, message: BasicGetMessage) -> Done {
+async fn settle(work: &Work<'_>, queue: &Queue, item: Item, message: BasicGetMessage) -> Done {
     let stays = match work.replacement(&message) {
         Err(unfit) => Some(unfit.to_string()),
         Ok(replay) => replaced(work, queue, &message, replay).await.err().map(|error| chain(&error)),
     };
-    Done { about, stays }
+    Done { id: item.id, about: item.about, stays }
 }
 
 async fn replaced(

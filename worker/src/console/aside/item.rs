@@ -44,40 +44,26 @@ pub struct Whole {
     pub body: String,
 }
 
-/// Which messages are meant.
+/// Which messages a question is about. What it has counted is then chosen by ids: nothing that comes later, and nothing
+/// that waits behind it.
 #[derive(Debug)]
 pub enum Chosen {
     /// These.
     Ids(BTreeSet<String>),
-    /// All that fit, and were set aside by this time, in milliseconds since 1970: what comes while somebody
-    /// reads the confirmation isn't meant.
-    All {
-        /// What has to fit.
-        filter: Filter,
-        /// By when.
-        until_ms: i64,
-    },
+    /// All that fit.
+    All(Filter),
 }
 
 impl Chosen {
-    /// Whether a message is meant, its body apart.
+    /// Whether a message is meant.
     #[must_use]
-    pub fn takes(&self, item: &Item, now_ms: i64) -> bool {
+    pub fn takes(&self, item: &Item, message: &BasicGetMessage, tenant: &str, now_ms: i64) -> bool {
         match self {
             Self::Ids(ids) => ids.contains(&item.id),
-            Self::All { filter, until_ms } => {
-                item.about.set_aside_at_ms.is_none_or(|at| at <= *until_ms)
-                    && filter.takes(&item.about, now_ms)
+            Self::All(filter) => {
+                filter.takes(&item.about, now_ms)
+                    && filter.is_about(tenant, &message.properties, &message.data)
             }
-        }
-    }
-
-    /// Whether its body is about what is meant.
-    #[must_use]
-    pub fn is_about(&self, tenant: &str, message: &BasicGetMessage) -> bool {
-        match self {
-            Self::Ids(_) => true,
-            Self::All { filter, .. } => filter.is_about(tenant, &message.properties, &message.data),
         }
     }
 }
@@ -106,15 +92,13 @@ fn trust(aside: &Aside<'_>, message: &BasicGetMessage) -> Trust {
 /// Digits of the hash by which a message is chosen.
 const ID_DIGITS: usize = 20;
 
-/// The text by which a form chooses a message. A dead letter and its twin are one; each quarantined webhook
-/// is one of its own, also if somebody has sent the same again.
+/// The text by which a form chooses a message. A dead letter and its twin of the same bytes are one; each quarantined
+/// webhook is one of its own, also if somebody has sent the same again.
 fn id(kind: Kind, about: &SetAside, body: &[u8]) -> String {
+    let digest = event::body_digest(body, "");
     let text = match (kind, &about.key) {
-        (Kind::Dead, Some(key)) => format!("{key}\n"),
-        _ => {
-            let digest = event::body_digest(body, "");
-            format!("{:?}\n{:?}\n{}\n{digest}", about.key, about.set_aside_at_ms, about.reason)
-        }
+        (Kind::Dead, Some(key)) => format!("{key}\n{digest}"),
+        _ => format!("{:?}\n{:?}\n{}\n{digest}", about.key, about.set_aside_at_ms, about.reason),
     };
     let digest = event::body_digest(text.as_bytes(), "");
     digest.get(..ID_DIGITS).unwrap_or(&digest).to_owned()
@@ -156,23 +140,9 @@ mod tests {
         let dead = |key, at| item(Kind::Dead, key, at, "{}").id;
         assert_eq!(dead("k", 1), dead("k", 2));
         assert_ne!(dead("k", 1), dead("j", 1));
+        assert_ne!(dead("k", 1), item(Kind::Dead, "k", 1, "[]").id, "another body is another event");
         let evidence = |at, body| item(Kind::Quarantine, "k", at, body).id;
         assert_ne!(evidence(1, "{}"), evidence(2, "{}"));
         assert_ne!(evidence(1, "{}"), evidence(1, "[]"));
-    }
-
-    #[test]
-    fn what_comes_after_the_count_is_not_meant() {
-        let chosen =
-            Chosen::All { filter: Filter { reason: vec!["stuck".into()], ..Filter::default() }, until_ms: 5 };
-        let takes = |at| chosen.takes(&item(Kind::Dead, "k", at, ""), 9);
-        assert!(takes(5) && !takes(6));
-        let other = Item {
-            about: SetAside { reason: "defect".into(), ..SetAside::default() },
-            ..item(Kind::Dead, "k", 1, "")
-        };
-        assert!(!chosen.takes(&other, 9));
-        let ids = Chosen::Ids([other.id.clone()].into());
-        assert!(ids.takes(&other, 9) && !ids.takes(&item(Kind::Dead, "j", 1, ""), 9));
     }
 }

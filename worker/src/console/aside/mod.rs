@@ -45,13 +45,20 @@ pub struct Looked {
     pub items: Vec<Item>,
     /// How many messages these are.
     pub fitting: usize,
+    /// How far it was seen.
+    pub reach: Reach,
+}
+
+/// How far into a queue a request has looked.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Reach {
     /// Messages in the queue.
     pub length: u32,
-    /// How many of them were looked at.
+    /// How many of them were looked at, the oldest first.
     pub looked_at: usize,
 }
 
-impl Looked {
+impl Reach {
     /// Whether all of the queue was looked at.
     #[must_use]
     pub fn is_whole(&self) -> bool {
@@ -76,7 +83,7 @@ impl Aside<'_> {
     pub async fn look(&self, takes: impl Fn(&Item, &BasicGetMessage) -> bool) -> Result<Looked, AsideError> {
         let mut met = BTreeSet::new();
         let (mut items, mut fitting) = (Vec::new(), 0);
-        let (length, looked_at) = self
+        let reach = self
             .each(|item, message| {
                 if takes(&item, message) {
                     fitting += 1;
@@ -87,37 +94,38 @@ impl Aside<'_> {
             })
             .await?;
         items.sort_by(|a, b| (a.about.set_aside_at_ms, &a.id).cmp(&(b.about.set_aside_at_ms, &b.id)));
-        Ok(Looked { items, fitting, length, looked_at })
+        Ok(Looked { items, fitting, reach })
     }
 
-    /// A message in full, if it is still there.
-    pub async fn show(&self, id: &str) -> Result<Option<Whole>, AsideError> {
+    /// A message in full, if it was seen.
+    pub async fn show(&self, id: &str) -> Result<(Option<Whole>, Reach), AsideError> {
         let mut found = None;
-        self.each(|item, message| {
-            if item.id == id {
-                found = Some(Whole::of(item, message));
-            }
-        })
-        .await?;
-        Ok(found)
+        let reach = self
+            .each(|item, message| {
+                if item.id == id {
+                    found = Some(Whole::of(item, message));
+                }
+            })
+            .await?;
+        Ok((found, reach))
     }
 
     /// Opens the queue, shows each message, and closes it: so everything returns to its place.
-    async fn each(&self, mut look: impl FnMut(Item, &BasicGetMessage)) -> Result<(u32, usize), AsideError> {
+    async fn each(&self, mut look: impl FnMut(Item, &BasicGetMessage)) -> Result<Reach, AsideError> {
         let mut queue = self.open().await?;
         let mut looking = Looking::begin();
         while let Some(message) = looking.next(&mut queue).await? {
             look(Item::of(self, &message), &message);
         }
-        let length = queue.length;
+        let reach = looking.reach(&queue);
         in_time(queue.close()).await?;
-        Ok((length, looking.messages))
+        Ok(reach)
     }
 
     async fn open(&self) -> Result<Queue, AsideError> {
         let name = self.kind.queue(self.tenant);
         // May wait for its turn.
-        Queue::open(&self.console.broker, &name).await?.ok_or(AsideError::NoQueue(name))
+        Queue::open(&self.console.reading, &name).await?.ok_or(AsideError::NoQueue(name))
     }
 }
 
@@ -131,6 +139,10 @@ struct Looking {
 impl Looking {
     fn begin() -> Self {
         Self { messages: 0, bytes: 0, until: Instant::now() + LOOK_TIMEOUT }
+    }
+
+    fn reach(&self, queue: &Queue) -> Reach {
+        Reach { length: queue.length, looked_at: self.messages }
     }
 
     /// The next message, unless that was enough.

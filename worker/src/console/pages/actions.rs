@@ -5,9 +5,10 @@ use std::collections::BTreeSet;
 use actix_web::http::StatusCode;
 use askama::Template;
 use lapin::message::BasicGetMessage;
+use shared::telemetry::chain;
 use tracing::info;
 
-use super::aside::{NAMES, Row, filter, part, row, unseen};
+use super::aside::{Row, filter, out_of_reach, part, row, unseen};
 use super::{Page, problem};
 use crate::commands::now_ms;
 use crate::commands::set_aside::{Action, Kind};
@@ -33,8 +34,8 @@ struct Confirm {
     button: String,
     rows: Vec<Row>,
     left_out: usize,
-    /// The hidden fields of the form.
-    hidden: Vec<(String, String)>,
+    /// What is done, it is done with these, and with no other that is there by then.
+    ids: Vec<String>,
     back: String,
 }
 
@@ -92,11 +93,14 @@ fn action(request: &Request, kind: Kind) -> Option<(&'static str, Action, &'stat
 
 fn chosen(request: &Request) -> Result<Chosen, String> {
     if request.fields.get("scope") == "all" {
-        let until_ms = request.fields.get("until").parse().unwrap_or_else(|_| now_ms());
-        return Ok(Chosen::All { filter: filter(&request.fields)?, until_ms });
+        return Ok(Chosen::All(filter(&request.fields)?));
     }
-    let ids: BTreeSet<String> = request.fields.all("id").map(str::to_owned).collect();
+    let ids = ids(request);
     if ids.is_empty() { Err("Nothing is selected.".to_owned()) } else { Ok(Chosen::Ids(ids)) }
+}
+
+fn ids(request: &Request) -> BTreeSet<String> {
+    request.fields.all("id").map(str::to_owned).collect()
 }
 
 async fn confirm(request: Request, kind: Kind) -> Reply {
@@ -109,36 +113,26 @@ async fn confirm(request: Request, kind: Kind) -> Reply {
     };
     let aside = Aside { console: &request.console, tenant: &request.tenant, pages: &pages, kind };
     let (tenant, now_ms) = (&request.tenant, now_ms());
-    let takes = |item: &Item, message: &BasicGetMessage| {
-        chosen.takes(item, now_ms) && chosen.is_about(tenant, message)
-    };
+    let takes = |item: &Item, message: &BasicGetMessage| chosen.takes(item, message, tenant, now_ms);
     match aside.look(takes).await {
-        Ok(looked) if looked.items.is_empty() => problem(
-            StatusCode::NOT_FOUND,
-            "None of these messages is there: somebody has replayed or dropped them.",
-        ),
-        Ok(looked) => Reply::page(&question(&request, kind, (name, action), &chosen, looked)),
+        Ok(looked) if looked.items.is_empty() => {
+            let gone = "None of these messages is there: somebody has replayed or dropped them.";
+            problem(
+                StatusCode::NOT_FOUND,
+                &out_of_reach(kind, looked.reach).unwrap_or_else(|| gone.to_owned()),
+            )
+        }
+        Ok(looked) => Reply::page(&question(&request, kind, (name, action), looked)),
         Err(error) => problem(StatusCode::BAD_GATEWAY, &unseen(&error)),
     }
 }
 
-fn question(
-    request: &Request,
-    kind: Kind,
-    action: (&'static str, Action),
-    chosen: &Chosen,
-    looked: Looked,
-) -> Confirm {
+fn question(request: &Request, kind: Kind, action: (&'static str, Action), looked: Looked) -> Confirm {
     let ((part, title), (name, action)) = (part(kind), action);
     let number = looked.fitting;
     let noun = if number == 1 { "message" } else { "messages" };
     let verb = if action == Action::Drop { "Drop" } else { "Replay" };
-    let most = if looked.is_whole() {
-        String::new()
-    } else {
-        let (seen, length) = (words::number(looked.looked_at as u64), words::number(looked.length.into()));
-        format!(" These are among the oldest {seen} of {length} messages: do it again for the rest.")
-    };
+    let most = out_of_reach(kind, looked.reach).map(|what| format!(" {what}")).unwrap_or_default();
     let count = words::number(number as u64);
     Confirm {
         page: request.page(format!("{verb} {number} {noun} of {}", request.tenant), part),
@@ -148,7 +142,7 @@ fn question(
         question: format!("{verb} {count} {noun} of {}?{most}", request.tenant),
         warning: warning(kind, action),
         button: format!("{verb} {count} {noun}"),
-        hidden: hidden(request, chosen),
+        ids: looked.items.iter().map(|item| item.id.clone()).collect(),
         left_out: looked.items.len().saturating_sub(SHOWN),
         rows: looked
             .items
@@ -173,44 +167,45 @@ fn warning(kind: Kind, action: Action) -> &'static str {
     }
 }
 
-fn hidden(request: &Request, chosen: &Chosen) -> Vec<(String, String)> {
-    let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
-    match chosen {
-        Chosen::Ids(ids) => ids.iter().map(|id| pair("id", id)).collect(),
-        Chosen::All { until_ms, .. } => {
-            let given = NAMES.iter().filter_map(|name| Some(pair(name, &request.fields.given(name)?)));
-            given.chain([pair("scope", "all"), pair("until", &until_ms.to_string())]).collect()
-        }
-    }
-}
-
 async fn apply(request: Request, kind: Kind) -> Reply {
     let (Some(pages), Some((name, action, past))) = (request.pages(), action(&request, kind)) else {
         return problem(StatusCode::BAD_REQUEST, "There is no such action.");
     };
-    let chosen = match chosen(&request) {
-        Ok(chosen) => chosen,
-        Err(what) => return problem(StatusCode::BAD_REQUEST, &what),
-    };
+    let ids = ids(&request);
+    if ids.is_empty() {
+        return problem(StatusCode::BAD_REQUEST, "Nothing is selected.");
+    }
     let aside = Aside { console: &request.console, tenant: &request.tenant, pages: &pages, kind };
-    let (done, ended) = aside.change(action, &chosen).await;
+    let (done, ended) = aside.change(action, &ids).await;
     let stay = done.iter().filter(|done| done.stays.is_some()).count();
     let (queue, by, number) = (kind.queue(&request.tenant), &request.operator.name, done.len() - stay);
-    let error = ended.err().map(|error| unseen(&error));
+    if action == Action::Drop {
+        for Done { about, .. } in done.iter().filter(|done| done.stays.is_none()) {
+            info!(queue, event_key = about.key, reason = about.reason, by, "dropped by an operator");
+        }
+    }
+    let error = ended.as_ref().err().map(|error| chain(error));
     info!(action = name, queue, done = number, stay, error, by, "an operator's action");
-    Reply::page(&outcome(&request, kind, past, done, error))
+    let seen: BTreeSet<&str> = done.iter().map(|done| done.id.as_str()).collect();
+    let notice = match ended {
+        Err(why) => format!("It ended before all was done, please look again: {}.", chain(&why)),
+        Ok(_) if seen.len() == ids.len() => String::new(),
+        Ok(reach) => match out_of_reach(kind, reach) {
+            Some(what) => format!("Not all were seen. {what}"),
+            None if done.is_empty() => {
+                "These messages aren't there any more: somebody was faster.".to_owned()
+            }
+            None => "Some of these messages weren't there any more: somebody was faster.".to_owned(),
+        },
+    };
+    Reply::page(&outcome(&request, kind, past, done, notice))
 }
 
-fn outcome(request: &Request, kind: Kind, past: &str, done: Vec<Done>, error: Option<String>) -> Outcome {
+fn outcome(request: &Request, kind: Kind, past: &str, done: Vec<Done>, notice: String) -> Outcome {
     let (part, title) = part(kind);
     let stay = done.iter().filter(|done| done.stays.is_some()).count() as u64;
     let number = words::number(done.len() as u64 - stay);
     let rest = if stay == 0 { String::new() } else { format!(", {} stay", words::number(stay)) };
-    let notice = match error {
-        Some(why) => format!("It ended before all was done, please look again: {why}"),
-        None if done.is_empty() => "These messages aren't there any more: somebody was faster.".to_owned(),
-        None => String::new(),
-    };
     Outcome {
         page: request.page(format!("{title} of {}: done", request.tenant), part),
         title,
@@ -222,7 +217,7 @@ fn outcome(request: &Request, kind: Kind, past: &str, done: Vec<Done>, error: Op
 }
 
 fn line(past: &str, done: Done) -> Line {
-    let Done { about, stays } = done;
+    let Done { about, stays, .. } = done;
     Line {
         key: about.key.unwrap_or_else(|| words::NONE.to_owned()),
         reason: about.reason,

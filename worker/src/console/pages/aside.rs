@@ -15,7 +15,7 @@ use crate::commands::set_aside::Kind;
 use crate::commands::set_aside::message::Filter;
 use crate::commands::set_aside::queue::QueueError;
 use crate::console::aside::item::{Item, Trust, Whole};
-use crate::console::aside::{Aside, AsideError, Looked, MOST};
+use crate::console::aside::{Aside, AsideError, Looked, Reach};
 use crate::console::fields::{Fields, url};
 use crate::console::queries::PAGE;
 use crate::console::reply::Reply;
@@ -137,7 +137,7 @@ async fn list(request: Request, kind: Kind) -> Reply {
         part,
         is_dead: kind == Kind::Dead,
         names: &NAMES,
-        summary: if notice.is_empty() { summary(&looked) } else { String::new() },
+        summary: if notice.is_empty() { summary(kind, &looked) } else { String::new() },
         rows: looked
             .items
             .into_iter()
@@ -162,19 +162,30 @@ pub fn unseen(error: &AsideError) -> String {
     format!("{}.{hint}", chain(error))
 }
 
-fn summary(looked: &Looked) -> String {
+/// What to say, and to do, if not all of a queue was seen.
+#[must_use]
+pub fn out_of_reach(kind: Kind, reach: Reach) -> Option<String> {
+    let (part, _) = part(kind);
+    let (seen, length) = (words::number(reach.looked_at as u64), words::number(reach.length.into()));
+    (!reach.is_whole()).then(|| {
+        format!(
+            "A page looks at the oldest messages only, here {seen} of {length}; `worker {part}` looks at all."
+        )
+    })
+}
+
+fn summary(kind: Kind, looked: &Looked) -> String {
     let number = |number: usize| words::number(number as u64);
-    let (fit, length) = (number(looked.fitting), words::number(looked.length.into()));
+    let (fit, length) = (number(looked.fitting), words::number(looked.reach.length.into()));
     // An event that was dead-lettered, replayed and dead-lettered again beside its old message.
     let events = match looked.items.len() {
         events if events < looked.fitting => format!(", of {} events", number(events)),
         _ => String::new(),
     };
-    if looked.is_whole() {
-        return format!("{fit} of {length} messages{events}.");
+    match out_of_reach(kind, looked.reach) {
+        None => format!("{fit} of {length} messages{events}."),
+        Some(what) => format!("{fit} messages{events}. {what}"),
     }
-    let seen = number(looked.looked_at);
-    format!("{fit} among the oldest {seen} of {length} messages{events}; a page looks at {MOST} at most.")
 }
 
 /// The filter of a form, or what is wrong with it.
@@ -236,11 +247,11 @@ async fn message(request: Request, kind: Kind) -> Reply {
     };
     let aside = Aside { console: &request.console, tenant: &request.tenant, pages: &pages, kind };
     match aside.show(request.fields.get("id")).await {
-        Ok(Some(whole)) => Reply::page(&shown(&request, kind, whole)),
-        Ok(None) => problem(
-            StatusCode::NOT_FOUND,
-            "This message isn't there any more: somebody has replayed or dropped it.",
-        ),
+        Ok((Some(whole), _)) => Reply::page(&shown(&request, kind, whole)),
+        Ok((None, reach)) => {
+            let gone = "This message isn't there any more: somebody has replayed or dropped it.";
+            problem(StatusCode::NOT_FOUND, &out_of_reach(kind, reach).unwrap_or_else(|| gone.to_owned()))
+        }
         Err(error) => problem(StatusCode::BAD_GATEWAY, &unseen(&error)),
     }
 }

@@ -31,6 +31,8 @@ struct Found {
     chat: String,
     name: String,
     facts: Vec<(&'static str, String)>,
+    /// Address and chat id of other conversations that were meant.
+    others: Vec<(String, String)>,
     lines: Vec<Line>,
     earlier: Option<String>,
     events: String,
@@ -73,7 +75,10 @@ async fn find(request: &Request, store: &Store, asked: &str) -> Result<Option<Fo
     if let Some(message) = chat::message(store, asked).await? {
         ids.push(text(&message, "chat_id"));
     }
-    let Some(conversation) = chat::conversation(store, &ids).await? else { return Ok(None) };
+    let mut conversations = chat::conversations(store, &ids).await?.into_iter();
+    let Some(conversation) = conversations.next() else { return Ok(None) };
+    let link = |id: String| (url(&request.path("conversation"), [("chat", id.as_str())]), id);
+    let others = conversations.map(|other| link(text(&other, "_id"))).collect();
     let id = text(&conversation, "_id");
     let place = request.fields.given("before").as_deref().and_then(Place::parse);
     let (messages, earlier) = chat::messages(store, &id, place).await?;
@@ -88,7 +93,7 @@ async fn find(request: &Request, store: &Store, asked: &str) -> Result<Option<Fo
     let earlier = earlier.map(|place| url(&here, [("chat", id.as_str()), ("before", &place.text())]));
     let events = url(&request.path("events"), [("contact", id.as_str())]);
     let name = if shows_bodies { name(&conversation) } else { String::new() };
-    Ok(Some(Found { facts: facts(&conversation), chat: id, name, lines, earlier, events }))
+    Ok(Some(Found { facts: facts(&conversation), chat: id, name, others, lines, earlier, events }))
 }
 
 fn name(conversation: &Document) -> String {

@@ -39,7 +39,7 @@ pub async fn page(request: Request) -> Reply {
         counted: counted.map(|job| field(&job.given)),
         summary: job.as_ref().map(summary).unwrap_or_default(),
         lines: found.removed.into_iter().map(|(place, number)| (place, words::number(number))).collect(),
-        notice: job.and_then(|job| job.error).unwrap_or_default(),
+        notice: job.as_ref().and_then(notice).unwrap_or_default(),
     })
 }
 
@@ -84,6 +84,15 @@ fn field(given: &Name) -> (&'static str, String) {
     }
 }
 
+fn notice(job: &Job) -> Option<String> {
+    let error = job.error.as_ref()?;
+    Some(if job.is_count() {
+        format!("It could not be counted: {error}.")
+    } else {
+        format!("It failed half way: {error}. Please count, and erase again.")
+    })
+}
+
 fn summary(job: &Job) -> String {
     let who = match field(&job.given) {
         // An erased person is no longer named.
@@ -100,10 +109,27 @@ fn summary(job: &Job) -> String {
     };
     let known_by = format!("contact ids: {}, phones: {}", found.contacts, found.phones);
     match &found.received_before {
+        _ if job.error.is_some() && !job.is_count() => format!("Removed so far ({known_by}):"),
         None => format!("Stored about {who} ({known_by}):"),
         Some(before) => format!(
             "Removed everything about {who} ({known_by}) that was received before {before}. Later events that stay: {}.",
             found.later
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::commands::erase::Erased;
+
+    #[test]
+    fn what_failed_half_way_has_not_removed_everything() {
+        let found = Erased { received_before: Some("then".to_owned()), ..Erased::default() };
+        let mut job = Job::ended(Name::Contact("7".to_owned()), false, found);
+        assert!(summary(&job).starts_with("Removed everything") && notice(&job).is_none());
+        job.error = Some("MongoDB".to_owned());
+        assert!(summary(&job).starts_with("Removed so far"), "{}", summary(&job));
+        assert!(notice(&job).is_some_and(|notice| notice.contains("half way: MongoDB.")));
     }
 }

@@ -6,6 +6,7 @@ use mongodb::bson::Document;
 use shared::telemetry::chain;
 use tracing::info;
 
+use super::aside::out_of_reach;
 use super::{Page, problem};
 use crate::commands::set_aside::Kind;
 use crate::console::aside::Aside;
@@ -60,9 +61,10 @@ impl Body {
                 is_shown,
             };
         }
-        let (raw, is_cut) = pretty::beginning(body);
+        let (raw, is_raw_cut) = pretty::beginning(body);
         let lines = pretty::json(raw);
-        let (pretty, _) = pretty::beginning(&lines);
+        let (pretty, is_cut) = pretty::beginning(&lines);
+        let is_cut = is_cut || is_raw_cut;
         Self { pretty: pretty.to_owned(), raw: raw.to_owned(), is_cut, url, is_shown }
     }
 }
@@ -71,6 +73,8 @@ struct Shown {
     collection: String,
     id: String,
     text: String,
+    /// Whether there is more of it.
+    is_cut: bool,
 }
 
 /// An event that isn't in the ledger.
@@ -113,17 +117,11 @@ fn event(request: &Request, entry: &Document, led: Result<documents::Led, Failur
         led.as_ref().err().map(|failure| format!("Its documents can't be read: {}.", chain(failure)));
     let led = led.unwrap_or_default();
     let body_url = url(&request.path("event/body"), [("key", key.as_str())]);
-    let shown = |(collection, document): (String, Document)| Shown {
-        collection,
-        id: document
-            .get("_id")
-            .map(|id| id.as_str().map_or_else(|| id.to_string(), str::to_owned))
-            .unwrap_or_default(),
-        text: if shows_bodies {
-            pretty::beginning(&pretty::document(document)).0.to_owned()
-        } else {
-            String::new()
-        },
+    let shown = |(collection, document): (String, Document)| {
+        let id = document.get("_id").map(|id| id.as_str().map_or_else(|| id.to_string(), str::to_owned));
+        let text = if shows_bodies { pretty::document(document) } else { String::new() };
+        let (beginning, is_cut) = pretty::beginning(&text);
+        Shown { collection, id: id.unwrap_or_default(), text: beginning.to_owned(), is_cut }
     };
     Event {
         page: request.page(format!("Event {key}"), "events"),
@@ -168,10 +166,15 @@ async fn absent(request: &Request, key: String, mut notices: Vec<String>) -> Rep
         let aside = Aside { console: &request.console, tenant: &request.tenant, pages: &pages, kind };
         let is_it = |item: &Item, _: &_| item.about.key.as_deref() == Some(key.as_str());
         match aside.look(is_it).await {
-            Ok(looked) => found.extend(looked.items.into_iter().map(|item| {
-                let page = request.path(&format!("{part}/message"));
-                (what, item.about.reason, url(&page, [("id", item.id.as_str())]))
-            })),
+            Ok(looked) => {
+                if looked.items.is_empty() {
+                    notices.extend(out_of_reach(kind, looked.reach));
+                }
+                found.extend(looked.items.into_iter().map(|item| {
+                    let page = request.path(&format!("{part}/message"));
+                    (what, item.about.reason, url(&page, [("id", item.id.as_str())]))
+                }));
+            }
             Err(error) => notices.push(format!("Whether it is {what} can't be seen: {}.", chain(&error))),
         }
     }

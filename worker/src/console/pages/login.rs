@@ -61,7 +61,7 @@ pub async fn enter(request: HttpRequest, console: web::Data<Console>, Form(field
     if name.is_empty() {
         return shown(StatusCode::BAD_REQUEST, &console, &fields, "Please give your name.");
     }
-    let address = request.peer_addr().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.ip());
+    let address = address(&request);
     if !console.wrong_tokens(|wrong, now| wrong.may_try(address, now)) {
         let notice = "Too many wrong tokens. Please try again in a minute.";
         return shown(StatusCode::TOO_MANY_REQUESTS, &console, &fields, notice);
@@ -82,6 +82,15 @@ pub async fn enter(request: HttpRequest, console: web::Data<Console>, Form(field
             problem(StatusCode::INTERNAL_SERVER_ERROR, "There is no randomness for a session.")
         }
     }
+}
+
+/// Who asks: the last address that a proxy in front of the console has added, else whoever has connected. Somebody who
+/// makes addresses up has to share the number of tries that all have together.
+fn address(request: &HttpRequest) -> IpAddr {
+    let forwarded = header(request, &HeaderName::from_static("x-forwarded-for"));
+    let last = forwarded.and_then(|addresses| addresses.rsplit(',').next()?.trim().parse().ok());
+    let peer = || request.peer_addr().map(|peer| peer.ip());
+    last.or_else(peer).unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED))
 }
 
 /// Whether a token is the right one. Compares hashes: so the time for it tells nothing about the token.

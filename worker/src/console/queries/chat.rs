@@ -49,10 +49,10 @@ fn of_contact(id: &str) -> Find {
     Find { filter, limit: PAGE, fields: doc! {"_id": 1}, ..Find::default() }
 }
 
-/// A conversation, by any of these ids, if there is one.
-pub async fn conversation(store: &Store, ids: &[String]) -> Result<Option<Document>, Failure> {
-    let found = Find::by_ids(ids).run(store, &store.names.conversations).await?;
-    Ok(found.into_iter().next())
+/// The conversations with these ids, the one with the latest message first.
+pub async fn conversations(store: &Store, ids: &[String]) -> Result<Vec<Document>, Failure> {
+    let find = Find { sort: doc! {"last_message_ts": -1}, ..Find::by_ids(ids) };
+    find.run(store, &store.names.conversations).await
 }
 
 /// Messages of a conversation, the latest first, and where the earlier ones begin. Those without content have
