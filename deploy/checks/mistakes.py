@@ -155,6 +155,7 @@ TEMPLATES = [
     ("a tenant without keys whom nobody tells of", "defaults", NOTES, "{{- if not .signingKeys }}", "{{- if false }}"),
     ("a policy that differs", ALL, RABBITMQ, "max-length-bytes: 536870912", "max-length-bytes: 1"),
     ("a policy that breaks a promise", ALL, RABBITMQ, "max-length-bytes: 536870912", "max-length-bytes: 536870912\n    message-ttl: 1000"),
+    ("queues that go with the release", ALL, RABBITMQ, '"name" "rabbitmq") | nindent 2 }}\n  annotations: {helm.sh/resource-policy: keep}', '"name" "rabbitmq") | nindent 2 }}'),
     ("an even number of nodes", ALL, RABBITMQ, "replicas: {{ $operator.replicas }}\n  persistence", "replicas: 4\n  persistence"),
     ("a user without a password", ALL, RABBITMQ, "name: {{ $operator.userSecret }}", "name: penstock-user"),
     ("rights of nobody", ALL, RABBITMQ, 'kind: User\nmetadata:\n  {{- include "penstock.metadata" (dict "root" . "name" "penstock")', 'kind: User\nmetadata:\n  {{- include "penstock.metadata" (dict "root" . "name" "somebody")'),

@@ -20,6 +20,14 @@ def policies(build):
         yield "the policies differ from deploy/rabbitmq/definitions.json"
 
 
+def kept(build):
+    """Helm would delete the queues with the cluster or the virtual host, and lock Penstock out without its user."""
+    for kind, name in [("RabbitmqCluster", "rabbitmq"), *((kind, "penstock") for kind in ("Vhost", "User", "Permission"))]:
+        resource = build.named(kind, name)
+        if resource and resource["metadata"].get("annotations", {}).get("helm.sh/resource-policy") != "keep":
+            yield f"helm uninstall deletes the {kind} {name}"
+
+
 def users(build):
     if not build.of("RabbitmqCluster"):
         return
