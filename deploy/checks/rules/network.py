@@ -2,9 +2,9 @@
 
 from build import binary, labels, matches, selects, wanted_labels
 
-# What each may open connections to, but for a collector of traces: DNS, RabbitMQ, MongoDB; and backfill
-# respond.io.
-REACHES = {"ingest": {53, 5671, 5672}, "worker": {53, 5671, 5672, 27017}}
+# What each may open connections to, but for a collector of traces: DNS, RabbitMQ, its management API, MongoDB;
+# and backfill respond.io.
+REACHES = {"ingest": {53, 5671, 5672}, "worker": {53, 5671, 5672, 15671, 15672, 27017}}
 ALSO_REACHES = {"backfill": {443}}
 
 
@@ -60,11 +60,23 @@ def network(build):
         admitted = ports_of([policy for policy in every if policy["metadata"]["name"] == "rabbitmq"], "ingress")
         if missing := {5672, 4369, 25672, 15672, 15692} - admitted:
             yield f"RabbitMQ doesn't work without {sorted(missing)}"
+    if rabbitmq := build.named("NetworkPolicy", "rabbitmq"):
+        for workload, _, container in build.ours():
+            if container["name"] in ("worker", "console") and 15672 not in admitted_ports(rabbitmq, labels(workload)):
+                yield f"RabbitMQ's management API lets {container['name']} in by no policy"
     # An empty list of peers is everybody.
     for policy in every:
         for rule in policy["spec"].get("ingress") or []:
             if not rule.get("from"):
                 yield f"NetworkPolicy {policy['metadata']['name']} lets everybody in"
+
+
+def admitted_ports(policy, found):
+    """To which ports pods of the same namespace may connect."""
+    return {
+        port["port"] for rule in policy["spec"]["ingress"] for peer in rule["from"] for port in rule["ports"]
+        if "namespaceSelector" not in peer and any(matches(found, w) for w in wanted_labels(peer.get("podSelector", {})))
+    }
 
 
 def ports_of(policies, direction):

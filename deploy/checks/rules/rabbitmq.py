@@ -3,6 +3,7 @@
 import json
 import operator
 
+from build import environment
 from files import DEPLOY
 
 
@@ -18,6 +19,19 @@ def policies(build):
     theirs = json.loads((DEPLOY / "rabbitmq/definitions.json").read_text())["policies"]
     if sorted(ours, key=by_name) != sorted(theirs, key=by_name):
         yield "the policies differ from deploy/rabbitmq/definitions.json"
+
+
+def management(build):
+    """Workers see policies that lose messages by the management API only."""
+    for cluster in build.of("RabbitmqCluster"):
+        name = cluster["metadata"]["name"]
+        for _, _, container in build.ours():
+            url = environment(container).get("AMQP_MANAGEMENT_URL")
+            if container["name"] in ("worker", "console") and url != f"http://{name}:15672":
+                yield f"{container['name']} doesn't know the management API of {name}"
+        penstock = build.named("User", "penstock")
+        if penstock and "monitoring" not in penstock["spec"].get("tags", []):
+            yield "the management API answers Penstock's user with 401"
 
 
 def kept(build):

@@ -126,7 +126,9 @@ started again while they roll has the settings that it was made with. Takes root
 {{- end }}
 
 {{- define "penstock.workerEnv" -}}
-{{- include "penstock.env" (dict "root" . "settings" .Values.worker.settings) }}
+{{- /* Its user is that of AMQP_URL. */}}
+{{- $management := ternary (dict "AMQP_MANAGEMENT_URL" "http://rabbitmq:15672") dict (eq "yes" (include "penstock.ownRabbitmq" .)) }}
+{{- include "penstock.env" (dict "root" . "settings" (merge dict .Values.worker.settings $management)) }}
 {{- range .Values.tenants }}
 - {name: {{ include "penstock.prefix" . }}DB_NAME, value: {{ .database | quote }}}
 {{- if .mongoUri }}
