@@ -53,6 +53,7 @@ VALUES = [
     ("a runbook that can't be clicked", "production", {"monitoring": {"runbook": "deploy/RUNBOOK.md"}}),
     ("a Job for nobody", "production", {"jobs": {"rebuild": [{"tenant": "acme"}]}}),
     ("a backfill without a token", "production", {"jobs": {"backfill": [{"tenant": "vip"}]}}),
+    ("all ports of MongoDB's peers", "defaults", {"networkPolicy": {"ports": {"mongodb": []}}}),
     ("a peer that is none", "defaults", {"networkPolicy": {"from": {"prometheus": [{"namespace": "monitoring"}]}}}),
 ]
 
@@ -63,6 +64,10 @@ FINE = [
     ("one of everything", "production", {"ingest": {"replicas": 1, "spool": {"size": "100Mi"}}, "workQueues": 2}),
     ("another tenant", "defaults", {"tenants": [FASTER, {"name": "acme_uk-2", "database": "acme"}]}),
     ("nobody else is let in", "production", {"networkPolicy": {"from": {"operators": []}, "to": {"collector": []}}}),
+    ("OpenShift, and servers at other ports", "production", {"networkPolicy": {
+        "to": {"dns": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "openshift-dns"}}}]},
+        "ports": {"dns": [53, 5353], "rabbitmq": [5672, 5671, 30000], "management": [15672, 15671, 443], "mongodb": [27017, 1026]},
+    }}),
     ("no monitors", "production", {"monitoring": {"monitors": False, "rules": False}}),
     ("KEDA and another RabbitMQ", "own-servers", {"autoscaling": {"by": "keda", "keda": {"managementUrl": "https://rabbitmq.example.com/penstock"}}}),
 ]
@@ -118,8 +123,9 @@ TEMPLATES = [
     ("a NetworkPolicy for all but for nobody", ALL, NETWORK, "podSelector:\n    matchExpressions:\n      - key: app.kubernetes.io/name\n        operator: In\n        values: [penstock-ingest, penstock-drain]", "podSelector: {}"),
     ("a NetworkPolicy of nothing", ALL, JOBS, "      app.kubernetes.io/name: penstock-backfill", "      app.kubernetes.io/name: backfill"),
     ("everybody at the console", "production", NETWORK, "{{- if .peers }}", "{{- if true }}"),
-    ("a MongoDB that can't be reached", ALL, NETWORK, "(list 27017)", "(list 27018)"),
+    ("a MongoDB that can't be reached", ALL, NETWORK, ".Values.networkPolicy.ports.mongodb", "(list 27018)"),
     ("a DNS that can't be reached", ALL, NETWORK, '{{- include "penstock.toDns" . }}', ""),
+    ("a DNS that is no pod", ALL, NETWORK, "{{- toYaml . | nindent 4 }}\n  ports:\n    {{- range $", "{{- toYaml (list (first .)) | nindent 4 }}\n  ports:\n    {{- range $"),
     ("a respond.io that can't be reached", ALL, JOBS, "(list 443)", "(list 80)"),
     ("an ingest that nobody reaches", ALL, NETWORK, '(list "http")', '(list "https")'),
     ("a RabbitMQ that is open to all", ALL, NETWORK, '{{- if include "penstock.ownRabbitmq" . }}', "{{- if false }}"),

@@ -6,6 +6,8 @@ from build import binary, labels, matches, selects, wanted_labels
 # and backfill respond.io.
 REACHES = {"ingest": {53, 5671, 5672}, "worker": {53, 5671, 5672, 15671, 15672, 27017}}
 ALSO_REACHES = {"backfill": {443}}
+# The node's own cache, and Cloud DNS of GKE.
+DNS = {"169.254.20.10/32", "169.254.169.254/32"}
 
 
 def selectors(build):
@@ -48,6 +50,9 @@ def network(build):
         wanted = REACHES[binary(container)] | ALSO_REACHES.get(name, set())
         if missing := wanted - ports_of(policies, "egress"):
             yield f"{name} may not reach {sorted(missing)}"
+        peers = [peer for p in policies for rule in p["spec"]["egress"] if 53 in ports_of_rule(rule) for peer in rule["to"]]
+        if any("podSelector" in peer for peer in peers) and DNS - {peer.get("ipBlock", {}).get("cidr") for peer in peers}:
+            yield f"{name} can't reach DNS that isn't a pod of the cluster"
         for port in container.get("ports", []):
             # Nobody has to be let in to the console: kubectl port-forward comes from the node.
             if name != "console" and port["name"] not in ports_of(policies, "ingress"):
@@ -80,4 +85,8 @@ def admitted_ports(policy, found):
 
 
 def ports_of(policies, direction):
-    return {port["port"] for policy in policies for rule in policy["spec"].get(direction) or [] for port in rule["ports"]}
+    return {port for policy in policies for rule in policy["spec"].get(direction) or [] for port in ports_of_rule(rule)}
+
+
+def ports_of_rule(rule):
+    return {port["port"] for port in rule["ports"]}
