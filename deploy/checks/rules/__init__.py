@@ -8,7 +8,7 @@ RULES = [
     network.selectors, network.network,
     monitoring.monitors, monitoring.probes, monitoring.alerts, monitoring.dashboard,
     scaling.work_queues, scaling.scaling, scaling.triggers,
-    rabbitmq.policies, rabbitmq.management, rabbitmq.kept, rabbitmq.users,
+    rabbitmq.policies, rabbitmq.disk, rabbitmq.management, rabbitmq.kept, rabbitmq.users,
 ]
 
 

@@ -1,10 +1,15 @@
 """RabbitMQ by its operators: the same policies as elsewhere, and who may do what."""
 
+import itertools
 import json
 import operator
+import re
 
 from build import environment
-from files import DEPLOY
+from files import DEPLOY, amount
+
+# A queue holds some large bodies at least.
+LEAST = 32 << 20
 
 
 def policies(build):
@@ -17,8 +22,27 @@ def policies(build):
         spec["apply-to"] = spec.pop("applyTo")
         ours.append(spec)
     theirs = json.loads((DEPLOY / "rabbitmq/definitions.json").read_text())["policies"]
+    # On a small disk, the chart's bound is lower.
+    for mine, other in itertools.product(ours, theirs):
+        if mine["name"] == other["name"] == "penstock-webhooks" and LEAST <= bound(mine) < bound(other):
+            mine["definition"] = mine["definition"] | {"max-length-bytes": bound(other)}
     if sorted(ours, key=by_name) != sorted(theirs, key=by_name):
         yield "the policies differ from deploy/rabbitmq/definitions.json"
+
+
+def bound(policy):
+    return policy["definition"].get("max-length-bytes", 0)
+
+
+def disk(build):
+    """The queues refuse before the disk alarm, which blocks all tenants: they fill four fifths of what the disk has for them."""
+    for cluster in build.of("RabbitmqCluster"):
+        limit = int(re.search(r"disk_free_limit.absolute = (\d+)GB", cluster["spec"]["rabbitmq"]["additionalConfig"])[1]) * 10**9
+        room = (amount(cluster["spec"]["persistence"]["storage"]) - limit) * 4 // 5
+        queues = len(build.tenants()) * (int(environment(next(build.ours())[2])["WEBHOOK_WORKERS"]) + 1)
+        largest = sum(bound(policy["spec"]) for policy in build.of("Policy") if policy["spec"]["name"] == "penstock-webhooks")
+        if queues * largest > room:
+            yield f"{queues} queues of {largest} bytes don't fit into {room}"
 
 
 def management(build):

@@ -162,6 +162,16 @@ started again while they roll has the settings that it was made with. Takes root
 {{- mul (regexFind "^[0-9]+" . | int64) (get $unit (regexFind "[MGT]" .)) }}
 {{- end }}
 
+{{/*
+The bound of a work queue: all of them may fill four fifths of what disk_free_limit (4 GB) leaves of RabbitMQ's disk, and
+each 512 MiB at most. The rest is for the quarantine, dead letters, and RabbitMQ's own files.
+*/}}
+{{- define "penstock.queueMebibytes" -}}
+{{- $room := sub (include "penstock.bytes" .Values.rabbitmq.operator.storage | int64) 4000000000 }}
+{{- $queues := mul (len .Values.tenants) (add .Values.workQueues 1) }}
+{{- min 512 (div (div (mul $room 4) (mul $queues 5)) 1048576) }}
+{{- end }}
+
 {{- define "penstock.maxReplicas" -}}
 {{- .Values.autoscaling.maxReplicas | default .Values.workQueues | int }}
 {{- end }}
