@@ -14,6 +14,9 @@ def monitors(build):
     ports = {port["name"] for _, _, container in build.services() for port in container["ports"]}
     for monitor in build.of("ServiceMonitor", "PodMonitor"):
         name, offered = monitor["metadata"]["name"], ports
+        ends = monitor["spec"].get("endpoints", monitor["spec"].get("podMetricsEndpoints"))
+        if len({end["port"] for end in ends}) < len(ends):
+            yield f"{monitor['kind']} {name}: two scrapes of one port write the same series `up`"
         # Its Service is the operator's.
         if name == "rabbitmq":
             continue
@@ -22,7 +25,7 @@ def monitors(build):
             offered = {port["name"] for service in services for port in service["spec"]["ports"]}
             if not services:
                 yield f"ServiceMonitor {name} selects nothing"
-        for end in monitor["spec"].get("endpoints", monitor["spec"].get("podMetricsEndpoints")):
+        for end in ends:
             if end["port"] not in offered:
                 yield f"{monitor['kind']} {name}: no port {end['port']}"
     scrapes = yaml.safe_load((DEPLOY / "prometheus/prometheus.yml").read_text())["scrape_configs"]
