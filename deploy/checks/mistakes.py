@@ -65,6 +65,7 @@ FINE = [
     ("more of everything", "production", {"ingest": {"replicas": 29, "spool": {"size": "1Ti"}}, "workQueues": 64}),
     ("a small disk for RabbitMQ", "production", {"rabbitmq": {"operator": {"storage": "6Gi"}}}),
     ("one of everything", "production", {"ingest": {"replicas": 1, "spool": {"size": "100Mi"}}, "workQueues": 2}),
+    ("no preStop", "production", {"ingest": {"preStopSeconds": 0}}),
     ("another tenant", "defaults", {"tenants": [FASTER, {"name": "acme_uk-2", "database": "acme"}]}),
     ("nobody else is let in", "production", {"networkPolicy": {"from": {"operators": []}, "to": {"collector": []}}}),
     ("OpenShift, and servers at other ports", "production", {"networkPolicy": {
@@ -108,7 +109,7 @@ TEMPLATES = [
     ("a console for this pod alone", ALL, CONSOLE, "CONSOLE_HOST, value: 0.0.0.0", "CONSOLE_HOST, value: 127.0.0.1"),
     ("a grace that is too short", ALL, INGEST, "terminationGracePeriodSeconds: {{ add .Values.ingest.preStopSeconds $grace }}", "terminationGracePeriodSeconds: 30"),
     ("a longer DRAIN_DELAY", ALL, INGEST, "{{ .Values.ingest.drainDelaySeconds }}s", "60s"),
-    ("a longer preStop", ALL, INGEST, "seconds: {{ .Values.ingest.preStopSeconds }}", "seconds: 60"),
+    ("a longer preStop", ALL, INGEST, "seconds: {{ . }}", "seconds: 60"),
     ("a longer SHUTDOWN_GRACE", ALL, WORKER, "{{ .Values.worker.shutdownGraceSeconds }}s", "1m"),
     ("too many refusals", ALL, INGEST, "min 10 (div 29 .Values.ingest.replicas)", "10"),
     ("a larger spool", ALL, HELPERS, ".Values.ingest.spool.size) 2) 5", ".Values.ingest.spool.size) 4) 5"),

@@ -26,6 +26,9 @@ def names(build):
 def grace(build):
     for _, pod, container in build.services():
         pre_stop = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
+        # Kubernetes takes a sleep of 0 s since 1.33 only.
+        if "lifecycle" in container and pre_stop < 1:
+            yield f"Kubernetes 1.30 refuses the preStop of {container['name']}"
         told = seconds(environment(container).get("TERMINATION_GRACE") or "0s")
         if told != pod.get("terminationGracePeriodSeconds", 30) - pre_stop:
             yield f"TERMINATION_GRACE of {container['name']} is not what is left of terminationGracePeriodSeconds after preStop"
