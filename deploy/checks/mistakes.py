@@ -65,6 +65,7 @@ FINE = [
     ("more of everything", "production", {"ingest": {"replicas": 29, "spool": {"size": "1Ti"}}, "workQueues": 64}),
     ("a small disk for RabbitMQ", "production", {"rabbitmq": {"operator": {"storage": "6Gi"}}}),
     ("one of everything", "production", {"ingest": {"replicas": 1, "spool": {"size": "100Mi"}}, "workQueues": 2}),
+    ("one work queue", "defaults", {"workQueues": 1}),
     ("no preStop", "production", {"ingest": {"preStopSeconds": 0}}),
     ("another tenant", "defaults", {"tenants": [FASTER, {"name": "acme_uk-2", "database": "acme"}]}),
     ("nobody else is let in", "production", {"networkPolicy": {"from": {"operators": []}, "to": {"collector": []}}}),
