@@ -28,7 +28,9 @@ pub struct Answer<'a> {
     pub since: Option<i64>,
     /// Where it ended.
     pub place: &'a Place,
-    /// Contacts that can't be read, and why.
+    /// Whether it came to the end.
+    pub complete: bool,
+    /// Contacts that this run can't read, and why.
     pub failures: &'a [(String, String)],
 }
 
@@ -83,6 +85,7 @@ impl Answer<'_> {
         object["tenant"] = self.tenant.into();
         object["dry_run"] = self.dry_run.into();
         object["since"] = self.since.map(rfc3339).into();
+        object["complete"] = self.complete.into();
         object["until"] = rfc3339(self.place.until).into();
         object["failures"] = failures.collect();
         object["not_in_the_api"] = NOT_IN_THE_API.into();
@@ -91,6 +94,9 @@ impl Answer<'_> {
 
     /// The end of all answers to people.
     fn rest(&self, out: &mut impl Write) -> Result<(), CommandError> {
+        if !self.complete {
+            say(out, "  it stopped before the end: these are the numbers so far")?;
+        }
         if self.place.counts.deleted > 0 {
             say(out, format!("  {} contacts were deleted meanwhile", self.place.counts.deleted))?;
         }

@@ -20,6 +20,14 @@ const LIMIT: u32 = 100;
 /// Attempts of a request; fewer, if no request has succeeded yet: the address may be wrong.
 const ATTEMPTS: u32 = 10;
 const FIRST_ATTEMPTS: u32 = 3;
+/// After this many attempts, a request about one contact asks whether the API answers about others.
+const DOUBT_ATTEMPTS: u32 = 6;
+/// Other contacts that are asked for then, and attempts for each request.
+const OTHERS: usize = 3;
+const OTHER_ATTEMPTS: u32 = 2;
+/// What asks for all contacts.
+const ALL: &str = r#"{"search":"","timezone":"Etc/UTC","filter":{"$and":[]}}"#;
+const CONTACTS: &str = "/contact/list";
 /// First and longest pause before the next attempt, if the API doesn't say how long.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_mins(1));
 /// Longest pause that the API may ask for.
@@ -58,7 +66,7 @@ pub enum ApiError {
         words: String,
     },
     /// It fails again and again.
-    #[error("respond.io fails ({status}), {ATTEMPTS} times in a row")]
+    #[error("respond.io fails ({status}) again and again")]
     Failing {
         /// 500 or above.
         status: u16,
@@ -77,13 +85,24 @@ pub enum ApiError {
     /// The answer makes no sense.
     #[error("respond.io's answer")]
     Unreadable(#[from] Unreadable),
+    /// It answers about others.
+    #[error("respond.io answers about other contacts, but not about this one")]
+    OneContact(#[source] Box<ApiError>),
 }
 
 impl ApiError {
     /// Whether it concerns one contact only, and others can be read.
     #[must_use]
     pub fn is_of_one_contact(&self) -> bool {
-        matches!(self, Self::NotFound { .. } | Self::Refused { .. } | Self::Unreadable(_))
+        matches!(
+            self,
+            Self::NotFound { .. } | Self::Refused { .. } | Self::Unreadable(_) | Self::OneContact(_)
+        )
+    }
+
+    /// Whether the API, or the way there, fails. That may be because of what was asked for.
+    fn is_failure(&self) -> bool {
+        matches!(self, Self::Failing { .. } | Self::Unreachable(_))
     }
 }
 
@@ -117,21 +136,20 @@ impl Api {
 
     /// A page of all contacts.
     pub async fn contacts(&self, cursor: Option<&str>) -> Result<Page, ApiError> {
-        let body = r#"{"search":"","timezone":"Etc/UTC","filter":{"$and":[]}}"#;
-        self.page(Method::POST, "/contact/list", cursor, body).await
+        self.page(Method::POST, CONTACTS, cursor, ALL).await
     }
 
     /// A contact.
     pub async fn contact(&self, id: &str) -> Result<Object, ApiError> {
         let path = format!("/contact/id:{}", escaped(id));
-        let answer = self.answer(Method::GET, &path, "").await?;
+        let answer = self.answer_about(id, &path).await?;
         Ok(json::parse(&answer.body).map_err(|_| Unreadable::NoJson)?)
     }
 
     /// A page of a contact's messages, the newest first.
     pub async fn messages(&self, contact_id: &str, cursor: Option<&str>) -> Result<Page, ApiError> {
-        let path = format!("/contact/id:{}/message/list", escaped(contact_id));
-        self.page(Method::GET, &path, cursor, "").await
+        let answer = self.answer_about(contact_id, &message_list(contact_id, cursor)).await?;
+        Ok(page::read(&answer.body)?)
     }
 
     /// A page of the workspace's users.
@@ -151,13 +169,54 @@ impl Api {
         cursor: Option<&str>,
         body: &str,
     ) -> Result<Page, ApiError> {
-        let cursor = cursor.map(|cursor| format!("&cursorId={}", escaped(cursor))).unwrap_or_default();
-        let answer = self.answer(method, &format!("{path}?limit={LIMIT}{cursor}"), body).await?;
+        let answer = self.answer(method, &list(path, cursor), body, ATTEMPTS).await?;
         Ok(page::read(&answer.body)?)
     }
 
-    /// Makes a request until it is answered.
-    async fn answer(&self, method: Method, path: &str, body: &str) -> Result<Answer, ApiError> {
+    /// Asks about a contact. If that fails again and again, others show whether the API fails, or only this
+    /// contact.
+    async fn answer_about(&self, contact_id: &str, path: &str) -> Result<Answer, ApiError> {
+        match self.answer(Method::GET, path, "", DOUBT_ATTEMPTS).await {
+            Err(error) if error.is_failure() => {}
+            answered => return answered,
+        }
+        let answers_about_others = self.answers_about_others(contact_id).await;
+        // Once more in any case: the API may work again.
+        let attempts = if answers_about_others { OTHER_ATTEMPTS } else { ATTEMPTS };
+        match self.answer(Method::GET, path, "", attempts).await {
+            Err(error) if answers_about_others && error.is_failure() => {
+                Err(ApiError::OneContact(error.into()))
+            }
+            answered => answered,
+        }
+    }
+
+    /// Whether it answers about one of some other contacts.
+    async fn answers_about_others(&self, contact_id: &str) -> bool {
+        let first = self.answer(Method::POST, &list(CONTACTS, None), ALL, OTHER_ATTEMPTS).await;
+        let Some(Page { items, .. }) = first.ok().and_then(|first| page::read(&first.body).ok()) else {
+            return false;
+        };
+        let mut others: Vec<String> = items.iter().filter_map(|item| item.get("id")?.id()).collect();
+        others.retain(|id| id != contact_id);
+        fastrand::shuffle(&mut others);
+        for id in others.iter().take(OTHERS) {
+            let asked = self.answer(Method::GET, &message_list(id, None), "", OTHER_ATTEMPTS).await;
+            if asked.is_ok() {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Makes a request until it is answered, at most this many times.
+    async fn answer(
+        &self,
+        method: Method,
+        path: &str,
+        body: &str,
+        attempts: u32,
+    ) -> Result<Answer, ApiError> {
         let (mut backoff, mut failures) = (BACKOFF.0, 0);
         loop {
             self.pace.turn().await;
@@ -168,7 +227,7 @@ impl Api {
             };
             failures += 1;
             let has_answered = self.has_answered.load(Ordering::Relaxed);
-            if failures >= if has_answered { ATTEMPTS } else { FIRST_ATTEMPTS } {
+            if failures >= if has_answered { attempts } else { attempts.min(FIRST_ATTEMPTS) } {
                 return Err(error);
             }
             match pause {
@@ -210,6 +269,17 @@ enum Failed {
     ForGood(ApiError),
     /// To be tried again; after this pause, if the API says how long.
     ForNow(Option<Duration>, ApiError),
+}
+
+/// The path of a page of a list.
+fn list(path: &str, cursor: Option<&str>) -> String {
+    let cursor = cursor.map(|cursor| format!("&cursorId={}", escaped(cursor))).unwrap_or_default();
+    format!("{path}?limit={LIMIT}{cursor}")
+}
+
+/// The path of a page of a contact's messages.
+fn message_list(contact_id: &str, cursor: Option<&str>) -> String {
+    list(&format!("/contact/id:{}/message/list", escaped(contact_id)), cursor)
 }
 
 fn escaped(text: &str) -> String {

@@ -172,7 +172,7 @@ impl Command {
         let (place, failures, _) = run.end();
         outlet.broker.link().close().await;
         let released = lease.release(ran.is_ok()).await;
-        self.answer(&place, &failures).published(out)?;
+        self.answer(&place, &failures, ran.is_ok()).published(out)?;
         ran.and(released).map_err(CommandError::Stopped)?;
         unread(place.counts.failed)
     }
@@ -186,10 +186,14 @@ impl Command {
         };
         let place = Place::beginning(&self.task, now_ms());
         let mut run = Run::new(&self.api, &store, Mode::Audit, self.task.clone(), place);
-        run.all(tenant, &source).await?;
-        run.wait_for_missing(self.arguments.wait).await?;
+        let mut ran = run.all(tenant, &source).await;
+        if ran.is_ok() {
+            ran = run.wait_for_missing(self.arguments.wait).await;
+        }
         let (place, failures, audit) = run.end();
-        self.answer(&place, &failures).audited(&audit, out)?;
+        // Also if it failed half way: to count may have taken hours.
+        self.answer(&place, &failures, ran.is_ok()).audited(&audit, out)?;
+        ran?;
         let (missing, contacts) = (audit.total().missing, audit.missing_contacts());
         if missing + contacts > 0 {
             return Err(CommandError::Incomplete(format!(
@@ -199,9 +203,14 @@ impl Command {
         unread(place.counts.failed)
     }
 
-    fn answer<'a>(&'a self, place: &'a Place, failures: &'a [(String, String)]) -> Answer<'a> {
+    fn answer<'a>(
+        &'a self,
+        place: &'a Place,
+        failures: &'a [(String, String)],
+        complete: bool,
+    ) -> Answer<'a> {
         let Arguments { tenant, dry_run, json, .. } = &self.arguments;
-        Answer { tenant, dry_run: *dry_run, json: *json, since: self.task.since, place, failures }
+        Answer { tenant, dry_run: *dry_run, json: *json, since: self.task.since, place, complete, failures }
     }
 }
 
