@@ -1,16 +1,18 @@
 //! What MongoDB has of the API's messages and contacts.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
 use crate::json::{Json, Object};
 use futures_util::TryStreamExt;
 use mongodb::Collection;
 use mongodb::bson::{Document, RawDocumentBuf, doc};
+use mongodb::error::Error;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::event;
 use super::plan::Message;
+use crate::person::Name;
 use crate::project::message;
 use crate::project::record::Record;
 use crate::store::Store;
@@ -118,6 +120,17 @@ pub async fn contacts(store: &Store, ids: &[&str]) -> Result<HashSet<String>, Fa
     Ok(found.iter().filter_map(|document| document.get_str("_id").ok().map(str::to_owned)).collect())
 }
 
+/// When a person of these names was erased, if one was.
+pub async fn erased_at(store: &Store, names: &BTreeSet<Name>) -> Result<Option<i64>, Failure> {
+    let started = Instant::now();
+    loop {
+        match within_deadline(store.erased_at(names)).await {
+            Ok(erased_at) => return Ok(erased_at),
+            Err(failure) => pause_after(failure, started).await?,
+        }
+    }
+}
+
 /// The id of a contact.
 #[must_use]
 pub fn contact_id(contact: &Object) -> Option<String> {
@@ -135,10 +148,9 @@ async fn find(
     for ids in ids.chunks(IDS) {
         let started = Instant::now();
         loop {
-            match find_once(&collection, ids, &fields).await {
+            match within_deadline(find_once(&collection, ids, &fields)).await {
                 Ok(found) => break all.extend(found),
-                Err(failure) if started.elapsed() > RETRY_TIMEOUT => return Err(failure),
-                Err(_) => sleep(PAUSE).await,
+                Err(failure) => pause_after(failure, started).await?,
             }
         }
     }
@@ -151,8 +163,20 @@ async fn find_once(
     fields: &Document,
 ) -> Result<Vec<RawDocumentBuf>, Failure> {
     let find = collection.find(doc! {"_id": {"$in": ids}}).projection(fields.clone());
-    let found = async { find.await?.try_collect().await };
-    Ok(timeout(DEADLINE, found).await.map_err(|_| Failure::TimedOut(DEADLINE))??)
+    Ok(find.await?.try_collect().await?)
+}
+
+async fn within_deadline<T>(asked: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    timeout(DEADLINE, asked).await.unwrap_or(Err(Failure::TimedOut(DEADLINE)))
+}
+
+/// Waits before MongoDB is asked again, unless it has failed for too long.
+async fn pause_after(failure: Failure, started: Instant) -> Result<(), Failure> {
+    if started.elapsed() > RETRY_TIMEOUT {
+        return Err(failure);
+    }
+    sleep(PAUSE).await;
+    Ok(())
 }
 
 #[cfg(test)]

@@ -192,7 +192,7 @@ impl Reader<'_> {
 
     /// When the contact was erased, if it was: workers don't take what is older, so that it isn't missing.
     async fn erased_at(&self, contact: &Contact) -> Result<Option<i64>, BackfillError> {
-        Ok(self.store.erased_at(&contact.names()).await?)
+        Ok(known::erased_at(self.store, &contact.names()).await?)
     }
 
     /// Publishes or counts the messages of a contact in the span.
