@@ -30,7 +30,7 @@ pub struct Answer<'a> {
     pub place: &'a Place,
     /// Whether it came to the end.
     pub complete: bool,
-    /// Contacts that this run can't read, and why.
+    /// Contacts that can't be read, and why.
     pub failures: &'a [(String, String)],
 }
 

@@ -8,6 +8,9 @@ use serde::Serialize;
 
 use super::plan::Span;
 
+/// This many contacts that can't be read are named; the others are only counted.
+pub const MAX_FAILURES: usize = 1000;
+
 /// What a run has done so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Counts {
@@ -95,6 +98,8 @@ pub struct Place {
     pub done: BTreeSet<String>,
     /// What was done so far.
     pub counts: Counts,
+    /// Ids of contacts that could not be read, at most [`MAX_FAILURES`].
+    pub failed: Vec<String>,
 }
 
 impl Place {
@@ -112,6 +117,9 @@ impl Place {
 
     /// Records that a contact is done, with this result.
     pub fn finish(&mut self, id: String, counts: Counts) {
+        if counts.failed > 0 && self.failed.len() < MAX_FAILURES {
+            self.failed.push(id.clone());
+        }
         self.done.insert(id);
         self.counts.add(counts);
     }
@@ -123,19 +131,24 @@ impl Place {
         doc! {
             "until": DateTime::from_millis(self.until), "cursor": &self.cursor, "done": done,
             "total": self.total.map(|total| i64::try_from(total).unwrap_or(i64::MAX)), "counts": self.counts.write(),
+            "failed": &self.failed,
         }
     }
 
     /// Reads a place that was kept.
     #[must_use]
     pub fn read(document: &Document) -> Option<Self> {
-        let done = document.get_array("done").ok()?.iter();
+        let ids = |name: &str| {
+            let ids = document.get_array(name).into_iter().flatten();
+            ids.filter_map(|id| id.as_str().map(str::to_owned))
+        };
         Some(Self {
             until: document.get_datetime("until").ok()?.timestamp_millis(),
             total: document.get_i64("total").ok().and_then(|total| u64::try_from(total).ok()),
             cursor: document.get_str("cursor").ok().map(str::to_owned),
-            done: done.filter_map(|id| id.as_str().map(str::to_owned)).collect(),
+            done: ids("done").collect(),
             counts: Counts::read(document.get_document("counts").ok()?),
+            failed: ids("failed").collect(),
         })
     }
 }
@@ -160,6 +173,7 @@ mod tests {
             cursor: Some("c".into()),
             done: ["a".to_owned(), "b".to_owned()].into(),
             counts,
+            failed: vec!["b".to_owned()],
         };
         assert_eq!(Place::read(&place.write()), Some(place));
         let task = Task { since: Some(1), until: None, contacts: String::new() };

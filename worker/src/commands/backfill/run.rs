@@ -1,5 +1,6 @@
 //! A run through contacts and messages: publishes what MongoDB lacks, or only counts it.
 
+use std::collections::HashSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -15,15 +16,12 @@ use super::known;
 use super::lease::Lease;
 use super::page::Cursors;
 use super::plan::{Message, Span};
-use super::progress::{Counts, Place, Task};
+use super::progress::{Counts, MAX_FAILURES, Place, Task};
 use super::publish::Outlet;
 use super::shown::Shown;
 use super::walk::{self, AllContacts, Contact, Contacts, Messages, Source};
 use super::{AT_ONCE, BackfillError};
 use crate::store::Store;
-
-/// This many contacts that can't be read are named; the others are only counted.
-const MAX_FAILURES: usize = 1000;
 
 /// What is done with what MongoDB lacks.
 #[derive(Clone, Copy)]
@@ -149,11 +147,15 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// The place where it ends, contacts that can't be read, and what was counted.
+    /// The place where it ends, contacts that can't be read, also those of an earlier run that it continues,
+    /// and what was counted.
     #[must_use]
     pub fn end(self) -> (Place, Vec<(String, String)>, Audit) {
         let Reader { audit, failures, .. } = self.reader;
-        let failures = failures.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let mut failures = failures.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let named: HashSet<String> = failures.iter().map(|(id, _)| id.clone()).collect();
+        let earlier = self.place.failed.iter().filter(|id| !named.contains(*id));
+        failures.extend(earlier.map(|id| (id.clone(), "it could not be read in an earlier run".to_owned())));
         (self.place, failures, audit.into_inner().unwrap_or_else(PoisonError::into_inner))
     }
 }
