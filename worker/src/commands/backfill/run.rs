@@ -84,7 +84,11 @@ impl<'a> Run<'a> {
             }
             let Contacts { contacts, ids, unread, next } = page?;
             for (id, error) in unread {
-                let counts = self.reader.failed(&id, &error);
+                // An id that somebody gave may be wrong; one that respond.io gave was deleted meanwhile.
+                let counts = match source {
+                    Source::Named(_) => self.reader.failed(&id, &error),
+                    _ => self.reader.failed_or_deleted(&id, &error),
+                };
                 self.place.finish(id, counts);
             }
             let published_contacts = self.reader.missing_contacts(&contacts).await?;
@@ -212,7 +216,7 @@ impl Reader<'_> {
                 Ok(None) => break,
                 Err(error) if error.is_of_one_contact() => {
                     counts.contacts = 0;
-                    counts.add(self.failed(&contact.id, &error));
+                    counts.add(self.failed_or_deleted(&contact.id, &error));
                     break;
                 }
                 Err(error) => return Err(error.into()),
@@ -238,10 +242,15 @@ impl Reader<'_> {
     }
 
     /// Records that a contact can't be read, unless it was deleted, which isn't a failure.
-    fn failed(&self, id: &str, error: &ApiError) -> Counts {
-        if matches!(error, ApiError::NotFound { .. }) {
-            return Counts { deleted: 1, ..Counts::default() };
+    fn failed_or_deleted(&self, id: &str, error: &ApiError) -> Counts {
+        match error {
+            ApiError::NotFound { .. } => Counts { deleted: 1, ..Counts::default() },
+            _ => self.failed(id, error),
         }
+    }
+
+    /// Records that a contact can't be read.
+    fn failed(&self, id: &str, error: &ApiError) -> Counts {
         let mut failures = lock(&self.failures);
         if failures.len() < MAX_FAILURES {
             failures.push((id.to_owned(), chain(error)));
@@ -252,7 +261,7 @@ impl Reader<'_> {
 
 /// How many contacts a source has.
 async fn count(api: &Api, source: &Source) -> Result<u64, ApiError> {
-    if let Source::Named(ids) = source {
+    if let Source::Named(ids) | Source::Drawn(ids) = source {
         return Ok(ids.len() as u64);
     }
     let (mut pages, mut count) = (AllContacts::of(api), 0);
@@ -276,7 +285,7 @@ pub async fn sample(api: &Api, number: usize) -> Result<Source, ApiError> {
             }
         }
     }
-    Ok(Source::Named(drawn))
+    Ok(Source::Drawn(drawn))
 }
 
 fn ids(all: &[String]) -> Vec<&str> {

@@ -23,8 +23,10 @@ const NAMED: usize = 100;
 pub enum Source {
     /// All that the workspace has.
     All,
-    /// Those of these ids.
+    /// Those of these ids, which somebody gave.
     Named(Vec<String>),
+    /// Those of these ids, which were drawn from all.
+    Drawn(Vec<String>),
 }
 
 /// A contact as it was read.
@@ -85,7 +87,7 @@ impl Source {
                 let contacts = contacts.map(|(id, object)| Contact { id, object, read_at_ms }).collect();
                 Ok(Contacts { contacts, ids, next, unread: Vec::new() })
             }
-            Self::Named(ids) => {
+            Self::Named(ids) | Self::Drawn(ids) => {
                 let first = cursor.and_then(|cursor| cursor.parse().ok()).unwrap_or(0);
                 let next = first + NAMED;
                 let page: Vec<String> = ids.iter().skip(first).take(NAMED).cloned().collect();
