@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
+use crate::decode;
 use crate::json::{Json, Object};
 use futures_util::TryStreamExt;
 use mongodb::Collection;
@@ -88,7 +89,9 @@ impl Looks {
 /// Whether MongoDB lacks a message of which it has this: all of it, or what it says.
 #[must_use]
 pub fn is_lacking(item: &Object, stored: Option<&Stored>) -> bool {
-    let has_content = item.get("message").is_some_and(|content| content.object().is_some());
+    // As the worker decides it.
+    let content = item.get("message").and_then(decode::given);
+    let has_content = content.is_some_and(|content| content.object().is_some());
     stored.is_none_or(|stored| has_content && !stored.has_content)
 }
 
@@ -200,6 +203,9 @@ mod tests {
         let with_status = stored(&rawdoc! {"_merge": {"status_only": "1 a b"}});
         let with_content = stored(&rawdoc! {"_merge": {"message": "1 a b"}});
         let of_the_bridge = stored(&rawdoc! {"type": "text"});
+        for nothing in [r#"{"message":{}}"#, r#"{"message":{"type":null}}"#] {
+            assert!(!is_lacking(&item(nothing), Some(&with_status)), "{nothing}");
+        }
         assert!(is_lacking(&whole, None) && is_lacking(&bare, None));
         assert!(is_lacking(&whole, Some(&with_status)) && !is_lacking(&bare, Some(&with_status)));
         assert!(!is_lacking(&whole, Some(&with_content)) && !is_lacking(&whole, Some(&of_the_bridge)));
