@@ -46,12 +46,16 @@ impl Drop for Lease {
 
 impl Lease {
     /// Takes the lease, as soon as nobody else has it, and gives the place where an earlier run of the same
-    /// task stopped.
-    pub async fn take(store: &Store, task: &Task) -> Result<(Self, Option<Place>), BackfillError> {
+    /// task stopped, unless this one begins anew.
+    pub async fn take(
+        store: &Store,
+        task: &Task,
+        anew: bool,
+    ) -> Result<(Self, Option<Place>), BackfillError> {
         let runs = store.database.collection::<Document>(&store.names.backfill);
         let owner = format!("{:016x}", fastrand::u64(..));
         let before = Self::acquire(&runs, &owner).await?;
-        let place = before.filter(is_fresh);
+        let place = before.filter(|run| !anew && is_fresh(run));
         let place = place.filter(|run| run.get_document("task").is_ok_and(|of| *of == task.write()));
         let place = place.and_then(|run| Place::read(run.get_document("place").ok()?));
         let lost = CancellationToken::new();
@@ -73,7 +77,7 @@ impl Lease {
             if renewed(&seen) != renewed(&seen_first) {
                 return Err(BackfillError::Busy);
             }
-            // By MongoDB's clock, not by the other run's.
+            // The other run's clock may be wrong: if it lives, it renews.
             if waited.elapsed() > LEASE {
                 break;
             }
@@ -151,7 +155,7 @@ fn is_fresh(run: &Document) -> bool {
 }
 
 fn is_leased(run: &Document) -> bool {
-    run.get_datetime("expires_at").is_ok_and(|until| *until > DateTime::now())
+    run.contains_key("expires_at")
 }
 
 fn is_duplicate(error: &Error) -> bool {

@@ -153,8 +153,7 @@ impl Command {
         let (tenant, partitions) = (self.tenant.name.clone(), self.settings.partitions);
         queue::declare_work(&broker, &tenant, partitions).await?;
         let outlet = Outlet { tenant: tenant.clone(), partitions, broker };
-        let (lease, place) = Lease::take(&store, &self.task).await?;
-        let place = place.filter(|_| !self.arguments.anew);
+        let (lease, place) = Lease::take(&store, &self.task, self.arguments.anew).await?;
         if let Some(place) = &place {
             let done = place.counts.contacts;
             eprintln!(
