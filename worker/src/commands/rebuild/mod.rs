@@ -49,6 +49,7 @@ const PAGE: usize = 1000;
 const LARGE_GROUP: usize = 2000;
 /// A rebuild that takes longer gives up, since the ledger deletes expired events meanwhile.
 const LONGEST_RUN: Duration = Duration::from_hours(6);
+const TOO_LONG: &str = "the rebuild took more than 6 hours, after which the ledger may lack expired events; documents that it has not reached are as they were";
 
 /// What to rebuild.
 #[derive(Debug, Args)]
@@ -135,9 +136,14 @@ impl Rebuild {
         let ran = self.work(chosen, &mut rebuilt, &mut answer).await;
         answer.end(&rebuilt)?;
         ran.map_err(CommandError::Unfinished)?;
-        match rebuilt.failed.len() {
-            0 => Ok(()),
-            failed => {
+        // For chosen events, one that can't be read is probably another.
+        let unreadable = if chosen.is_none() { rebuilt.unreadable } else { 0 };
+        match (rebuilt.failed.len(), unreadable) {
+            (0, 0) => Ok(()),
+            (0, unreadable) => Err(CommandError::Incomplete(format!(
+                "{unreadable} entries of the ledger can't be read, so documents may lack their effects"
+            ))),
+            (failed, _) => {
                 Err(CommandError::Incomplete(format!("{failed} groups of documents could not be rebuilt")))
             }
         }
@@ -262,6 +268,9 @@ impl Rebuild {
         let (mut attempts, started) = (Attempts::default(), Instant::now());
         let mut failed = 0;
         loop {
+            if is_too_long(work, self.started.elapsed()) {
+                return Err(Failure::Unfit(TOO_LONG.to_owned()));
+            }
             let written = match self.events(ids).await {
                 Ok(events) => {
                     transaction::attempt(&self.store, events.into(), work.clone(), self.dry_run).await
@@ -270,9 +279,7 @@ impl Rebuild {
             };
             let Err(failure) = written else { return written };
             failed += 1;
-            let is_too_late = failed >= failures
-                || started.elapsed() > RETRY_TIMEOUT
-                || self.started.elapsed() > LONGEST_RUN;
+            let is_too_late = failed >= failures || started.elapsed() > RETRY_TIMEOUT;
             match attempts.failed(&failure, Duration::ZERO).1 {
                 Next::Again(pause) | Next::HalveIfProbed(pause) if !is_too_late => sleep(pause).await,
                 _ => return Err(failure),
@@ -297,6 +304,12 @@ fn add(all: &mut Written, Written { inserted, updated, changes, .. }: Written) {
     all.changes.extend(changes);
 }
 
+/// Whether documents must not be computed anew any more: the ledger may lack events by now that they have.
+/// What workers have stored meanwhile is applied in any case.
+fn is_too_long(work: &Work, elapsed: Duration) -> bool {
+    !matches!(work, Work::Reapply) && elapsed > LONGEST_RUN
+}
+
 /// Whether a failure has nothing to do with the events. A missed deadline may have: their group may be large.
 fn matters_to_all(failure: &Failure) -> bool {
     let class = failure.class(1);
@@ -305,4 +318,18 @@ fn matters_to_all(failure: &Failure) -> bool {
 
 fn failed(group: &[String], failure: &Failure) -> Option<Failed> {
     Some(Failed { event_key: group.first()?.clone(), events: group.len(), error: chain(failure) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn after_six_hours_only_what_workers_have_stored_is_applied() {
+        let rebuild = Work::Rebuild { horizon: DateTime::now() };
+        let own = Work::RebuildOwn { horizon: DateTime::now() };
+        let later = LONGEST_RUN + Duration::from_secs(1);
+        assert!(is_too_long(&rebuild, later) && is_too_long(&own, later));
+        assert!(!is_too_long(&rebuild, LONGEST_RUN) && !is_too_long(&Work::Reapply, later));
+    }
 }
