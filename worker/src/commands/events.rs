@@ -10,7 +10,7 @@ use shared::env::Env;
 use shared::table::{self, Column, Table};
 
 use super::backfill::parse_moment;
-use super::rebuild::Rebuild;
+use super::rebuild::{Format, Rebuild};
 use super::{CommandError, printable, rfc3339, say};
 use crate::console::pretty;
 use crate::console::queries::PAGE;
@@ -61,12 +61,11 @@ pub struct Replay {
     tenant: String,
     #[command(flatten)]
     filter: Filter,
-    /// Only show what would change: each field, before and after
+    /// Only show what would change: the documents, and the names of the fields
     #[arg(long)]
     dry_run: bool,
-    /// Write JSON
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    format: Format,
 }
 
 /// Which events: those that fit all that is given.
@@ -127,11 +126,11 @@ async fn look(
 }
 
 async fn replay(arguments: Replay, settings: Settings, out: &mut impl Write) -> Result<(), CommandError> {
-    let Replay { tenant, filter, dry_run, json } = arguments;
+    let Replay { tenant, filter, dry_run, format } = arguments;
     let rebuild = Rebuild::open(tenant, settings, dry_run).await?;
     let chosen = found(&rebuild.store, &filter, usize::MAX).await?;
     let chosen: BTreeSet<String> = chosen.into_iter().map(|entry| entry.key).collect();
-    rebuild.work_and_tell(Some(&chosen), json, out).await
+    rebuild.work_and_tell(Some(&chosen), format, out).await
 }
 
 fn tenants(settings: &Settings, names: &[String]) -> Result<Vec<Tenant>, CommandError> {

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 
+use clap::Args;
 use serde::Serialize;
 use serde_json::json;
 
@@ -45,17 +46,29 @@ pub struct Failed {
     pub error: String,
 }
 
+/// How the answer is written.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct Format {
+    /// With --dry-run, show each field before and after. Values are what customers wrote, their names and
+    /// phones: keep them out of logs, as those of a Job
+    #[arg(long, requires = "dry_run")]
+    values: bool,
+    /// Write JSON
+    #[arg(long)]
+    json: bool,
+}
+
 /// Where changes are printed, as they are found.
 pub struct Answer<'a, W> {
     out: &'a mut W,
-    json: bool,
+    format: Format,
     said: Result<(), CommandError>,
 }
 
 impl<'a, W: Write> Answer<'a, W> {
     /// An answer, for people or for programs.
-    pub fn new(json: bool, out: &'a mut W) -> Self {
-        Self { out, json, said: Ok(()) }
+    pub fn new(format: Format, out: &'a mut W) -> Self {
+        Self { out, format, said: Ok(()) }
     }
 
     /// Tells what would change.
@@ -68,10 +81,14 @@ impl<'a, W: Write> Answer<'a, W> {
     }
 
     fn tell_one(&mut self, collection: &str, change: &Change) -> Result<(), CommandError> {
-        if self.json {
-            return say(self.out, changes::as_json(collection, change));
-        }
-        changes::as_lines(collection, change).iter().try_for_each(|line| say(self.out, printable(line)))
+        let Format { values, json } = self.format;
+        let lines = match (values, json) {
+            (true, true) => return say(self.out, changes::as_json(collection, change)),
+            (false, true) => return say(self.out, changes::names_as_json(collection, change)),
+            (true, false) => changes::as_lines(collection, change),
+            (false, false) => vec![changes::names_as_line(collection, change)],
+        };
+        lines.iter().try_for_each(|line| say(self.out, printable(line)))
     }
 
     /// Whether nobody reads it any more.
@@ -82,7 +99,7 @@ impl<'a, W: Write> Answer<'a, W> {
     /// Tells what came of it. Fails if something could not be written.
     pub fn end(self, rebuilt: &Rebuilt) -> Result<(), CommandError> {
         self.said?;
-        if self.json {
+        if self.format.json {
             return say(self.out, json!(rebuilt));
         }
         say(self.out, summary(rebuilt))?;

@@ -1,10 +1,16 @@
-//! What a dry run shows of a document that would change: each field, before and after. Pure.
+//! What a dry run shows of a document that would change: the names of the fields, or each field before and
+//! after. Pure.
+
+use std::collections::BTreeSet;
 
 use mongodb::bson::{RawBsonRef, RawDocument};
 use serde_json::{Value, json};
 
 use crate::commands::rfc3339;
 use crate::project::table::Change;
+
+/// Characters of a phone that are shown, and at least as many are not.
+const SHOWN: usize = 4;
 
 /// As one object, for programs. `before` is null if the document is new.
 #[must_use]
@@ -35,6 +41,38 @@ pub fn as_lines(collection: &str, change: &Change) -> Vec<String> {
         lines.push(format!("  {name}: {} → {}", value(before), value(after)));
     }
     lines
+}
+
+/// Without values, as one object, for programs.
+#[must_use]
+pub fn names_as_json(collection: &str, change: &Change) -> Value {
+    let (id, fields) = (id(collection, change), fields(change));
+    json!({"collection": collection, "_id": id, "is_new": change.before.is_none(), "fields": fields})
+}
+
+/// Without values, as one line, for people.
+#[must_use]
+pub fn names_as_line(collection: &str, change: &Change) -> String {
+    let is_new = if change.before.is_none() { " (new)" } else { "" };
+    let fields: Vec<&str> = fields(change).into_iter().collect();
+    format!("{collection} {}{is_new}: {}", id(collection, change), fields.join(", "))
+}
+
+/// The fields that would change, in any order of the documents.
+fn fields(change: &Change) -> BTreeSet<&str> {
+    let documents = change.before.iter().chain([&change.after]);
+    documents.flat_map(|document| document.iter().flatten()).map(|(name, _)| name.as_str()).collect()
+}
+
+/// The `_id`; of a conversation, whose `_id` is a phone, no more than the end, to know it by.
+fn id(collection: &str, change: &Change) -> String {
+    let id = readable(change.id.as_raw_bson_ref());
+    let id = id.as_str().map_or_else(|| id.to_string(), str::to_owned);
+    if !collection.ends_with("conversations") {
+        return id;
+    }
+    let shown = id.chars().count().saturating_sub(SHOWN).min(SHOWN);
+    format!("…{}", id.chars().skip(id.chars().count() - shown).collect::<String>())
 }
 
 /// As JSON, with dates as people read them.
@@ -82,6 +120,26 @@ mod tests {
             "after": {"message_count": 3, "assignee": null},
         });
         assert_eq!(as_json("conversations", &change), expected);
+    }
+
+    #[test]
+    fn without_values_a_document_is_known_by_its_id_and_a_phone_by_its_end() {
+        let changed = |id: &str| Change {
+            id: id.into(),
+            before: Some(rawdoc! {"text": "a secret", "status": "open"}),
+            after: rawdoc! {"text": "another secret"},
+        };
+        for (collection, id, line) in [
+            ("test_conversations", "+15550101188", "test_conversations …1188: status, text"),
+            ("conversations", "+15551", "conversations …51: status, text"),
+            ("conversations", "7", "conversations …: status, text"),
+            ("messages", "1122334455", "messages 1122334455: status, text"),
+        ] {
+            assert_eq!(names_as_line(collection, &changed(id)), line);
+        }
+        let expected =
+            json!({"collection": "contacts", "_id": "7", "is_new": false, "fields": ["status", "text"]});
+        assert_eq!(names_as_json("contacts", &changed("7")), expected);
     }
 
     #[test]

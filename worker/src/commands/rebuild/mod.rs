@@ -31,6 +31,7 @@ pub mod groups;
 pub mod ledger;
 mod parts;
 
+pub(super) use answer::Format;
 use answer::{Answer, Failed, Rebuilt};
 use groups::Groups;
 use ledger::Reading;
@@ -58,19 +59,18 @@ pub struct Arguments {
     /// The tenant
     #[arg(long, value_name = "TENANT")]
     tenant: String,
-    /// Only show what would change: each field, before and after
+    /// Only show what would change: the documents, and the names of the fields
     #[arg(long)]
     dry_run: bool,
-    /// Write JSON
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    format: Format,
 }
 
 /// Runs the command.
 pub async fn run(arguments: Arguments, env: Env, out: &mut impl Write) -> Result<(), CommandError> {
-    let Arguments { tenant, dry_run, json } = arguments;
+    let Arguments { tenant, dry_run, format } = arguments;
     let rebuild = Rebuild::open(tenant, Settings::read(env)?, dry_run).await?;
-    rebuild.work_and_tell(None, json, out).await
+    rebuild.work_and_tell(None, format, out).await
 }
 
 /// Does this work with the documents that these events concern, by their `_id` in the ledger.
@@ -126,13 +126,13 @@ impl Rebuild {
     pub(super) async fn work_and_tell(
         &self,
         chosen: Option<&BTreeSet<String>>,
-        json: bool,
+        format: Format,
         out: &mut impl Write,
     ) -> Result<(), CommandError> {
         let (tenant, dry_run) = (self.tenant.clone(), self.dry_run);
         let chosen_events = chosen.map(BTreeSet::len);
         let mut rebuilt = Rebuilt { tenant, dry_run, chosen: chosen_events, ..Rebuilt::default() };
-        let mut answer = Answer::new(json, out);
+        let mut answer = Answer::new(format, out);
         let ran = self.work(chosen, &mut rebuilt, &mut answer).await;
         answer.end(&rebuilt)?;
         ran.map_err(CommandError::Unfinished)?;
