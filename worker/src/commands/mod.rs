@@ -108,6 +108,11 @@ pub enum CommandError {
     /// The given contact or phone leads to many persons.
     #[error("nothing was removed: {0} contacts and phones belong together, which is more than a person has")]
     ManyPersons(usize),
+    /// The given contact or phone leads to several contacts, and nobody has said so.
+    #[error(
+        "nothing was removed: {0} contacts belong together. --dry-run lists them; if they are one person's, add --contacts {0}"
+    )]
+    ManyContacts(usize),
     /// MongoDB failed.
     #[error("MongoDB")]
     MongoDb(#[from] Failure),

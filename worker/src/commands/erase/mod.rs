@@ -25,7 +25,7 @@ use tracing::info;
 
 use super::rebuild;
 use super::set_aside::queue;
-use super::{CommandError, rfc3339, say};
+use super::{CommandError, printable, rfc3339, say};
 use crate::person::Name;
 use crate::settings::{Purpose, Settings};
 use crate::store::Store;
@@ -50,6 +50,9 @@ pub struct Arguments {
     tenant: String,
     #[command(flatten)]
     given: Given,
+    /// Erase up to this many contacts [default: 1]. --dry-run lists them: see that they are one person's
+    #[arg(long, value_name = "NUMBER", default_value_t = 1, hide_default_value = true)]
+    contacts: usize,
     /// Change nothing: count what would be removed
     #[arg(long)]
     dry_run: bool,
@@ -84,6 +87,9 @@ pub struct Erased {
     pub contacts: usize,
     /// Phones by which the person was known.
     pub phones: usize,
+    /// The ids of these contacts, if it was only counted.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub contact_ids: Vec<String>,
     /// How much was removed from each collection and each queue.
     pub removed: BTreeMap<String, u64>,
     /// Nothing is left that was received before this moment, and nothing of it comes back.
@@ -94,18 +100,21 @@ pub struct Erased {
 
 /// Runs the command.
 pub async fn run(arguments: Arguments, mut env: Env, out: &mut impl Write) -> Result<(), CommandError> {
-    let Arguments { tenant, given, dry_run, by, json } = arguments;
+    let Arguments { tenant, given, contacts, dry_run, by, json } = arguments;
     let by = by.unwrap_or_else(|| env.text_or_default("USER"));
     let settings = Settings::read(env)?;
     // One of them is given.
     let Some(given) = given.contact.or(given.phone) else { return Ok(()) };
     let broker = queue::connect(settings.rabbitmq.clone()).await?;
     let erasure = Erasure::open(&tenant, settings, &broker, dry_run).await?;
+    let erasure = Erasure { most_contacts: contacts, ..erasure };
     let mut erased = Erased::default();
     let ended = erasure.run(&given, &by, &mut erased).await;
     broker.link().close().await;
     // Also if it failed half way.
-    tell(&erased, json, out)?;
+    if !matches!(ended, Err(CommandError::ManyContacts(_))) {
+        tell(&erased, json, out)?;
+    }
     ended
 }
 
@@ -113,9 +122,12 @@ fn tell(erased: &Erased, json: bool, out: &mut impl Write) -> Result<(), Command
     if json {
         return say(out, json!(erased));
     }
-    let Erased { tenant, dry_run, contacts, phones, removed, received_before, later } = erased;
+    let Erased { tenant, dry_run, contacts, phones, contact_ids, removed, received_before, later } = erased;
     let would = if *dry_run { "would be removed" } else { "removed" };
     say(out, format!("{tenant}: a person (contact ids: {contacts}, phones: {phones}), {would}:"))?;
+    if !contact_ids.is_empty() {
+        say(out, printable(&format!("  contacts: {}", contact_ids.join(", "))))?;
+    }
     for (place, number) in removed {
         say(out, format!("  {number:>9} {place}"))?;
     }
@@ -135,6 +147,8 @@ pub struct Erasure<'a> {
     store: Store,
     broker: &'a Publisher,
     dry_run: bool,
+    /// More contacts aren't erased: somebody has to have seen that they are one person's.
+    most_contacts: usize,
 }
 
 impl<'a> Erasure<'a> {
@@ -151,7 +165,8 @@ impl<'a> Erasure<'a> {
         let known = known.ok_or_else(|| CommandError::UnknownTenant(tenant.to_owned()))?;
         let store = Store::open(&known, &settings).await?;
         store.check_replica_set().await?;
-        Ok(Self { tenant: tenant.to_owned(), settings, store, broker, dry_run })
+        let most_contacts = usize::MAX;
+        Ok(Self { tenant: tenant.to_owned(), settings, store, broker, dry_run, most_contacts })
     }
 
     /// Erases a person, or counts what there is. `erased` tells how far it came if it fails. The log says who
@@ -162,7 +177,11 @@ impl<'a> Erasure<'a> {
         let mut person = Person::of(given);
         person.complete(&self.store).await?;
         let at = DateTime::now();
-        if !dry_run {
+        if dry_run {
+            erased.contact_ids = person.ids().cloned().collect();
+        } else if person.count().0 > self.most_contacts {
+            return Err(CommandError::ManyContacts(person.count().0));
+        } else {
             self.begin(&mut person, at).await?;
             erased.received_before = Some(rfc3339(at.timestamp_millis()));
         }

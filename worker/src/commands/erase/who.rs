@@ -99,7 +99,8 @@ impl Person {
         }
     }
 
-    fn ids(&self) -> impl Iterator<Item = &String> {
+    /// Ids of contacts.
+    pub fn ids(&self) -> impl Iterator<Item = &String> {
         self.names.iter().filter_map(|name| if let Name::Contact(id) = name { Some(id) } else { None })
     }
 
@@ -182,9 +183,12 @@ fn escaped(text: &str) -> String {
         .collect()
 }
 
+/// The number that is written so, and in no other way: `007` is a text, and no contact 7.
 fn number(id: &str) -> Option<Bson> {
-    let whole = id.parse().map(Bson::Int64);
-    whole.or_else(|_| id.parse().map(Bson::Double)).ok()
+    let whole = id.parse().ok().map(Bson::Int64);
+    let number =
+        whole.or_else(|| id.parse().ok().filter(|number: &f64| number.is_finite()).map(Bson::Double))?;
+    (number.to_string() == id).then_some(number)
 }
 
 fn text(value: &Bson) -> Option<String> {
@@ -231,6 +235,9 @@ mod tests {
         assert_eq!(values("7"), ["7".into(), Bson::Int64(7)]);
         assert_eq!(values("a7"), [Bson::from("a7")]);
         assert_eq!(values("-2.5"), ["-2.5".into(), Bson::Double(-2.5)]);
+        for another in ["007", "+7", "1e3", "7.0", "NaN"] {
+            assert_eq!(values(another), [Bson::from(another)]);
+        }
     }
 
     #[test]
