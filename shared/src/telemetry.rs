@@ -19,8 +19,10 @@ const QUIET: &str = "info,lapin=off,actix_server=warn,actix_http=off,mongodb=war
 const VERBOSE: &str =
     "info,lapin=off,actix_server=warn,actix_http=off,mongodb=warn,ingest=debug,worker=debug,shared=debug";
 
-/// For commands: their output says what they did. The log must record who has erased a person, and when.
-const COMMAND: &str = "error,lapin=off,actix_server=off,mongodb=off,worker::commands::erase=info";
+/// For commands: their output says what they did.
+const COMMAND: &str = "error,lapin=off,actix_server=off,mongodb=off";
+/// The log must record who has erased a person, and when, whatever `RUST_LOG` says.
+const RECORDS: &str = "worker::commands::erase=info";
 
 /// Our crates.
 const OURS: [&str; 3] = ["ingest", "worker", "shared"];
@@ -68,12 +70,17 @@ impl Logging {
         self.start_on(COMMAND, io::stderr().is_terminal(), io::stderr);
     }
 
+    fn filter_or(&self, default: &str) -> EnvFilter {
+        let filter =
+            self.filter.as_ref().and_then(|text| EnvFilter::try_new(format!("{text},{RECORDS}")).ok());
+        filter.unwrap_or_else(|| EnvFilter::new(format!("{default},{RECORDS}")))
+    }
+
     fn start_on<W>(&self, default: &str, is_terminal: bool, writer: W)
     where
         W: for<'a> MakeWriter<'a> + Copy + Send + Sync + 'static,
     {
-        let filter = self.filter.as_ref().and_then(|text| EnvFilter::try_new(text).ok());
-        let filter = filter.unwrap_or_else(|| EnvFilter::new(default));
+        let filter = self.filter_or(default);
         let is_text =
             self.format.unwrap_or(if is_terminal { Format::Text } else { Format::Json }) == Format::Text;
         let text = is_text.then(|| fmt::layer().with_ansi(is_terminal).with_writer(writer));
@@ -156,6 +163,16 @@ mod tests {
             let mut env = Env::of(&[("RUST_LOG", filter)]);
             Logging::read(&mut env, "ingest");
             assert_eq!(env.finish(()).is_ok(), is_fine, "{filter}");
+        }
+    }
+
+    #[test]
+    fn erasures_are_recorded_whatever_else_is_logged() {
+        for filter in ["off", "error", "worker=error", "worker::commands::erase=off", "info,"] {
+            let logging = Logging { filter: Some(filter.to_owned()), format: None };
+            let filter = logging.filter_or(COMMAND).to_string();
+            assert!(filter.contains("worker::commands::erase=info"), "{filter}");
+            assert!(!filter.contains("worker::commands::erase=off"), "{filter}");
         }
     }
 
