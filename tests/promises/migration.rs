@@ -180,6 +180,30 @@ async fn a_migration_that_is_killed_goes_on_and_loses_no_message_and_no_order() 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_queue_that_somebody_begins_to_consume_is_not_deleted() {
+    let (place, dead) = (Place::new().await, "dead.vip");
+    Ingest::start(&place, &[]).await.process.stop().await;
+    redeclare(&place, dead, json!({}), ("webhooks.aside", dead)).await;
+    let broker = Broker::connect(&place.amqp_url).await;
+    for n in 0..EVENTS {
+        publish(&broker, "webhooks.aside", dead, n).await;
+    }
+    let (relay, url) = place.relay().await;
+    relay.set(Fault::Delay(Duration::from_millis(15)));
+    let mut migration = migrate(&place, &url);
+    let copied = async || broker.depth("migrating.dead.vip").await > Some(100);
+    poll::until("some are copied", true, copied).await;
+    let (connection, _channel, _consumer) = consume(&place, dead).await;
+    relay.set(Fault::None);
+    assert_eq!(migration.ended().await.code(), Some(1));
+    connection.close(200, "done".into()).await.unwrap();
+    poll::until("it is migrated", 0, async || operate(&place, &["queues", "migrate"]).status).await;
+    let keys: BTreeSet<String> = keys(&place, &broker, dead).await.into_iter().collect();
+    assert_eq!(keys.len(), EVENTS as usize, "none is lost");
+    place.remove().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_queue_that_is_consumed_is_not_migrated() {
     let place = Place::new().await;
     Ingest::start(&place, &[]).await.process.stop().await;
@@ -196,5 +220,7 @@ async fn a_queue_that_is_consumed_is_not_migrated() {
     connection.close(200, "done".into()).await.unwrap();
     poll::until("it is migrated", 0, async || operate(&place, &["queues", "migrate"]).status).await;
     assert!(has_new_arguments(&place).await);
+    let typo = operate(&place, &["queues", "migrate", "--tenant", "fastre"]);
+    assert!(typo.status == 1 && typo.errors.contains("fastre"), "{}", typo.errors);
     place.remove().await;
 }

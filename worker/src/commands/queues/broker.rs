@@ -17,7 +17,7 @@ use shared::partition::{self, WorkQueue};
 use shared::publisher::{Message, Publisher};
 use shared::tenant_queue::TenantQueue;
 use shared::topology::{self, ASIDE_EXCHANGE, WEBHOOKS_EXCHANGE, is_soft};
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
 use super::MigrationError;
 use crate::commands::set_aside::queue::{ANSWER_TIMEOUT, QueueError, Turn};
@@ -26,6 +26,10 @@ use crate::commands::set_aside::queue::{ANSWER_TIMEOUT, QueueError, Turn};
 const BATCH: u16 = 64;
 /// Longest wait for a confirm.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
+/// Longest time for which RabbitMQ may still count our own consumer, which was cancelled, and how often it is
+/// asked meanwhile.
+const CANCEL_TIMEOUT: Duration = Duration::from_secs(5);
+const CANCEL_PAUSE: Duration = Duration::from_millis(200);
 /// An exclusive queue: only the process that has it migrates, until its connection ends.
 const LOCK: &str = "penstock.migration";
 
@@ -81,22 +85,13 @@ impl Broker {
         self.publisher.link().close().await;
     }
 
-    /// A channel, which RabbitMQ closes when it refuses something.
     async fn channel(&self) -> Result<Channel, QueueError> {
-        let session = self.publisher.link().session().ok_or(QueueError::NotConnected)?;
-        Ok(timeout(ANSWER_TIMEOUT, session.channel()).await??)
+        channel(&self.publisher).await
     }
 
     /// Keeps others from migrating while the channel is held.
     pub async fn lock(&self) -> Result<Channel, MigrationError> {
-        let channel = self.channel().await?;
-        let options = QueueDeclareOptions { exclusive: true, ..Default::default() };
-        match declare(&channel, LOCK, options).await {
-            Err(QueueError::Channel(error)) if is_soft(&error, &AMQPSoftError::RESOURCELOCKED) => {
-                Err(MigrationError::Running)
-            }
-            declared => Ok(declared.map(|_| channel)?),
-        }
+        lock(&self.publisher).await
     }
 
     /// Keeps others from reading a queue: what they have taken out would be deleted with it.
@@ -154,9 +149,17 @@ impl Broker {
         Ok(close(&channel).await?)
     }
 
-    /// Deletes a queue, which is empty.
+    /// Deletes a queue, which is empty, unless somebody consumes it, and so may have messages of it in hand.
     pub async fn delete(&self, name: &str) -> Result<(), MigrationError> {
         let channel = self.channel().await?;
+        let passive = QueueDeclareOptions { passive: true, ..Default::default() };
+        let until = Instant::now() + CANCEL_TIMEOUT;
+        while declare(&channel, name, passive).await?.consumers > 0 {
+            if Instant::now() > until {
+                return Err(MigrationError::Consumed(name.to_owned()));
+            }
+            sleep(CANCEL_PAUSE).await;
+        }
         // RabbitMQ deletes no quorum queue only if it is empty; nothing leads to this one any more.
         let deleted = channel.queue_delete(short(name)?, QueueDeleteOptions::default());
         timeout(ANSWER_TIMEOUT, deleted).await.map_err(QueueError::from)?.map_err(QueueError::from)?;
@@ -203,6 +206,24 @@ impl Broker {
         let (exchange, key) = to.of(tenant, delivery);
         let message = Message::new(exchange, key, properties(delivery), delivery.data.clone());
         Ok(self.publisher.publish(message.map_err(QueueError::from)?, CONFIRM_TIMEOUT).await?)
+    }
+}
+
+/// A channel, which RabbitMQ closes when it refuses something.
+async fn channel(publisher: &Publisher) -> Result<Channel, QueueError> {
+    let session = publisher.link().session().ok_or(QueueError::NotConnected)?;
+    Ok(timeout(ANSWER_TIMEOUT, session.channel()).await??)
+}
+
+/// Keeps others from migrating while the channel is held.
+pub async fn lock(publisher: &Publisher) -> Result<Channel, MigrationError> {
+    let channel = channel(publisher).await?;
+    let options = QueueDeclareOptions { exclusive: true, ..Default::default() };
+    match declare(&channel, LOCK, options).await {
+        Err(QueueError::Channel(error)) if is_soft(&error, &AMQPSoftError::RESOURCELOCKED) => {
+            Err(MigrationError::Running)
+        }
+        declared => Ok(declared.map(|_| channel)?),
     }
 }
 

@@ -27,6 +27,7 @@ use super::{CommandError, say};
 
 mod broker;
 
+pub(super) use broker::lock;
 use broker::{Broker, Destination, Queue};
 
 /// How long RabbitMQ may still use the state before: a node of a cluster may use an old binding, and messages
@@ -121,19 +122,32 @@ fn retired_queue(tenant: &str) -> String {
     format!("webhooks.{tenant}")
 }
 
+/// Queues of a tenant that there are only until a migration is done: they have other queues' messages.
+pub(super) fn transitional(tenant: &str) -> impl Iterator<Item = String> {
+    let copies = TenantQueue::all(MAX_PARTITIONS).map(|queue| queue.copy_name(tenant));
+    copies.chain([retired_queue(tenant)])
+}
+
 /// Runs the command.
 pub async fn run(command: QueuesCommand, mut env: Env, out: &mut impl Write) -> Result<(), CommandError> {
     let QueuesCommand::Migrate(arguments) = command;
     let address = Address::read(&mut env);
     let served = tenant::served(&mut env);
     let partitions = partition::partitions(&mut env);
-    let tenants = if arguments.tenant.is_empty() { served } else { arguments.tenant };
+    let is_named = !arguments.tenant.is_empty();
+    let tenants = if is_named { arguments.tenant } else { served };
     let publisher = queue::connect(env.finish(address)?).await?;
     let migration = Migration { broker: Broker::new(publisher), partitions };
+    // Before it looks: another migration would change what there is.
+    let lock = if arguments.dry_run { None } else { Some(migration.broker.lock().await?) };
+    if is_named {
+        migration.check_names(&tenants).await?;
+    }
     let tasks = migration.find(&tenants).await?;
     if !arguments.dry_run {
         migration.migrate(&tasks).await?;
     }
+    drop(lock);
     migration.broker.close().await;
     let mut table = Table::new(COLUMNS);
     let done = if arguments.dry_run { "would be migrated" } else { "migrated" };
@@ -156,6 +170,22 @@ struct Migration {
 }
 
 impl Migration {
+    /// Each of these tenants has a queue at least: else its name is wrong.
+    async fn check_names(&self, tenants: &[String]) -> Result<(), CommandError> {
+        for tenant in tenants {
+            let queues = TenantQueue::all(MAX_PARTITIONS).map(|queue| queue.name(tenant));
+            let mut has_queue = false;
+            for name in queues.chain(transitional(tenant)) {
+                has_queue =
+                    has_queue || self.broker.find(&name).await.map_err(MigrationError::from)?.is_some();
+            }
+            if !has_queue {
+                return Err(CommandError::NoQueue(TenantQueue::Dead.name(tenant)));
+            }
+        }
+        Ok(())
+    }
+
     /// What is left to do for these tenants.
     async fn find(&self, tenants: &[String]) -> Result<Vec<Task>, MigrationError> {
         let mut tasks = Vec::new();
@@ -212,7 +242,6 @@ impl Migration {
         if tasks.is_empty() {
             return Ok(());
         }
-        let _lock = self.broker.lock().await?;
         let mut turns = Vec::new();
         for Task { queue, work, .. } in tasks {
             if matches!(work, Work::Replace(TenantQueue::Dead | TenantQueue::Quarantine)) {
