@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
 use futures_util::future::join_all;
+use lapin::types::{AMQPValue, FieldTable};
 use mongodb::bson::{DateTime, Document, doc};
 use penstock_tests::broker::Broker;
 use penstock_tests::console::Console;
@@ -18,6 +19,7 @@ use penstock_tests::process::{
 };
 use penstock_tests::respond_api::{RespondApi, TOKEN};
 use penstock_tests::stack::{Place, is_long_run};
+use reqwest::Method;
 use serde_json::{Value, json};
 use shared::partition::LARGE_BODY;
 
@@ -115,12 +117,18 @@ async fn all_that_there_is_of_a_person_is_removed_and_nothing_of_others_and_noth
 
     let before = count(&faster).await;
     let erase = |arguments: &[&str]| {
-        let answer = operate_well(&place, &[&["erase", "--tenant", "faster", "--json"], arguments].concat());
+        let arguments = [&["erase", "--tenant", "faster", "--json"], arguments].concat();
+        let answer = operate_with(&place, &arguments, &[("RUST_LOG", "error")]);
+        assert_eq!(answer.status, 0, "{}", answer.errors);
         (answer.json().remove(0), answer.errors)
     };
     let (dry, _) = erase(&["--phone", "+1 (555) 010-0999", "--dry-run"]);
+    assert_eq!(dry["contact_ids"], json!(["70070", "70071"]));
+    let several = operate(&place, &["erase", "--tenant", "faster", "--contact", "70071"]);
+    assert!(several.status == 1 && several.errors.contains("--contacts 2"), "{}", several.errors);
     assert_eq!(count(&faster).await, before, "nothing was removed");
-    let (done, log) = erase(&["--contact", "70071"]);
+    assert_eq!(faster.count("penstock_erased").await, 0);
+    let (done, log) = erase(&["--contact", "70071", "--contacts", "2"]);
     assert_eq!(done["removed"], dry["removed"]);
     assert_eq!((&done["contacts"], &done["phones"], &done["later"]), (&json!(2), &json!(1), &json!(0)));
     let after = count(&faster).await;
@@ -383,6 +391,39 @@ async fn what_another_command_has_taken_out_of_a_queue_is_not_forgotten() {
     let erased = operate_well(&place, &erase);
     assert_eq!(erased.json()[0]["removed"]["dead.faster"], LETTERS, "{}", erased.out);
     assert_eq!(broker.depth("dead.faster").await, Some(0));
+    worker.process.stop().await;
+    place.remove().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_migration_or_a_backfill_has_left_behind_is_removed_too() {
+    let place = Place::new().await;
+    let worker = Worker::start(&place, &[]).await;
+    let (broker, faster) = (Broker::connect(&place.amqp_url).await, Database::of(&place, "faster").await);
+    let queues = ["migrating.dead.faster", "migrating.webhooks.faster.1", "webhooks.faster"];
+    for queue in queues {
+        let name = format!("queues/{}/{queue}", place.name);
+        place.manage(Method::PUT, &name, Some(json!({"durable": true}))).await;
+        for contact in [ada(0), other(0)] {
+            let mut headers = FieldTable::default();
+            headers.insert("received_at_ms".into(), AMQPValue::LongLongInt(RECEIVED_AT_MS));
+            broker.publish("", queue, headers, &event(&contact, 0)).await;
+        }
+    }
+    let run = doc! {"_id": "run", "place": {"done": ["7", "70070"], "failed": ["70070"]}};
+    faster.0.collection::<Document>("penstock_backfill").insert_one(run).await.unwrap();
+    let erase = ["erase", "--tenant", "faster", "--contact", "70070", "--json"];
+    let dry = operate_well(&place, &[&erase[..], &["--dry-run"]].concat()).json().remove(0);
+    for queue in queues {
+        assert_eq!((&dry["removed"][queue], broker.depth(queue).await), (&json!(1), Some(2)), "{queue}");
+    }
+    let done = operate_well(&place, &erase).json().remove(0);
+    assert_eq!(done["removed"], dry["removed"]);
+    for queue in queues {
+        assert_eq!(broker.depth(queue).await, Some(1), "{queue}");
+    }
+    let run = faster.get("penstock_backfill", "run").await;
+    assert_eq!(run.get_document("place").unwrap(), &doc! {"done": ["7"], "failed": []});
     worker.process.stop().await;
     place.remove().await;
 }

@@ -36,6 +36,21 @@ impl Erasure<'_> {
         self.documents(&names.contacts, person.contacts(), erased).await
     }
 
+    /// Removes the contacts from the progress of a backfill.
+    pub(super) async fn progress(&self, person: &Person) -> Result<(), Failure> {
+        if self.dry_run {
+            return Ok(());
+        }
+        let is_one = doc! {"$in": person.ids().collect::<Vec<_>>()};
+        let (done, failed) = ("place.done", "place.failed");
+        let runs = self.store.on_primary(&self.store.names.backfill);
+        let named = doc! {"$or": [{done: is_one.clone()}, {failed: is_one.clone()}]};
+        let update = runs.update_many(named, doc! {"$pull": {done: is_one.clone(), failed: is_one}});
+        let updated = timeout(DEADLINE, update.into_future()).await;
+        updated.map_err(|_| Failure::TimedOut(DEADLINE))??;
+        Ok(())
+    }
+
     async fn documents(
         &self,
         collection: &str,

@@ -211,6 +211,7 @@ impl<'a> Erasure<'a> {
         self.own_documents(person, erased).await.map_err(CommandError::Unfinished)?;
         self.entries(person, at, erased).await.map_err(CommandError::Unfinished)?;
         self.messages_in_queues(person, at, erased).await?;
+        self.progress(person).await.map_err(CommandError::Unfinished)?;
         self.shared_documents(person, erased).await.map_err(CommandError::Unfinished)?;
         if self.dry_run {
             return Ok(());

@@ -1,4 +1,5 @@
-//! Dead letters, quarantined webhooks and unroutable messages of a person.
+//! Dead letters, quarantined webhooks and unroutable messages of a person, and what is in queues that a
+//! migration has left behind. What is in work queues the tombstones keep from being stored.
 
 use lapin::message::BasicGetMessage;
 use mongodb::bson::DateTime;
@@ -7,8 +8,9 @@ use shared::topology;
 use super::who::Person;
 use super::{Erased, Erasure};
 use crate::commands::CommandError;
+use crate::commands::queues;
 use crate::commands::set_aside::message;
-use crate::commands::set_aside::queue::{Queue, QueueError};
+use crate::commands::set_aside::queue::{self, Queue, QueueError};
 use crate::consume::delivery::envelope;
 use crate::decode::Event;
 use crate::person;
@@ -27,12 +29,36 @@ impl Erasure<'_> {
             topology::quarantine_queue(tenant),
             topology::UNROUTABLE.to_owned(),
         ] {
-            let Some(mut queue) = Queue::open(self.broker, &name).await? else { continue };
-            let looked = self.messages(&mut queue, person, at, erased.removed.entry(name).or_default()).await;
-            queue.close().await?;
-            looked?;
+            self.messages_in(name, person, at, erased).await?;
+        }
+        let mut left_behind = Vec::new();
+        for name in queues::transitional(tenant) {
+            if queue::length(self.broker, &name).await? > 0 {
+                left_behind.push(name);
+            }
+        }
+        if left_behind.is_empty() {
+            return Ok(());
+        }
+        // A migration deletes a queue from which all messages are taken.
+        let _lock = queues::lock(self.broker).await?;
+        for name in left_behind {
+            self.messages_in(name, person, at, erased).await?;
         }
         Ok(())
+    }
+
+    async fn messages_in(
+        &self,
+        name: String,
+        person: &Person,
+        at: DateTime,
+        erased: &mut Erased,
+    ) -> Result<(), CommandError> {
+        let Some(mut queue) = Queue::open(self.broker, &name).await? else { return Ok(()) };
+        let looked = self.messages(&mut queue, person, at, erased.removed.entry(name).or_default()).await;
+        queue.close().await?;
+        Ok(looked?)
     }
 
     /// Removes messages of a queue.
