@@ -1,6 +1,7 @@
 //! The operators' commands: they list, replay and drop set-aside messages, compute documents again, and name
 //! accepted events that are missing.
 
+use lapin::BasicProperties;
 use mongodb::bson::{Document, doc};
 use penstock_tests::broker::Broker;
 use penstock_tests::database::{Database, readable};
@@ -164,7 +165,9 @@ async fn quarantined_webhooks_are_replayed_if_they_are_events_after_all() {
     let reasons: Vec<_> = listed.iter().map(|letter| letter["reason"].as_str().unwrap()).collect();
     assert_eq!(reasons, ["invalid_signature", "invalid_signature", "body_too_large"]);
     assert_eq!((&listed[2]["bytes"], &listed[2]["body_bytes"]), (&json!(64 << 10), &json!(large.len())));
-    let replayed = operate_well(&place, &["quarantine", "replay", "--unverified", "--json"]).json();
+    let replayed = operate(&place, &["quarantine", "replay", "--unverified", "--json"]);
+    assert!(replayed.status == 1 && replayed.errors.contains("2 messages stay"), "{}", replayed.errors);
+    let replayed = replayed.json();
     assert_eq!((&replayed[0]["selected"], &replayed[0]["done"]), (&json!(3), &json!(1)));
     assert_eq!(replayed[0]["skipped"].as_array().unwrap().len(), 2);
     let database = Database::of(&place, "faster").await;
@@ -202,7 +205,15 @@ async fn documents_are_rebuilt_while_workers_go_on() {
     collection("contacts").drop().await.unwrap();
     let note = doc! {"$unset": {"text": 1}};
     collection("internal_notes").update_many(doc! {}, note).await.unwrap();
-    let dry = operate_well(&place, &["rebuild", "--tenant", "faster", "--dry-run", "--json"]).json();
+    // What it prints may be kept in a log.
+    for format in [&[][..], &["--json"]] {
+        let named =
+            operate_well(&place, &[&["rebuild", "--tenant", "faster", "--dry-run"], format].concat()).out;
+        assert!(named.contains("message_count") && named.contains("conversations"), "{named}");
+        assert!(!named.contains("garbage") && !named.contains("+155501"), "{named}");
+    }
+    let values = ["rebuild", "--tenant", "faster", "--dry-run", "--values", "--json"];
+    let dry = operate_well(&place, &values).json();
     let (summary, changes) = dry.split_last().unwrap();
     assert_eq!(
         (&summary["inserted"], &summary["failed"]),
@@ -248,6 +259,10 @@ async fn documents_are_rebuilt_while_workers_go_on() {
     assert!(indexes.contains(&"phone".to_owned()), "{indexes:?}");
     let unknown = operate(&place, &["rebuild", "--tenant", "fastre"]);
     assert_eq!(unknown.status, 1);
+    collection("webhook_events").insert_one(doc! {"_id": "nothing else"}).await.unwrap();
+    let unreadable = operate(&place, &["rebuild", "--tenant", "faster"]);
+    assert!(unreadable.status == 1 && unreadable.out.contains("1 entries"), "{}", unreadable.out);
+    assert!(unreadable.errors.contains("can't be read"), "{}", unreadable.errors);
     worker.process.stop().await;
     place.remove().await;
 }
@@ -264,7 +279,10 @@ async fn what_was_accepted_and_is_nowhere_is_named() {
     let database = Database::of(&place, "faster").await;
     database.until_stored(20).await;
     let log = place.folder.join("accepted.log");
-    std::fs::write(&log, ingest.process.log_text()).unwrap();
+    // Another ingest's log may be in it.
+    let foreign =
+        r#"{"timestamp":"2026-01-02T03:04:05Z","message":"received","tenant":"other","event_key":"k"}"#;
+    std::fs::write(&log, format!("{foreign}\n{}", ingest.process.log_text())).unwrap();
     let log = log.to_str().unwrap();
     let nothing = place.folder.join("info.log");
     std::fs::write(&nothing, "{\"message\":\"connected\"}\n").unwrap();
@@ -284,6 +302,16 @@ async fn what_was_accepted_and_is_nowhere_is_named() {
     database.0.collection::<Document>("webhook_events").delete_one(doc! {"_id": "7"}).await.unwrap();
     let (status, faster) = account("faster", "0s");
     assert_eq!((status, &faster["missing"]), (1, &json!(["7"])));
+    assert_eq!(faster["log_from"], "2026-01-02T03:04:05Z");
+    assert!(faster["log_to"].as_str() > faster["log_from"].as_str(), "{faster}");
+    let all = operate(&place, &["reconcile", "--accepted", log]);
+    assert!(all.status == 1 && all.errors.contains("tenant \"other\""), "{}", all.errors);
+    let broker = Broker::connect(&place.amqp_url).await;
+    let properties = BasicProperties::default().with_message_id("7".into());
+    broker.publish_as("", "unroutable", properties, &event(7)).await;
+    let (status, faster) = account("faster", "0s");
+    assert_eq!((status, &faster["unroutable"], &faster["missing"]), (0, &json!(1), &json!([])));
+    broker.take("unroutable").await.unwrap();
 
     // What waits in the queue isn't missing for long.
     worker.process.stop().await;

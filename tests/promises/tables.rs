@@ -17,7 +17,7 @@ async fn tables_have_a_heading_and_say_none() {
         (&["settings"], "SETTING VALUE FROM"),
         (
             &["reconcile"],
-            "TENANT ACCEPTED STORED BACKFILLED QUEUED IN WORKERS IN SPOOLS DEAD QUARANTINED MISSING",
+            "TENANT ACCEPTED STORED BACKFILLED QUEUED IN WORKERS IN SPOOLS DEAD QUARANTINED UNROUTABLE MISSING",
         ),
     ] {
         let said = operate(&place, arguments).out;

@@ -1,6 +1,6 @@
 //! `worker reconcile`: looks for every event that ingest accepted.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -15,10 +15,12 @@ use shared::partition::{MAX_PARTITIONS, WorkQueue};
 use shared::publisher::Publisher;
 use shared::status::{self, ANNOUNCE_INTERVAL, Announcement, Peers};
 use shared::table::{Column, Table};
-use shared::topology;
+use shared::topology::{self, UNROUTABLE};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
+use super::backfill::page::Seen;
 use super::erase::documents::SCAN_TIMEOUT;
+use super::set_aside::message;
 use super::set_aside::queue::{self, Queue, QueueError};
 use super::{CommandError, backfill, parse_duration, printable, progress, say};
 use crate::settings::{Settings, Tenant};
@@ -58,6 +60,11 @@ struct Account {
     tenant: String,
     /// Different events that were accepted, if that is known.
     accepted: Option<usize>,
+    /// The first and the last time of the log that was read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    log_from: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    log_to: Option<String>,
     /// Entries of the ledger.
     stored: u64,
     /// Of these, the events that `worker backfill` has brought.
@@ -72,7 +79,9 @@ struct Account {
     dead: u32,
     /// Webhooks in quarantine.
     quarantined: u32,
-    /// Keys of accepted events that are neither stored nor dead nor in quarantine.
+    /// Messages in `unroutable`, of any tenant.
+    unroutable: u32,
+    /// Keys of accepted events that are neither stored nor dead, in quarantine or unroutable.
     missing: Vec<String>,
 }
 
@@ -87,22 +96,32 @@ pub async fn run(arguments: Arguments, env: Env, out: &mut impl Write) -> Result
         };
         tenants = arguments.tenant.iter().map(find).collect::<Result<_, _>>()?;
     }
-    let accepted = match &arguments.accepted {
-        Some(path) => Some(read_accepted(path, &tenants, &settings.tenants)?),
+    let mut all = Vec::new();
+    for tenant in &tenants {
+        all.push(Accepted::of(tenant, &settings).await?);
+    }
+    let is_asked_for = !arguments.tenant.is_empty();
+    let times = match &arguments.accepted {
+        Some(path) => read_accepted(path, &mut all, is_asked_for).await?,
         None => None,
     };
     let broker = queue::connect(settings.rabbitmq.clone()).await?;
-    let (mut accepted, mut missing) = (accepted, 0);
+    let mut missing = 0;
     let mut table = Table::new(COLUMNS);
-    for tenant in &tenants {
-        let keys = accepted.as_mut().map(|accepted| accepted.remove(&tenant.name).unwrap_or_default());
-        let account = account(tenant, &settings, &broker, keys, arguments.wait).await?;
+    for accepted in all {
+        let number = arguments.accepted.is_some().then_some(accepted.number);
+        let mut account = account(accepted, &broker, arguments.wait).await?;
+        account.accepted = number;
+        (account.log_from, account.log_to) = times.clone().unzip();
         missing += account.missing.len();
         if arguments.json {
             say(out, json!(account))?;
         } else {
             say(out, rows(&mut table, &account))?;
         }
+    }
+    if let (Some((from, to)), false) = (&times, arguments.json) {
+        say(out, printable(&format!("the log is from {from} to {to}")))?;
     }
     broker.link().close().await;
     match missing {
@@ -113,7 +132,7 @@ pub async fn run(arguments: Arguments, env: Env, out: &mut impl Write) -> Result
     }
 }
 
-const COLUMNS: [Column; 10] = [
+const COLUMNS: [Column; 11] = [
     Column::text("TENANT", 10),
     Column::number("ACCEPTED", 8),
     Column::number("STORED", 8),
@@ -123,11 +142,12 @@ const COLUMNS: [Column; 10] = [
     Column::number("IN SPOOLS", 9),
     Column::number("DEAD", 6),
     Column::number("QUARANTINED", 11),
+    Column::number("UNROUTABLE", 10),
     Column::number("MISSING", 7),
 ];
 
 /// The numbers of a tenant, and below them what is missing.
-fn rows(table: &mut Table<10>, account: &Account) -> String {
+fn rows(table: &mut Table<11>, account: &Account) -> String {
     let Account { tenant, accepted, missing, .. } = account;
     let row = table.row(&[
         tenant.clone(),
@@ -139,26 +159,18 @@ fn rows(table: &mut Table<10>, account: &Account) -> String {
         account.in_spools.to_string(),
         account.dead.to_string(),
         account.quarantined.to_string(),
+        account.unroutable.to_string(),
         missing.len().to_string(),
     ]);
     let missing = missing.iter().map(|key| format!("\n  missing: {}", printable(key)));
     std::iter::once(row).chain(missing).collect()
 }
 
-async fn account(
-    tenant: &Tenant,
-    settings: &Settings,
-    broker: &Publisher,
-    accepted: Option<BTreeSet<String>>,
-    wait: Duration,
-) -> Result<Account, CommandError> {
-    let store = Store::open(tenant, settings).await?;
-    let number = accepted.as_ref().map(BTreeSet::len);
-    let mut missing = accepted.unwrap_or_default();
+async fn account(accepted: Accepted, broker: &Publisher, wait: Duration) -> Result<Account, CommandError> {
+    let Accepted { tenant: Tenant { name: tenant, .. }, store, mut missing, .. } = accepted;
     let until = Instant::now() + wait;
-    forget_stored(&store, &mut missing).await?;
-    for name in [topology::dead_queue(&tenant.name), topology::quarantine_queue(&tenant.name)] {
-        forget_kept(broker, &name, &mut missing).await?;
+    for name in [topology::dead_queue(&tenant), topology::quarantine_queue(&tenant), UNROUTABLE.to_owned()] {
+        forget_kept(broker, &name, &tenant, &mut missing).await?;
     }
     while !missing.is_empty() && Instant::now() < until {
         sleep(PAUSE).await;
@@ -166,23 +178,26 @@ async fn account(
     }
     if !missing.is_empty() {
         // Some may have died meanwhile.
-        forget_kept(broker, &topology::dead_queue(&tenant.name), &mut missing).await?;
+        forget_kept(broker, &topology::dead_queue(&tenant), &tenant, &mut missing).await?;
     }
     let stored = count(&store, doc! {}).await?;
     let backfilled = count(&store, backfill::event::entries()).await?;
     // Before the workers: what they take meanwhile is counted twice rather than not at all.
-    let queued = queued(broker, &tenant.name).await?;
+    let queued = queued(broker, &tenant).await?;
     let peers = peers(broker).await?;
     Ok(Account {
-        tenant: tenant.name.clone(),
-        accepted: number,
+        accepted: None,
+        log_from: None,
+        log_to: None,
         stored,
         backfilled,
         queued,
-        in_workers: in_workers(&peers, &tenant.name),
+        in_workers: in_workers(&peers, &tenant),
         in_spools: in_spools(&peers),
-        dead: queue::length(broker, &topology::dead_queue(&tenant.name)).await?,
-        quarantined: queue::length(broker, &topology::quarantine_queue(&tenant.name)).await?,
+        dead: queue::length(broker, &topology::dead_queue(&tenant)).await?,
+        quarantined: queue::length(broker, &topology::quarantine_queue(&tenant)).await?,
+        unroutable: queue::length(broker, UNROUTABLE).await?,
+        tenant,
         missing: missing.into_iter().collect(),
     })
 }
@@ -195,9 +210,7 @@ async fn count(store: &Store, entries: Document) -> Result<u64, Failure> {
 /// Removes the keys that the ledger has.
 async fn forget_stored(store: &Store, keys: &mut BTreeSet<String>) -> Result<(), Failure> {
     let all: Vec<String> = keys.iter().cloned().collect();
-    let bar = progress("looking into the ledger", all.len() as u64);
     for some in all.chunks(KEYS) {
-        bar.inc(some.len() as u64);
         let ledger = store.ledger();
         let find = ledger.find(doc! {"_id": {"$in": some}}).projection(doc! {"_id": 1});
         let found = async { find.await?.try_collect::<Vec<Document>>().await };
@@ -206,19 +219,28 @@ async fn forget_stored(store: &Store, keys: &mut BTreeSet<String>) -> Result<(),
             keys.remove(entry.get_str("_id").unwrap_or_default());
         }
     }
-    bar.finish_and_clear();
     Ok(())
 }
 
-/// Removes the keys of messages in a queue.
-async fn forget_kept(broker: &Publisher, name: &str, keys: &mut BTreeSet<String>) -> Result<(), QueueError> {
+/// Removes the keys of a tenant's messages in a queue.
+async fn forget_kept(
+    broker: &Publisher,
+    name: &str,
+    tenant: &str,
+    keys: &mut BTreeSet<String>,
+) -> Result<(), QueueError> {
+    if keys.is_empty() {
+        return Ok(());
+    }
     let Some(mut queue) = Queue::open(broker, name).await? else { return Ok(()) };
     let bar = progress(name, queue.length.into());
     while !keys.is_empty()
         && let Some(message) = queue.next().await?
     {
         bar.inc(1);
-        if let Some(key) = message.properties.message_id() {
+        let headers = message::headers(&message.properties);
+        let is_of_tenant = headers.get("tenant").is_none_or(|of| of == tenant);
+        if let (Some(key), true) = (message.properties.message_id(), is_of_tenant) {
             keys.remove(key.as_str());
         }
     }
@@ -262,59 +284,119 @@ fn in_spools(peers: &[Announcement]) -> u64 {
 /// A line of ingest's log.
 #[derive(Deserialize)]
 struct Logged {
-    message: String,
-    tenant: String,
-    event_key: String,
+    timestamp: Option<String>,
+    message: Option<String>,
+    tenant: Option<String>,
+    event_key: Option<String>,
 }
 
-/// The accepted events, by tenant. An empty list is an error: otherwise nothing would seem to be missing.
-fn read_accepted(
-    path: &Path,
-    tenants: &[Tenant],
-    known: &[Tenant],
-) -> Result<BTreeMap<String, BTreeSet<String>>, CommandError> {
+/// A tenant's accepted events, as far as they are read: only those that the ledger lacks are kept.
+struct Accepted {
+    tenant: Tenant,
+    store: Store,
+    seen: Seen,
+    /// How many there are, each counted once.
+    number: usize,
+    /// Those that weren't looked for yet.
+    unsure: BTreeSet<String>,
+    missing: BTreeSet<String>,
+}
+
+impl Accepted {
+    async fn of(tenant: &Tenant, settings: &Settings) -> Result<Self, CommandError> {
+        let store = Store::open(tenant, settings).await?;
+        let (unsure, missing) = (BTreeSet::new(), BTreeSet::new());
+        Ok(Self { tenant: tenant.clone(), store, seen: Seen::default(), number: 0, unsure, missing })
+    }
+
+    async fn add(&mut self, key: String) -> Result<(), Failure> {
+        self.number += usize::from(self.seen.is_new(&key));
+        self.unsure.insert(key);
+        if self.unsure.len() >= KEYS { self.look().await } else { Ok(()) }
+    }
+
+    async fn look(&mut self) -> Result<(), Failure> {
+        forget_stored(&self.store, &mut self.unsure).await?;
+        self.missing.append(&mut self.unsure);
+        Ok(())
+    }
+}
+
+/// The first and the last time in a log.
+type Times = Option<(String, String)>;
+
+/// Reads the accepted events of these tenants. Others are skipped if these were asked for; else one that this
+/// worker doesn't know is an error. So is an empty list: otherwise nothing would seem to be missing.
+async fn read_accepted(path: &Path, all: &mut [Accepted], is_asked_for: bool) -> Result<Times, CommandError> {
     let failed = |source| CommandError::Io { what: format!("can't read {}", path.display()), source };
-    let reader: Box<dyn BufRead> = if path == Path::new("-") {
-        Box::new(std::io::stdin().lock())
+    let reader: Box<dyn BufRead + Send> = if path == Path::new("-") {
+        Box::new(BufReader::new(std::io::stdin()))
     } else {
         Box::new(BufReader::new(std::fs::File::open(path).map_err(failed)?))
     };
-    let only = if let [tenant] = tenants { Some(tenant.name.as_str()) } else { None };
-    let mut accepted: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    let only = if let [one] = &*all { Some(one.tenant.name.clone()) } else { None };
+    let bar = progress("looking into the ledger", 0);
+    let (mut times, mut is_empty) = (None, true);
     for line in reader.lines() {
-        match accepted_by(&line.map_err(failed)?, only) {
-            Ok(Some((tenant, _))) if known.iter().all(|known| known.name != tenant) => {
-                return Err(CommandError::UnknownTenant(tenant));
-            }
-            Ok(Some((tenant, key))) => drop(accepted.entry(tenant).or_default().insert(key)),
-            Ok(None) => {}
+        let line = line.map_err(failed)?;
+        let Line { at, event } = match read_line(&line, only.as_deref()) {
+            Ok(read) => read,
             Err(line) => {
                 let source = std::io::Error::other(format!("whose is {line:?}? Name one --tenant"));
                 return Err(failed(source));
             }
+        };
+        times = widened(times, at);
+        let Some((tenant, key)) = event else { continue };
+        is_empty = false;
+        match all.iter_mut().find(|accepted| accepted.tenant.name == tenant) {
+            Some(accepted) => accepted.add(key).await?,
+            None if is_asked_for => {}
+            None => return Err(CommandError::UnknownTenant(tenant)),
         }
+        bar.inc(1);
     }
-    if accepted.is_empty() {
+    bar.finish_and_clear();
+    if is_empty {
         let source = std::io::Error::other("it names no event; was ingest's RUST_LOG as the help says?");
         return Err(failed(source));
     }
-    Ok(accepted)
+    for accepted in all {
+        accepted.look().await?;
+    }
+    Ok(times)
 }
 
-/// Tenant and key of an event that a line says was accepted; the line if it is a key of an unknown tenant.
-fn accepted_by(line: &str, only: Option<&str>) -> Result<Option<(String, String)>, String> {
+/// With this time, too. Times of a log are all written in the same way.
+fn widened(times: Times, at: Option<String>) -> Times {
+    match (times, at) {
+        (None, Some(at)) => Some((at.clone(), at)),
+        (Some((first, last)), Some(at)) => Some((first.min(at.clone()), last.max(at))),
+        (times, None) => times,
+    }
+}
+
+/// What a line says.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Line {
+    /// When, if it is a log's.
+    at: Option<String>,
+    /// Tenant and key of an event that was accepted.
+    event: Option<(String, String)>,
+}
+
+/// Reads a line of a log, or a key of the only tenant; returns the line if it is a key and nobody knows whose.
+fn read_line(line: &str, only: Option<&str>) -> Result<Line, String> {
     let line = line.trim();
     if line.is_empty() {
-        return Ok(None);
+        return Ok(Line::default());
     }
-    if serde_json::from_str::<serde_json::Map<_, _>>(line).is_ok() {
-        let accepted = serde_json::from_str::<Logged>(line).ok();
-        let accepted =
-            accepted.filter(|logged| matches!(logged.message.as_str(), "received" | "quarantined"));
-        return Ok(accepted.map(|logged| (logged.tenant, logged.event_key)));
+    if let Ok(Logged { timestamp, message, tenant, event_key }) = serde_json::from_str(line) {
+        let is_accepted = matches!(message.as_deref(), Some("received" | "quarantined"));
+        return Ok(Line { at: timestamp, event: tenant.zip(event_key).filter(|_| is_accepted) });
     }
     let tenant = only.ok_or_else(|| line.to_owned())?;
-    Ok(Some((tenant.to_owned(), line.to_owned())))
+    Ok(Line { at: None, event: Some((tenant.to_owned(), line.to_owned())) })
 }
 
 #[cfg(test)]
@@ -323,12 +405,24 @@ mod tests {
 
     #[test]
     fn logs_and_plain_keys_are_read() {
-        let log = r#"{"level":"DEBUG","message":"received","tenant":"vip","event_key":"k","via":"broker"}"#;
-        assert_eq!(accepted_by(log, None), Ok(Some(("vip".to_owned(), "k".to_owned()))));
-        assert_eq!(accepted_by(&log.replace("received", "lost"), None), Ok(None));
-        assert_eq!(accepted_by(r#"{"message":"connected"}"#, None), Ok(None));
-        assert_eq!(accepted_by(" k \n", Some("faster")), Ok(Some(("faster".to_owned(), "k".to_owned()))));
-        assert_eq!(accepted_by("k", None), Err("k".to_owned()));
-        assert_eq!(accepted_by("", None), Ok(None));
+        let log =
+            r#"{"timestamp":"2026-01-02T03:04:05Z","message":"received","tenant":"vip","event_key":"k"}"#;
+        let line = |at: Option<&str>, event: Option<(&str, &str)>| {
+            let event = event.map(|(tenant, key)| (tenant.to_owned(), key.to_owned()));
+            Ok(Line { at: at.map(str::to_owned), event })
+        };
+        let at = Some("2026-01-02T03:04:05Z");
+        assert_eq!(read_line(log, None), line(at, Some(("vip", "k"))));
+        assert_eq!(read_line(&log.replace("received", "lost"), None), line(at, None));
+        assert_eq!(read_line(r#"{"message":"connected"}"#, None), line(None, None));
+        assert_eq!(read_line(" k \n", Some("faster")), line(None, Some(("faster", "k"))));
+        assert_eq!(read_line("k", None), Err("k".to_owned()));
+        assert_eq!(read_line("", None), line(None, None));
+    }
+
+    #[test]
+    fn the_first_and_the_last_time_are_kept() {
+        let times = ["b", "a", "c"].into_iter().fold(None, |times, at| widened(times, Some(at.to_owned())));
+        assert_eq!(widened(times, None), Some(("a".to_owned(), "c".to_owned())));
     }
 }
