@@ -39,6 +39,8 @@ pub enum Habit {
     Loops,
     /// `next` is the bare cursor, and not a URL.
     BareCursor,
+    /// It answers with 500, whenever it is asked for them.
+    Fails,
 }
 
 /// The server, until it is dropped.
@@ -229,6 +231,9 @@ impl State {
                 let Some(id) = id.filter(|_| habit != Some(Habit::Deleted)) else {
                     return error(404, "Contact not found");
                 };
+                if habit == Some(Habit::Fails) {
+                    return error(500, "It fails");
+                }
                 self.page(request, self.messages.get(&id).into_iter().flatten().rev(), habit)
             }
             _ => error(404, "Not found"),

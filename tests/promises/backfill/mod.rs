@@ -15,6 +15,7 @@ use penstock_tests::respond_api::{Habit, Mischief, RespondApi, TOKEN};
 use penstock_tests::stack::{Place, is_long_run};
 use serde_json::{Value, json};
 
+mod failures;
 mod traffic;
 
 use traffic::{Phase, Traffic, channel, publish, user};
@@ -369,10 +370,13 @@ async fn one_run_at_a_time_and_contacts_can_be_chosen() {
     let list = place.folder.join("contacts");
     std::fs::write(&list, "id:3\n7\n\n99\n").unwrap();
     let listed = ["--contacts", list.to_str().unwrap()];
-    let named = backfill(&place, &listed, &settings(&api, "1000")).json().remove(0);
-    assert_eq!((&named["contacts"], &named["deleted"]), (&json!(2), &json!(1)), "99 doesn't exist");
+    let unknown = backfill(&place, &listed, &settings(&api, "1000"));
+    let named = unknown.json().remove(0);
+    assert_eq!((&named["contacts"], &named["failed"]), (&json!(2), &json!(1)), "99 doesn't exist");
+    assert_eq!((unknown.status, &named["failures"][0]["contact"]), (1, &json!("99")));
     assert_eq!((&named["messages"], &named["published_contacts"]), (&json!(8), &json!(2)));
     until_idle(&broker, &[&worker]).await;
+    std::fs::write(&list, "id:3\n7\n").unwrap();
     let audit = backfill(&place, &[&["--dry-run"], &listed[..]].concat(), &settings(&api, "1000"));
     assert_eq!(audit.status, 0, "{}", audit.errors);
     let sampled = backfill(&place, &["--dry-run", "--sample", "5", "--wait", "0s"], &settings(&api, "1000"));
