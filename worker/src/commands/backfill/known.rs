@@ -101,7 +101,7 @@ pub async fn messages(store: &Store, wanted: &[Message]) -> Result<HashMap<Strin
     let fields = doc! {"_merge": 1, "type": 1, "message_type": 1, "raw_message.text": 1};
     let mut stored = HashMap::new();
     for document in find(store, &store.names.messages, &ids, fields).await? {
-        let record = Record::read(&document).map_err(mongodb::error::Error::from)?;
+        let record = Record::read(&document).map_err(Error::from)?;
         if let Some(id) = record.text("_id") {
             stored.insert(id.to_owned(), Stored::of(&record));
         }
