@@ -149,7 +149,7 @@ TEMPLATES = [
     ("another dashboard", ALL, MONITORING, '{{- .Files.Get "files/dashboard.json" | nindent 4 }}', "{}"),
     ("other metrics than in compose", ALL, MONITORING, "[queue_coarse_metrics, queue_consumer_count, node_coarse_metrics, node_metrics]", "[node_metrics]"),
     ("two scrapes of one port", ALL, MONITORING, "    - port: prometheus\n", "    - {port: prometheus, interval: 15s}\n    - port: prometheus\n"),
-    ("a Job that has no setting", ALL, JOBS, '--dry-run{{ end }}]\n          env:\n            {{- include "penstock.workerEnv" $ | nindent 12 }}', '--dry-run{{ end }}]\n          env: []'),
+    ("a Job that has no setting", ALL, JOBS, '--dry-run, --names-only{{ end }}]\n          env:\n            {{- include "penstock.workerEnv" $ | nindent 12 }}', '--dry-run, --names-only{{ end }}]\n          env: []'),
     ("a Job that nobody lets through", ALL, NETWORK, "penstock-ingest, penstock-drain]", "penstock-ingest]"),
     ("a Job without its keys", ALL, JOBS, '            {{- include "penstock.signingKeys" $ | nindent 12 }}\n', ""),
     ("a Job without its token", ALL, JOBS, "%sRESPOND_API_TOKEN", "%sAPI_TOKEN"),

@@ -465,8 +465,9 @@ async fn quarantined_webhooks_that_verify_with_the_new_key_go_on() {
     assert!(list.contains(&cell("yes")) && list.contains(&cell("no: no signing key")), "{list}");
     let question = ada.open("/t/faster/quarantine/confirm?action=replay&scope=all").await;
     let csrf = ada.csrf().await;
-    let until = &question.inputs("until")[0];
-    let form = [("csrf", csrf.as_str()), ("action", "replay"), ("scope", "all"), ("until", until)];
+    let ids = question.inputs("id");
+    let chosen = ids.iter().map(|id| ("id", id.as_str()));
+    let form: Vec<_> = [("csrf", csrf.as_str()), ("action", "replay")].into_iter().chain(chosen).collect();
     let done = ada.post("/t/faster/quarantine/apply", &form).await.html;
     assert!(done.contains("1 replayed, 1 stay."), "{done}");
     let database = Database::of(&place, "faster").await;

@@ -169,7 +169,7 @@ async fn what_the_bridge_stored_continues_and_is_rebuilt_to_the_same() {
     collection("internal_notes").delete_many(doc! {}).await.unwrap();
     let garbage = doc! {"$set": {"message_count": 1, "media_counts": {}}, "$unset": {"contact": 1}};
     collection("conversations").update_one(doc! {"_id": "+15550100142"}, garbage).await.unwrap();
-    let dry = rebuild(&["--dry-run", "--values", "--json"]).json();
+    let dry = rebuild(&["--dry-run", "--json"]).json();
     let changed = dry.iter().find(|change| change["_id"] == "+15550100142").unwrap();
     assert_eq!(
         (&changed["collection"], &changed["before"]["message_count"]),
@@ -178,7 +178,7 @@ async fn what_the_bridge_stored_continues_and_is_rebuilt_to_the_same() {
     assert_eq!(changed["after"]["message_count"], 41);
     assert_eq!(changed["after"]["media_counts"], json!({"file": 1, "image": 8}));
     assert_eq!(changed["before"].get("contact"), None);
-    let shown = rebuild(&["--dry-run", "--values"]).out;
+    let shown = rebuild(&["--dry-run"]).out;
     assert!(
         shown.contains("conversations +15550100142\n") && shown.contains("  message_count: 1 → 41\n"),
         "{shown}"

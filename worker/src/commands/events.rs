@@ -61,7 +61,7 @@ pub struct Replay {
     tenant: String,
     #[command(flatten)]
     filter: Filter,
-    /// Only show what would change: the documents, and the names of the fields
+    /// Only show what would change: each field, before and after
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]

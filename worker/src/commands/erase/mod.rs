@@ -50,8 +50,8 @@ pub struct Arguments {
     tenant: String,
     #[command(flatten)]
     given: Given,
-    /// Erase up to this many contacts [default: 1]. --dry-run lists them: see that they are one person's
-    #[arg(long, value_name = "NUMBER", default_value_t = 1, hide_default_value = true)]
+    /// Erase up to this many contacts. --dry-run lists them: see that they are one person's
+    #[arg(long, value_name = "NUMBER", default_value_t = 3)]
     contacts: usize,
     /// Change nothing: count what would be removed
     #[arg(long)]

@@ -49,10 +49,10 @@ pub struct Failed {
 /// How the answer is written.
 #[derive(Args, Clone, Copy, Debug)]
 pub struct Format {
-    /// With --dry-run, show each field before and after. Values are what customers wrote, their names and
-    /// phones: keep them out of logs, as those of a Job
+    /// With --dry-run, show no values, but names of fields: for output that gets into a log, as that of a Job.
+    /// Values are what customers wrote, their names and phones
     #[arg(long, requires = "dry_run")]
-    values: bool,
+    names_only: bool,
     /// Write JSON
     #[arg(long)]
     json: bool,
@@ -81,12 +81,12 @@ impl<'a, W: Write> Answer<'a, W> {
     }
 
     fn tell_one(&mut self, collection: &str, change: &Change) -> Result<(), CommandError> {
-        let Format { values, json } = self.format;
-        let lines = match (values, json) {
-            (true, true) => return say(self.out, changes::as_json(collection, change)),
-            (false, true) => return say(self.out, changes::names_as_json(collection, change)),
-            (true, false) => changes::as_lines(collection, change),
-            (false, false) => vec![changes::names_as_line(collection, change)],
+        let Format { names_only, json } = self.format;
+        let lines = match (names_only, json) {
+            (false, true) => return say(self.out, changes::as_json(collection, change)),
+            (true, true) => return say(self.out, changes::names_as_json(collection, change)),
+            (false, false) => changes::as_lines(collection, change),
+            (true, false) => vec![changes::names_as_line(collection, change)],
         };
         lines.iter().try_for_each(|line| say(self.out, printable(line)))
     }

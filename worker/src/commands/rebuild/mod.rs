@@ -59,7 +59,7 @@ pub struct Arguments {
     /// The tenant
     #[arg(long, value_name = "TENANT")]
     tenant: String,
-    /// Only show what would change: the documents, and the names of the fields
+    /// Only show what would change: each field, before and after
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]

@@ -20,6 +20,8 @@ struct Erase {
     /// The fields by which the counted person is erased.
     counted: Option<(&'static str, String)>,
     summary: String,
+    /// The ids of the contacts that were counted.
+    contacts: String,
     /// What there is of the person, or was: a collection or a queue, and how much.
     lines: Vec<(String, String)>,
     notice: String,
@@ -38,6 +40,7 @@ pub async fn page(request: Request) -> Reply {
         is_running: job.as_ref().is_some_and(Job::is_running),
         counted: counted.map(|job| field(&job.given)),
         summary: job.as_ref().map(summary).unwrap_or_default(),
+        contacts: found.contact_ids.join(", "),
         lines: found.removed.into_iter().map(|(place, number)| (place, words::number(number))).collect(),
         notice: job.as_ref().and_then(notice).unwrap_or_default(),
     })

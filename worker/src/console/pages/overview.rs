@@ -89,7 +89,7 @@ async fn look(console: &Console) -> Live {
     });
     let of_safety: Vec<_> = of_safety.collect();
     let verdict = safety::verdict(&safety::Known {
-        is_connected: console.broker.link().is_up(),
+        is_connected: console.broker.link().is_up() && console.reading.link().is_up(),
         is_blocked: console.broker.link().is_blocked(),
         has_listened: console.seen.listens_for(now) > safety::RECONNECTED,
         peers: &peers,
