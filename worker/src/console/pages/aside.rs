@@ -168,9 +168,7 @@ pub fn out_of_reach(kind: Kind, reach: Reach) -> Option<String> {
     let (part, _) = part(kind);
     let (seen, length) = (words::number(reach.looked_at as u64), words::number(reach.length.into()));
     (!reach.is_whole()).then(|| {
-        format!(
-            "A page looks at the oldest messages only, here {seen} of {length}; `worker {part}` looks at all."
-        )
+        format!("A page sees the oldest {seen} of {length} messages; `worker {part} list` sees all.")
     })
 }
 
