@@ -71,6 +71,8 @@ struct Known {
     answered_at: Option<Instant>,
     /// Since when announcements are listened to; none while they aren't.
     listening_since: Option<Instant>,
+    /// When anybody was heard last.
+    heard_at: Option<Instant>,
     /// Messages for which no tenant's queue is bound.
     unroutable: Option<u64>,
     /// By the ingest's host.
@@ -137,6 +139,12 @@ impl Pipeline {
         self.lock().listening_since.map_or(Duration::ZERO, |since| now.duration_since(since))
     }
 
+    /// How long nobody has announced anything.
+    #[must_use]
+    pub fn silent_for(&self, now: Instant) -> Duration {
+        self.lock().heard_at.map_or(Duration::MAX, |heard| now.saturating_duration_since(heard))
+    }
+
     /// Messages for which no tenant's queue is bound, if that is known.
     #[must_use]
     pub fn unroutable(&self, now: Instant) -> Option<u64> {
@@ -154,6 +162,7 @@ impl Pipeline {
 
     fn heard(&self, announcement: Announcement, now: Instant) {
         let mut known = self.lock();
+        known.heard_at = Some(now);
         known.filled_spools.retain(|_, spool| now.duration_since(spool.heard) < REMEMBERED);
         if let Some(SpoolStatus { records, .. }) = announcement.spool() {
             // The next process with this spool has the same host.

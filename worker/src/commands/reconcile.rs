@@ -8,8 +8,8 @@ use std::time::Duration;
 use clap::Args;
 use futures_util::{StreamExt, TryStreamExt};
 use mongodb::bson::{Document, doc};
-use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde::Serialize;
+use serde_json::{Map, Value, json};
 use shared::env::Env;
 use shared::partition::{MAX_PARTITIONS, WorkQueue};
 use shared::publisher::Publisher;
@@ -281,15 +281,6 @@ fn in_spools(peers: &[Announcement]) -> u64 {
     peers.iter().filter_map(Announcement::spool).map(|spool| spool.records).sum()
 }
 
-/// A line of ingest's log.
-#[derive(Deserialize)]
-struct Logged {
-    timestamp: Option<String>,
-    message: Option<String>,
-    tenant: Option<String>,
-    event_key: Option<String>,
-}
-
 /// A tenant's accepted events, as far as they are read: only those that the ledger lacks are kept.
 struct Accepted {
     tenant: Tenant,
@@ -391,9 +382,11 @@ fn read_line(line: &str, only: Option<&str>) -> Result<Line, String> {
     if line.is_empty() {
         return Ok(Line::default());
     }
-    if let Ok(Logged { timestamp, message, tenant, event_key }) = serde_json::from_str(line) {
-        let is_accepted = matches!(message.as_deref(), Some("received" | "quarantined"));
-        return Ok(Line { at: timestamp, event: tenant.zip(event_key).filter(|_| is_accepted) });
+    if let Ok(logged) = serde_json::from_str::<Map<String, Value>>(line) {
+        let text = |field: &str| logged.get(field).and_then(Value::as_str).map(str::to_owned);
+        let is_accepted = matches!(text("message").as_deref(), Some("received" | "quarantined"));
+        let event = text("tenant").zip(text("event_key")).filter(|_| is_accepted);
+        return Ok(Line { at: text("timestamp"), event });
     }
     let tenant = only.ok_or_else(|| line.to_owned())?;
     Ok(Line { at: None, event: Some((tenant.to_owned(), line.to_owned())) })
@@ -414,7 +407,7 @@ mod tests {
         let at = Some("2026-01-02T03:04:05Z");
         assert_eq!(read_line(log, None), line(at, Some(("vip", "k"))));
         assert_eq!(read_line(&log.replace("received", "lost"), None), line(at, None));
-        assert_eq!(read_line(r#"{"message":"connected"}"#, None), line(None, None));
+        assert_eq!(read_line(r#"{"message":"connected","timestamp":7}"#, None), line(None, None));
         assert_eq!(read_line(" k \n", Some("faster")), line(None, Some(("faster", "k"))));
         assert_eq!(read_line("k", None), Err("k".to_owned()));
         assert_eq!(read_line("", None), line(None, None));

@@ -12,7 +12,9 @@ const SPOOL_STUCK: Duration = Duration::from_mins(1);
 /// Events that wait longer than this are late.
 const LATE: Duration = Duration::from_mins(5);
 /// By this time after RabbitMQ's start, everybody has connected again and announced itself.
-pub const RECONNECTED: Duration = Duration::from_secs(10);
+const RECONNECTED: Duration = Duration::from_secs(10);
+/// If nobody was heard for this long, RabbitMQ passes no announcement on: each announces itself every second.
+const SILENCE: Duration = Duration::from_secs(3);
 
 /// What is known.
 #[derive(Debug)]
@@ -21,8 +23,10 @@ pub struct Known<'a> {
     pub is_connected: bool,
     /// Whether RabbitMQ blocks publishing.
     pub is_blocked: bool,
-    /// Whether it has listened for announcements for long enough to know who is there.
-    pub has_listened: bool,
+    /// How long it has listened for announcements.
+    pub listens_for: Duration,
+    /// How long nobody was heard.
+    pub silent_for: Duration,
     /// The ingests and workers that are there.
     pub peers: &'a [Announcement],
     /// Ingests that are gone and had webhooks in their spool: names and numbers.
@@ -107,6 +111,13 @@ pub struct Verdict {
     pub concerns: Vec<Concern>,
 }
 
+impl Known<'_> {
+    /// Whether those who aren't heard aren't there.
+    fn tells_who_is_absent(&self) -> bool {
+        self.listens_for > RECONNECTED && self.silent_for < SILENCE
+    }
+}
+
 /// Judges what is known.
 #[must_use]
 pub fn verdict(known: &Known<'_>) -> Verdict {
@@ -151,7 +162,7 @@ fn of_rabbitmq(known: &Known<'_>) -> Vec<Concern> {
 
 /// RabbitMQ passes no announcement on while it takes no messages, and tells only those of it who publish.
 fn nobody(known: &Known<'_>) -> Concern {
-    let what = if known.has_listened {
+    let what = if known.listens_for > RECONNECTED {
         "Neither an ingest nor a worker is heard: RabbitMQ takes no messages, as it is short of memory or disk, or none runs."
     } else {
         "Neither an ingest nor a worker has been heard yet."
@@ -162,10 +173,10 @@ fn nobody(known: &Known<'_>) -> Concern {
 fn of_ingests(known: &Known<'_>) -> Vec<Concern> {
     let ingests: Vec<_> = known.peers.iter().filter_map(ingest).collect();
     if ingests.is_empty() {
-        let (level, what) = if known.has_listened {
+        let (level, what) = if known.tells_who_is_absent() {
             (Level::Danger, "No ingest is there to take webhooks.")
         } else {
-            (Level::Unknown, "No ingest has been heard yet.")
+            (Level::Unknown, "No ingest is heard.")
         };
         return vec![concern(level, "penstockingestabsent", what)];
     }
@@ -224,7 +235,7 @@ fn of_tenant(tenant: &Tenant, known: &Known<'_>) -> Vec<Concern> {
     let mut attention = |runbook, what| found.push(concern(Level::Attention, runbook, what));
     let serving = statuses(name, known.peers).count();
     let working = statuses(name, known.peers).filter(|status| works(status)).count();
-    if serving == 0 && known.has_listened && !known.peers.is_empty() {
+    if serving == 0 && known.tells_who_is_absent() {
         attention("penstockworkerabsent", format!("{name} has no worker: its events wait in RabbitMQ."));
     } else if serving > 0 && working == 0 {
         let what = format!("The MongoDB of {name} can't be used: its events wait in RabbitMQ.");
@@ -297,7 +308,8 @@ mod tests {
         Known {
             is_connected: true,
             is_blocked: false,
-            has_listened: true,
+            listens_for: Duration::from_mins(1),
+            silent_for: Duration::from_secs(1),
             peers,
             left_spools: &[],
             unroutable: 0,
@@ -358,10 +370,14 @@ mod tests {
         let unconnected = Known { is_connected: false, ..known(&[], &fine) };
         assert_eq!(judged(&unconnected), (Level::Unknown, vec!["penstockrabbitmqunreachable"]));
         // An alarm of RabbitMQ silences everybody.
-        assert_eq!(judged(&known(&[], &fine)), (Level::Unknown, vec!["penstockrabbitmqblocked"]));
-        // After a start of RabbitMQ, some are heard later than others.
-        let first = [worker(BreakerState::Closed)];
-        let early = Known { has_listened: false, ..known(&first, &fine) };
-        assert_eq!(judged(&early), (Level::Unknown, vec!["penstockingestabsent"]));
+        let silenced = Known { silent_for: Duration::from_secs(6), ..known(&[], &fine) };
+        assert_eq!(judged(&silenced), (Level::Unknown, vec!["penstockrabbitmqblocked"]));
+        // After a start of RabbitMQ, some are heard later than others; before an alarm, some were heard longer ago.
+        let one = [worker(BreakerState::Closed)];
+        let early = Known { listens_for: Duration::from_secs(2), ..known(&one, &fine) };
+        let silenced = Known { silent_for: Duration::from_secs(4), ..known(&one, &fine) };
+        for known in [early, silenced] {
+            assert_eq!(judged(&known), (Level::Unknown, vec!["penstockingestabsent"]));
+        }
     }
 }

@@ -44,13 +44,12 @@ struct Skipped {
 }
 
 impl Work<'_> {
-    /// Replays or drops messages. Says how many were meant, but stay.
     pub(super) async fn change(
         &self,
         queue: &mut Queue,
         change: &Change,
         out: &mut impl Write,
-    ) -> Result<usize, CommandError> {
+    ) -> Result<(), CommandError> {
         let Change { selection, dry_run } = change;
         let action = if self.action == Action::Drop { "drop" } else { "replay" };
         let mut changed =
@@ -58,7 +57,7 @@ impl Work<'_> {
         let done = self.change_all(queue, change, &mut changed).await;
         changed.left = u64::from(queue.length) - if *dry_run { 0 } else { changed.done };
         let said = self.tell(&changed, queue.length, selection.json, out);
-        done.and(said).map(|()| changed.skipped.len())
+        done.and(said)
     }
 
     fn tell(&self, changed: &Changed, of: u32, json: bool, out: &mut impl Write) -> Result<(), CommandError> {

@@ -91,7 +91,8 @@ async fn look(console: &Console) -> Live {
     let verdict = safety::verdict(&safety::Known {
         is_connected: console.broker.link().is_up() && console.reading.link().is_up(),
         is_blocked: console.broker.link().is_blocked(),
-        has_listened: console.seen.listens_for(now) > safety::RECONNECTED,
+        listens_for: console.seen.listens_for(now),
+        silent_for: console.seen.silent_for(now),
         peers: &peers,
         left_spools: &console.seen.left_spools(now),
         unroutable: console.seen.unroutable(now).unwrap_or(0),
