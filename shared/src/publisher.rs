@@ -93,7 +93,7 @@ const BYTES_PER_PLACE: usize = 32 << 10;
 /// Publishes over a [`Link`], with a bound on what is in flight.
 #[derive(Debug)]
 pub struct Publisher {
-    link: Arc<Link>,
+    link: Link,
     places: u32,
     free_places: Arc<Semaphore>,
     // Every message in flight has a clone.
@@ -106,14 +106,7 @@ impl Publisher {
     #[must_use]
     pub fn new(link: Link, places: u32) -> Self {
         let free_places = Arc::new(Semaphore::new(places as usize));
-        Self { link: Arc::new(link), places, free_places, in_flight: Arc::default() }
-    }
-
-    /// Another one over the same connection, with places of its own: what a queue doesn't confirm takes none of others.
-    #[must_use]
-    pub fn beside(&self, places: u32) -> Self {
-        let free_places = Arc::new(Semaphore::new(places as usize));
-        Self { link: self.link.clone(), places, free_places, in_flight: self.in_flight.clone() }
+        Self { link, places, free_places, in_flight: Arc::default() }
     }
 
     /// The connection this publishes over.

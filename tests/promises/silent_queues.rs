@@ -4,14 +4,13 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use lapin::{Connection, ConnectionProperties};
-use penstock_tests::broker::{self, Broker};
+use penstock_tests::broker;
 use penstock_tests::database::Database;
 use penstock_tests::http::{get, metric, post_received};
 use penstock_tests::poll;
 use penstock_tests::process::{Ingest, Worker};
 use penstock_tests::rabbit_cluster::RabbitCluster;
 use penstock_tests::relay::Fault;
-use penstock_tests::stack::OwnRabbit;
 use reqwest::Client;
 use serde_json::{Value, json};
 use shared::partition::WorkQueue;
@@ -132,39 +131,5 @@ async fn a_queue_on_a_frozen_node_delays_its_own_tenant_and_the_others_are_publi
         Database::of(place, tenant).await.until_stored(events).await;
     }
     assert_eq!(metric(&ingest.admin, "ingest_lost_total", &[]).await, Some(0.0));
-    worker.process.stop().await;
-}
-
-/// More than a worker publishes without a confirm.
-const DEAD: u32 = 200;
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn dead_letters_that_nobody_confirms_hold_up_no_other_tenants() {
-    let rabbit = OwnRabbit::start().await;
-    let place = &rabbit.place;
-    let (worker, broker) = (Worker::start(place, &[]).await, Broker::connect(&place.amqp_url).await);
-    // By then it takes many events at a time.
-    for n in 0..400 {
-        broker.publish_event("faster", "any", 1, event(n).as_bytes()).await;
-    }
-    Database::of(place, "faster").await.until_stored(400).await;
-    tokio::task::block_in_place(|| rabbit.suspend("dead.faster", true));
-    let publish = async |tenant: &str| {
-        for n in 0..DEAD {
-            broker.publish_event(tenant, "any", 1, format!("no event {n}").as_bytes()).await;
-        }
-    };
-    publish("faster").await;
-    let in_hand = async || metric(&worker.admin, "worker_in_flight", &[]).await.unwrap_or_default() >= 64.0;
-    poll::until("many are in hand", true, in_hand).await;
-    publish("vip").await;
-    poll::until("the other tenant's are dead letters", Some(DEAD), async || broker.depth("dead.vip").await)
-        .await;
-    // Else RabbitMQ dead-letters them itself, without their reason.
-    let unconfirmed = |line: &Value| line["tenant"] == "vip" && line["not_confirmed"].is_string();
-    assert!(!worker.process.log_lines().iter().any(unconfirmed), "{}", worker.process.log_text());
-    tokio::task::block_in_place(|| rabbit.suspend("dead.faster", false));
-    let dead = async || broker.depth("dead.faster").await >= Some(DEAD);
-    poll::until("those of the first are, too", true, dead).await;
     worker.process.stop().await;
 }

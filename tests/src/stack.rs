@@ -230,13 +230,6 @@ impl OwnRabbit {
         self.server.stop();
     }
 
-    /// Has a quorum queue of the place do nothing, or go on.
-    pub fn suspend(&self, queue: &str, suspended: bool) {
-        let order = if suspended { "suspend" } else { "resume" };
-        let process = format!("sys:{order}('{}_{queue}').", self.place.name);
-        self.server.rabbitmqctl(&["eval", &process]);
-    }
-
     /// Raises or lifts the memory alarm.
     pub fn alarm(&self, raised: bool) {
         let watermark = if raised { "0.000001" } else { "0.7" };

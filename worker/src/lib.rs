@@ -55,11 +55,8 @@ use state::TenantState;
 use store::Store;
 use store::failure::{Class, Failure};
 
-/// Announcements published and not confirmed yet.
-const MAX_ANNOUNCEMENTS: u32 = 2;
-/// Dead letters of a tenant published and not confirmed yet, fewer if they are large. RabbitMQ stops reading from a
-/// connection over which more than 32 wait for one queue, and all tenants share this one.
-const MAX_DEAD_LETTERS: u32 = 16;
+/// Dead letters and announcements under way at the same time.
+const MAX_PUBLISHES_IN_FLIGHT: u32 = 64;
 /// First and longest pause before a tenant is served again after a defect.
 const RESTART_PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_mins(1));
 /// How often an idle tenant's MongoDB is tried: so `/health` can tell within five seconds that it is silent.
@@ -91,7 +88,7 @@ pub fn build(settings: Settings, worker: String, stop: CancellationToken) -> Res
     };
     // It serves all tenants: a queue that can't be declared is the matter of its own tenant's connection.
     let publishing = link("worker publish", Purpose::Publish { channels: 1 }, &[]);
-    let publisher = Arc::new(Publisher::new(publishing, MAX_ANNOUNCEMENTS));
+    let publisher = Arc::new(Publisher::new(publishing, MAX_PUBLISHES_IN_FLIGHT));
     let consuming = |name: &String| {
         let declares = std::slice::from_ref(name);
         Arc::new(link(&format!("worker consume {name}"), Purpose::Consume, declares))
@@ -140,7 +137,7 @@ impl Worker {
                 tenant: tenant.clone(),
                 settings: settings.clone(),
                 metrics: metrics.clone(),
-                publisher: Arc::new(publisher.beside(MAX_DEAD_LETTERS)),
+                publisher: publisher.clone(),
                 traces: traces.clone(),
                 state: announcer.tenants[&tenant.name].clone(),
                 link: links[&tenant.name].clone(),
