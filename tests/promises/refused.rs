@@ -154,7 +154,10 @@ async fn an_event_whose_conversation_is_locked_waits_while_the_others_of_its_bat
 async fn a_transaction_that_a_killed_worker_left_open_is_ended_by_the_next_owner_of_the_queue() {
     let (place, mongo) = (Place::new().await, ReplicaSet::patient().await);
     let uri = mongo.uri();
-    let worker = Worker::start(&place, &[("MONGO_URI", &uri), ("WEBHOOK_WORKERS", "1")]).await;
+    // Each burst is one batch, however long it takes to arrive: a batch waits for the one before it.
+    let one_batch = [("BATCH_SIZE", "41"), ("BATCH_LINGER", "1s")];
+    let settings = [&[("MONGO_URI", &*uri), ("WEBHOOK_WORKERS", "1")][..], &one_batch].concat();
+    let worker = Worker::start(&place, &settings).await;
     let broker = Broker::connect(&place.amqp_url).await;
     let database = Database::on(&uri, &place, "faster").await;
     burst(&broker, "faster", 0..41, 41).await;
