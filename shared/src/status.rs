@@ -73,7 +73,8 @@ pub struct TenantStatus {
     pub half_open_successes: u32,
     /// Seconds since MongoDB failed last; none if it hasn't failed since the worker started.
     pub seconds_since_failure: Option<u64>,
-    /// Seconds since ingest received the oldest event in hand; 0 if none is, or from a worker that doesn't tell it yet.
+    /// Seconds since ingest received the oldest event in hand; 0 if none is, or from a worker that doesn't
+    /// tell it yet.
     #[serde(default)]
     pub oldest_waiting_seconds: u64,
 }

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 /// Longest wait for a value to change, unless a promise names a time for all.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Polls until `probe` gives what is `wanted`. Fails with the last value if that hasn't changed for a minute: how long
-/// work takes is a matter of the machine, whether it goes on is not.
+/// Polls until `probe` gives what is `wanted`. Fails with the last value if that hasn't changed for a
+/// minute: how long work takes is a matter of the machine, whether it goes on is not.
 pub async fn until<T: PartialEq + Debug>(what: &str, wanted: T, probe: impl AsyncFnMut() -> T) {
     poll(what, wanted, (PATIENCE, PATIENCE * 5), probe).await;
 }

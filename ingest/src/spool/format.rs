@@ -32,8 +32,8 @@ pub struct Record {
     pub webhook: Webhook,
 }
 
-/// Opens the file, which is made if it is missing. Fails if it is damaged: unless it was [closed](mark_closed), it is
-/// read through, which takes a slow disk a minute for some GiB.
+/// Opens the file, which is made if it is missing. Fails if it is damaged: unless it was
+/// [closed](mark_closed), it is read through, which takes a slow disk a minute for some GiB.
 pub fn connect(folder: &Path) -> rusqlite::Result<Connection> {
     let path = folder.join(FILE);
     // SQLite would make it readable for others. If this fails, so does what comes next.

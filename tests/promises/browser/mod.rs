@@ -209,8 +209,8 @@ async fn an_operator_sees_and_does_everything_in_a_browser() {
     site.place.remove().await;
 }
 
-/// An overview that stood still would say for hours that all is well. One that replaced what an operator is about to click
-/// would lose the click.
+/// An overview that stood still would say for hours that all is well. One that replaced what an operator is
+/// about to click would lose the click.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_overview_renews_itself_under_the_operators_hand() {
     let site = Site::start().await;

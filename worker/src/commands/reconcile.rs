@@ -376,7 +376,8 @@ struct Line {
     event: Option<(String, String)>,
 }
 
-/// Reads a line of a log, or a key of the only tenant; returns the line if it is a key and nobody knows whose.
+/// Reads a line of a log, or a key of the only tenant; returns the line if it is a key and nobody knows
+/// whose.
 fn read_line(line: &str, only: Option<&str>) -> Result<Line, String> {
     let line = line.trim();
     if line.is_empty() {

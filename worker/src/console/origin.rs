@@ -2,9 +2,10 @@
 
 use shared::host;
 
-/// Whether a page of this host has sent a form, by the headers `sec-fetch-site`, `origin` and `host`. Browsers that use
-/// TLS say whether it is the same site, also through a proxy that changes the host; others say where the form comes from.
-/// A client that says neither isn't a browser, and has an operator's cookie only if the operator has given it away.
+/// Whether a page of this host has sent a form, by the headers `sec-fetch-site`, `origin` and `host`.
+/// Browsers that use TLS say whether it is the same site, also through a proxy that changes the host;
+/// others say where the form comes from. A client that says neither isn't a browser, and has an operator's
+/// cookie only if the operator has given it away.
 #[must_use]
 pub fn is_own(site: Option<&str>, origin: Option<&str>, host: Option<&str>) -> bool {
     if let Some(site) = site {

@@ -372,7 +372,8 @@ mod tests {
         // An alarm of RabbitMQ silences everybody.
         let silenced = Known { silent_for: Duration::from_secs(6), ..known(&[], &fine) };
         assert_eq!(judged(&silenced), (Level::Unknown, vec!["penstockrabbitmqblocked"]));
-        // After a start of RabbitMQ, some are heard later than others; before an alarm, some were heard longer ago.
+        // After a start of RabbitMQ, some are heard later than others; before an alarm, some were heard
+        // longer ago.
         let one = [worker(BreakerState::Closed)];
         let early = Known { listens_for: Duration::from_secs(2), ..known(&one, &fine) };
         let silenced = Known { silent_for: Duration::from_secs(4), ..known(&one, &fine) };

@@ -32,8 +32,8 @@ pub struct Console {
     pub sessions: Sessions,
     /// The connection over which set-aside messages are published again.
     pub broker: Publisher,
-    /// The connection over which they are read. RabbitMQ stops reading from one that publishes while it is short of
-    /// memory or disk: what was taken over it could then not return.
+    /// The connection over which they are read. RabbitMQ stops reading from one that publishes while it is
+    /// short of memory or disk: what was taken over it could then not return.
     pub reading: Publisher,
     /// The state of queues and processes.
     pub seen: Arc<Pipeline>,

@@ -49,8 +49,8 @@ pub struct Failed {
 /// How the answer is written.
 #[derive(Args, Clone, Copy, Debug)]
 pub struct Format {
-    /// With --dry-run, show no values, but names of fields: for output that gets into a log, as that of a Job.
-    /// Values are what customers wrote, their names and phones
+    /// With --dry-run, show no values, but names of fields: for output that gets into a log, as that of a
+    /// Job. Values are what customers wrote, their names and phones
     #[arg(long, requires = "dry_run")]
     names_only: bool,
     /// Write JSON

@@ -25,8 +25,8 @@ pub struct Done {
 }
 
 impl Aside<'_> {
-    /// Does this with the messages of these ids. Returns the result of each that was seen, and how far the queue was
-    /// seen, or what has ended it early.
+    /// Does this with the messages of these ids. Returns the result of each that was seen, and how far the
+    /// queue was seen, or what has ended it early.
     pub async fn change(
         &self,
         action: Action,

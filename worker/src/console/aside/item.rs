@@ -44,8 +44,8 @@ pub struct Whole {
     pub body: String,
 }
 
-/// Which messages a question is about. What it has counted is then chosen by ids: nothing that comes later, and nothing
-/// that waits behind it.
+/// Which messages a question is about. What it has counted is then chosen by ids: nothing that comes later,
+/// and nothing that waits behind it.
 #[derive(Debug)]
 pub enum Chosen {
     /// These.
@@ -92,8 +92,8 @@ fn trust(aside: &Aside<'_>, message: &BasicGetMessage) -> Trust {
 /// Digits of the hash by which a message is chosen.
 const ID_DIGITS: usize = 20;
 
-/// The text by which a form chooses a message. A dead letter and its twin of the same bytes are one; each quarantined
-/// webhook is one of its own, also if somebody has sent the same again.
+/// The text by which a form chooses a message. A dead letter and its twin of the same bytes are one; each
+/// quarantined webhook is one of its own, also if somebody has sent the same again.
 fn id(kind: Kind, about: &SetAside, body: &[u8]) -> String {
     let digest = event::body_digest(body, "");
     let text = match (kind, &about.key) {

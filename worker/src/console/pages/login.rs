@@ -84,8 +84,8 @@ pub async fn enter(request: HttpRequest, console: web::Data<Console>, Form(field
     }
 }
 
-/// Who asks: the last address that a proxy in front of the console has added, else whoever has connected. Somebody who
-/// makes addresses up has to share the number of tries that all have together.
+/// Who asks: the last address that a proxy in front of the console has added, else whoever has connected.
+/// Somebody who makes addresses up has to share the number of tries that all have together.
 fn address(request: &HttpRequest) -> IpAddr {
     let forwarded = header(request, &HeaderName::from_static("x-forwarded-for"));
     let last = forwarded.and_then(|addresses| addresses.rsplit(',').next()?.trim().parse().ok());

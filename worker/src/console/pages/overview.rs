@@ -114,8 +114,9 @@ fn in_hand(tenant: &str, peers: &[Announcement]) -> u64 {
     u64::try_from(in_flight).unwrap_or(u64::MAX)
 }
 
-/// How long the oldest waiting event has waited, at most. What waits in a queue came after that was last empty; if it
-/// never was, and if it is the only one, after the event that was stored last, since each queue keeps the order.
+/// How long the oldest waiting event has waited, at most. What waits in a queue came after that was last
+/// empty. Of one that the console has never seen empty, it takes the event that was stored last: that holds
+/// only if no other queue flows.
 fn oldest(
     seen: &pipeline::Tenant,
     rates: Option<&Known>,
